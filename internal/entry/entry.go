@@ -1,0 +1,81 @@
+// Package entry holds the words of authorisation: selectors, registration
+// entries (grants), node aliases, and the pure functions that say who is
+// entitled to what and why. It reads no clock and no store.
+package entry
+
+import (
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Limits on what an entry may hold. Sizes are in bytes.
+const (
+	MaxID             = 255
+	MaxSelectors      = 1000
+	MaxSelectorType   = 255
+	MaxSelectorValue  = 64 << 10
+	MaxDNSNames       = 100
+	MaxDNSName        = 253
+	MaxHint           = 1024
+	MaxFederatesWith  = 200
+	MaxTTL            = (1<<31 - 1) * time.Second
+	MaxAttributesSize = 65535
+)
+
+// Selector is one attested fact: "unix" "uid:1000".
+type Selector struct {
+	Type  string
+	Value string
+}
+
+// String returns "type:value". The type holds no colon, so the form is unambiguous.
+func (s Selector) String() string { return s.Type + ":" + s.Value }
+
+// Entry is a grant: workloads under ParentID that show all Selectors get
+// SPIFFEID. An entry whose parent is the server's ID is a node alias: agents
+// whose node selectors are a superset of Selectors are also known by SPIFFEID.
+type Entry struct {
+	ID        string
+	Revision  uint64 // the store revision that last wrote it; grows over delete and re-creation
+	SPIFFEID  spiffeid.ID
+	ParentID  spiffeid.ID
+	Selectors []Selector // sorted, without duplicates, at least one
+
+	X509TTL time.Duration // whole seconds; 0: the server's default
+	JWTTL   time.Duration // whole seconds; 0: the server's default
+
+	FederatesWith []spiffeid.TrustDomain // sorted, without duplicates
+	DNSNames      []string               // in the order given; the first becomes the subject's CN
+	Hint          string
+	Admin         bool
+	Downstream    bool
+	StoreSVID     bool
+
+	DisableX509Prefetch bool
+	JWTIncludeJTI       bool
+
+	CreatedAt time.Time // whole seconds, UTC
+	ExpiresAt time.Time // whole seconds, UTC; zero: never
+}
+
+// Alias reports whether e names nodes instead of granting to workloads.
+func (e *Entry) Alias() bool { return e.ParentID.Path() == "/spire/server" }
+
+// Expired reports whether e ended at or before now.
+func (e *Entry) Expired(now time.Time) bool { return !e.ExpiresAt.IsZero() && !now.Before(e.ExpiresAt) }
+
+// Oldest orders entries as the Workload API lists identities: the oldest grant
+// first, ties by id (conformance G10). It returns -1, 0 or 1.
+func Oldest(a, b *Entry) int {
+	if c := a.CreatedAt.Compare(b.CreatedAt); c != 0 {
+		return c
+	}
+	switch {
+	case a.ID < b.ID:
+		return -1
+	case a.ID > b.ID:
+		return 1
+	}
+	return 0
+}

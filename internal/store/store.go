@@ -1,0 +1,133 @@
+// Package store is the seam to durable storage: a small ordered log of changes
+// to a flat key space. It decides what a transaction, a position and a batch
+// are; engines (store/sqlite and later others) make them durable. It knows
+// nothing of entries, nodes or bundles: values are bytes.
+//
+// What must always hold: a transaction is applied whole or not at all; what
+// Commit acknowledged survives a crash; the order of batches is the order of
+// commits, without a hole and without a duplicate.
+package store
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"iter"
+	"time"
+)
+
+// Limits that every engine enforces. Sizes are in bytes.
+const (
+	MaxKey       = 1024
+	MaxValue     = 1 << 20
+	MaxGroup     = 64      // transactions in one group commit
+	MaxGroupSize = 1 << 20 // keys and values of one group, unless a single transaction is larger
+)
+
+// Epoch identifies one life of a store. A new one is drawn when the store is
+// created, restored from a backup or copied.
+type Epoch [16]byte
+
+// NewEpoch draws a random epoch.
+func NewEpoch() Epoch {
+	var e Epoch
+	rand.Read(e[:]) // never fails (crypto/rand)
+	return e
+}
+
+// String returns the first four bytes in hex; enough to tell two apart in a log.
+func (e Epoch) String() string { return hex.EncodeToString(e[:4]) }
+
+// Position is a point in the log. Within an epoch revisions only grow;
+// positions of different epochs cannot be compared.
+type Position struct {
+	Epoch    Epoch
+	Revision uint64
+}
+
+// String returns "epoch:revision".
+func (p Position) String() string { return fmt.Sprintf("%s:%d", p.Epoch, p.Revision) }
+
+// Condition asks that key was last written at Revision, or, when Revision is 0,
+// that it is absent.
+type Condition struct {
+	Key      string
+	Revision uint64
+}
+
+// Put sets a key.
+type Put struct {
+	Key   string
+	Value []byte
+}
+
+// Txn is a set of changes to distinct keys, applied all or none.
+type Txn struct {
+	Caller     string // who asks, for the audit trail; carried in the batch
+	Conditions []Condition
+	Puts       []Put
+	Deletes    []string // deleting an absent key is not an error
+}
+
+// Result is the outcome of one transaction.
+type Result struct {
+	// Position is where the transaction is in the log or, after a conflict, the
+	// position at which the condition was judged.
+	Position Position
+	// Err is nil if the transaction is durable. fault.Conflict: a condition did
+	// not hold, nothing was written. fault.Invalid: over a limit, or a key twice.
+	// fault.Unavailable: the store could not be written; the transaction may or
+	// may not be in the log.
+	Err error
+}
+
+// Change is one key's change.
+type Change struct {
+	Key     string
+	Value   []byte // nil when Deleted
+	Deleted bool
+}
+
+// Write is the part of a batch that one transaction made.
+type Write struct {
+	Caller  string
+	Changes []Change
+}
+
+// Batch is one group commit. All its changes have the revision of Position;
+// its writes touch disjoint keys.
+type Batch struct {
+	Prev       Position // the position of the batch before; equal epochs
+	Position   Position
+	WriterTime time.Time // the wall clock of the server that wrote it
+	Writes     []Write
+}
+
+// Store is an ordered key-value log. All methods may be called concurrently.
+type Store interface {
+	// Load calls f for each live key in byte order, with the revision that wrote
+	// it, from one consistent snapshot, and returns the snapshot's position.
+	// value is only valid during the call.
+	Load(ctx context.Context, f func(key string, rev uint64, value []byte) error) (Position, error)
+
+	// Commit applies transactions in order and returns one result for each. It
+	// groups neighbours whose read and written keys are disjoint (see Groups) and
+	// returns when all are durable or refused.
+	Commit(ctx context.Context, txns []Txn) []Result
+
+	// Watch yields every batch after the position, in order, and then waits for
+	// more, until ctx is done (no error is yielded then) or the consumer stops.
+	// It yields an error and ends when the position is of another epoch
+	// (fault.Precondition, reason "epoch_changed"), was compacted away
+	// (fault.Precondition, "compacted") or lies in the future
+	// (fault.Precondition, "position_unknown"): the consumer loads afresh.
+	Watch(ctx context.Context, after Position) iter.Seq2[Batch, error]
+
+	// Compact drops the log's batches up to and including revision before. Live
+	// keys are untouched.
+	Compact(ctx context.Context, before uint64) error
+
+	// Close releases the store. Commits under way are finished first.
+	Close() error
+}

@@ -102,7 +102,7 @@ func (w *Writer) Append(events ...Event) error {
 		return fault.New(fault.Unavailable, "audit_unavailable", "the audit trail cannot be written").
 			Fix("free space on its disk or repair it; the server goes on by itself then").Because(err)
 	}
-	w.cfg.Log.Error("audit event lost", "err", err, "events", len(events))
+	w.cfg.Log.Error("audit event lost", "err", err, "count", len(events))
 	return nil
 }
 
@@ -226,7 +226,7 @@ func (w *Writer) reopenLocked(now time.Time) {
 		w.retryAt = now.Add(reopenEvery)
 		return
 	}
-	w.cfg.Log.Warn("audit trail reopened", "sequence", w.last.Sequence)
+	w.cfg.Log.Warn("audit trail reopened", "count", w.dropped)
 }
 
 // openLocked opens the file, repairs its end and reads where the chain stands.

@@ -1,0 +1,63 @@
+package config
+
+// Node is a piece of a configuration file as it was written: a value or a
+// block. It is how a key is kept whose meaning is known only later, such as
+// plugin_data. The zero Node stands for a key that is absent.
+type Node struct {
+	file  string
+	block string // path of the enclosing blocks, for errors: "plugins.KeyManager.disk"
+	line  int
+	kind  kind
+	text  string // the value of a scalar
+	list  []Node // the elements of a list
+	items []item // the content of a block, in file order
+}
+
+// item is one `key = value` or `key "label" … { … }`. Labels are kept as nested
+// blocks, which is what they mean in HCL 1 and how JSON writes them.
+type item struct {
+	key      string
+	line     int
+	labelled bool // labels stood on the line of the key
+	value    Node
+}
+
+type kind uint8
+
+const (
+	absent kind = iota
+	str
+	integer
+	float
+	boolean
+	list
+	object
+)
+
+func (k kind) String() string {
+	return [...]string{"nothing", "a string", "a whole number", "a number with a decimal point", "true or false", "a list", "a block"}[k]
+}
+
+// Present reports whether the key was in the file.
+func (n Node) Present() bool { return n.kind != absent }
+
+// Line returns the line the node begins at, 0 if it is absent.
+func (n Node) Line() int { return n.line }
+
+// Decode stores the node, which must be a block or absent, in dst; see the
+// function Decode.
+func (n Node) Decode(dst any) error {
+	found := &faults{file: n.file}
+	if n.kind == absent {
+		n = Node{kind: object, line: n.line, file: n.file, block: n.block}
+	}
+	decodeRoot(found, n, dst)
+	return found.err()
+}
+
+// Fault returns an error about the node: its file and line, its key and the text.
+func (n Node) Fault(format string, args ...any) error {
+	found := &faults{file: n.file}
+	found.add(n.line, n.block, format, args...)
+	return found.err()
+}

@@ -341,11 +341,11 @@ func FuzzDecode(f *testing.F) {
 
 func TestHeredoc(t *testing.T) {
 	for src, want := range map[string]string{
-		"raw { t = <<EOF\na\n  b\nEOF\n}":             "a\n  b\n",
-		"raw { t = <<EOF\nEOF\n}":                     "",
+		"raw { t = <<EOF\na\n  b\nEOF\n}":              "a\n  b\n",
+		"raw { t = <<EOF\nEOF\n}":                      "",
 		"raw { t = <<-EOF\n    a\n      b\n    EOF\n}": "a\n  b\n",
-		"raw { t = <<-EOF\n a\n    b\n    EOF\n}":     " a\n    b\n",
-		"raw { t = <<EOF\r\na\r\nEOF\r\n}":            "a\n",
+		"raw { t = <<-EOF\n a\n    b\n    EOF\n}":      " a\n    b\n",
+		"raw { t = <<EOF\r\na\r\nEOF\r\n}":             "a\n",
 	} {
 		var got struct {
 			Raw struct {

@@ -1,0 +1,201 @@
+package arch_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// rows are the rooms of the house, from the bottom up. A package imports packages
+// of lower rows only. A new package gets its place here first.
+var rows = [...][]string{
+	1:  {"fault"},
+	2:  {"identity", "strictjson"},
+	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
+	4:  {"keys", "nodeattest", "workload", "store"},
+	5:  {"process", "serverlink"},
+	6:  {"nodeattest/jointoken", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite"},
+	7:  {"registry"},
+	8:  {"authority", "nodes", "mirror"},
+	9:  {"serverapi", "workloadapi"},
+	10: {"builtin"},
+	11: {"server", "agent"},
+}
+
+// maxChain is how many of our own packages may lie on one path of imports.
+const maxChain = 9
+
+// rowOf returns the row of a directory, or 0.
+func rowOf(dir string) int {
+	name, ok := strings.CutPrefix(dir, "internal/")
+	if !ok {
+		return 0
+	}
+	for row, names := range rows {
+		if slices.Contains(names, name) {
+			return row
+		}
+	}
+	return 0
+}
+
+// beside tells what stands beside the rows.
+func beside(dir, what string) bool { return dir == what || strings.HasPrefix(dir, what+"/") }
+
+func isAPI(dir string) bool { return beside(dir, "internal/api") || beside(dir, "api") }
+
+// isTop tells packages that nobody imports.
+func isTop(dir string) bool {
+	return beside(dir, "cmd") || beside(dir, "test") || beside(dir, "examples") || beside(dir, "internal/arch")
+}
+
+// isSuite tells packages that are used by tests only: contract suites, such as
+// keys/keystest, and fakes.
+func isSuite(dir string) bool {
+	return rowOf(dir) == 0 && strings.HasPrefix(dir, "internal/") && strings.HasSuffix(dir, "test") || beside(dir, "internal/fakes")
+}
+
+func checkRows(t *tree) (breaches []string) {
+	for _, p := range t.sorted() {
+		row := rowOf(p.dir)
+		if row == 0 && p.name() != "" && !isAPI(p.dir) && !isTop(p.dir) && !isSuite(p.dir) {
+			breaches = append(breaches, fmt.Sprintf("%s has no row: give it one in internal/arch/rows_test.go and DESIGN.md", p.dir))
+			continue
+		}
+		for _, path := range p.imports(false) {
+			dir, ok := own(path)
+			if !ok {
+				continue
+			}
+			switch {
+			case isTop(dir):
+				breaches = append(breaches, fmt.Sprintf("%s imports %s, which is for nobody", p.dir, dir))
+			case isSuite(dir) && !isSuite(p.dir):
+				breaches = append(breaches, fmt.Sprintf("%s imports %s, which is for tests", p.dir, dir))
+			case isAPI(p.dir) && !isAPI(dir):
+				breaches = append(breaches, fmt.Sprintf("%s is generated, but imports %s", p.dir, dir))
+			case beside(p.dir, "examples"):
+				breaches = append(breaches, fmt.Sprintf("%s imports %s: an example uses what any user can use", p.dir, dir))
+			case row != 0 && rowOf(dir) >= row:
+				breaches = append(breaches, fmt.Sprintf("%s (row %d) imports %s (row %d)", p.dir, row, dir, rowOf(dir)))
+			}
+		}
+	}
+	return breaches
+}
+
+func checkChain(t *tree) []string {
+	longest := make(map[string][]string)
+	var walk func(dir string) []string
+	walk = func(dir string) []string {
+		p := t.packages[dir]
+		if p == nil || p.generated() {
+			return nil
+		}
+		if chain, ok := longest[dir]; ok {
+			return chain
+		}
+		var rest []string
+		for _, path := range p.imports(false) {
+			if next, ok := own(path); ok {
+				if chain := walk(next); len(chain) > len(rest) {
+					rest = chain
+				}
+			}
+		}
+		longest[dir] = append([]string{dir}, rest...)
+		return longest[dir]
+	}
+	var chain []string
+	for _, p := range t.sorted() {
+		if c := walk(p.dir); len(c) > len(chain) {
+			chain = c
+		}
+	}
+	if len(chain) <= maxChain {
+		return nil
+	}
+	return []string{fmt.Sprintf("%d packages import one another in a chain, at most %d may: %s",
+		len(chain), maxChain, strings.Join(chain, " → "))}
+}
+
+// parties says which of our packages may import what is not ours; "*" are all.
+// Tests may import everything that is listed.
+var parties = map[string][]string{
+	"github.com/spiffe/go-spiffe/v2/spiffeid":              {"*"},
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload": {"internal/workloadapi", "cmd", "test"},
+	"github.com/spiffe/go-spiffe/v2":                       {"cmd", "examples", "test"},
+
+	"google.golang.org/grpc": {"internal/api", "api", "internal/serverlink", "internal/serverapi",
+		"internal/workloadapi", "internal/server", "internal/agent", "cmd", "examples"},
+	"google.golang.org/protobuf": {"internal/api", "api", "internal/serverlink", "internal/registry",
+		"internal/mirror", "internal/serverapi", "internal/workloadapi", "cmd"},
+
+	"github.com/go-jose/go-jose/v4": {"internal/svid", "internal/bundle"},
+	"github.com/hashicorp/hcl":      {"internal/config"},
+	"modernc.org/sqlite":            {"internal/store/sqlite"},
+	"github.com/spf13/cobra":        {"cmd/plastron"},
+	"github.com/spf13/pflag":        {"cmd/plastron"},
+	"github.com/mattn/go-isatty":    {"cmd/plastron"},
+	"github.com/google/uuid":        {"internal/serverapi", "internal/registry", "internal/entry"},
+
+	"github.com/prometheus/client_golang": {"internal/registry", "internal/authority", "internal/nodes", "internal/mirror",
+		"internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent"},
+
+	"golang.org/x/crypto/cryptobyte": {"internal/svid", "internal/bundle"},
+	"golang.org/x/net/idna":          {"internal/entry", "internal/svid"},
+	"golang.org/x/sync":              {"internal/server", "internal/agent", "internal/workloadapi", "internal/serverlink", "cmd"},
+	"golang.org/x/sys": {"internal/process", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
+		"internal/store/sqlite", "internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent", "cmd"},
+
+	"github.com/google/go-cmp":                  {},
+	"github.com/rogpeppe/go-internal":           {},
+	"google.golang.org/genproto/googleapis/rpc": {"internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd"},
+}
+
+func checkThirdParties(t *tree) (breaches []string) {
+	for _, p := range t.sorted() {
+		for _, test := range []bool{false, true} {
+			for _, path := range p.imports(test) {
+				if _, ok := own(path); ok || path == module || !strings.Contains(strings.Split(path, "/")[0], ".") {
+					continue
+				}
+				users, known := mayImport(path)
+				allowed := slices.ContainsFunc(users, func(u string) bool { return u == "*" || beside(p.dir, u) })
+				if known && (allowed || test || isSuite(p.dir)) {
+					continue
+				}
+				breaches = append(breaches, fmt.Sprintf("%s imports %s: a new user of a library is a decision, made in internal/arch/rows_test.go and DESIGN.md", p.dir, path))
+			}
+		}
+	}
+	return breaches
+}
+
+// mayImport returns the users of the longest listed prefix of path.
+func mayImport(path string) (users []string, known bool) {
+	longest := ""
+	for prefix, u := range parties {
+		if beside(path, prefix) && len(prefix) > len(longest) {
+			longest, users, known = prefix, u, true
+		}
+	}
+	return users, known
+}
+
+// speaksStatus are the packages that turn faults into gRPC status codes or back.
+var speaksStatus = []string{"internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd/plastron", "internal/api", "api"}
+
+func checkStatus(t *tree) (breaches []string) {
+	for _, p := range t.sorted() {
+		for _, path := range p.imports(false) {
+			if path != "google.golang.org/grpc/status" && path != "google.golang.org/grpc/codes" {
+				continue
+			}
+			if !slices.ContainsFunc(speaksStatus, func(dir string) bool { return beside(p.dir, dir) }) {
+				breaches = append(breaches, fmt.Sprintf("%s imports %s: return a fault, the wire maps it", p.dir, path))
+			}
+		}
+	}
+	return breaches
+}

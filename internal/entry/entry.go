@@ -15,6 +15,7 @@ const (
 	MaxSelectors      = 1000
 	MaxSelectorType   = 255
 	MaxSelectorValue  = 64 << 10
+	MaxSelectorsSize  = 512 << 10 // all of one entry; the store takes values of at most 1 MiB
 	MaxDNSNames       = 100
 	MaxDNSName        = 253
 	MaxHint           = 1024

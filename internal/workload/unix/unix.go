@@ -1,0 +1,208 @@
+// Package unix proves a local process by what the kernel says of it: user,
+// group, supplementary groups, and on request the program it runs. Selectors
+// have the type "unix" and the values uid:N, user:NAME, gid:N, group:NAME,
+// supplementary_gid:N, supplementary_group:NAME, path:PATH and sha256:HEX.
+//
+// A fact that cannot be had is left out and named in Attested.Omitted; it never
+// turns into another fact. Path and hash do not separate programs of one user:
+// whoever may ptrace a process owns its identity.
+package unix
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/process"
+	"github.com/plastron/plastron/internal/workload"
+)
+
+const selectorType = "unix"
+
+// Deadlines for what may hang: the user and group database (W25), and the file
+// system that the program lies on (W22).
+const (
+	nameDeadline    = 2 * time.Second
+	programDeadline = 5 * time.Second
+	maxLookups      = 16 // look-ups of names under way at once
+)
+
+// Config is the plugin's configuration. Its zero value works.
+type Config struct {
+	// DiscoverWorkloadPath adds the selectors path and sha256. The agent then needs
+	// the right to look at other users' processes (CAP_SYS_PTRACE). Default false.
+	DiscoverWorkloadPath bool `hcl:"discover_workload_path"`
+	// WorkloadSizeLimit is the size in bytes past which a program is not hashed:
+	// 0 means no limit, a negative value that nothing is hashed. Default 0.
+	WorkloadSizeLimit int64 `hcl:"workload_size_limit"`
+}
+
+// Open returns an attestor. It acquires nothing.
+func (c *Config) Open(context.Context) (workload.Attestor, error) {
+	return &Attestor{
+		Config:    *c,
+		userName:  func(id string) (string, error) { u, err := user.LookupId(id); return name(u, err) },
+		groupName: func(id string) (string, error) { g, err := user.LookupGroupId(id); return groupName(g, err) },
+		lookups:   make(chan struct{}, maxLookups),
+	}, nil
+}
+
+func name(u *user.User, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	return u.Username, nil
+}
+
+func groupName(g *user.Group, err error) (string, error) {
+	if err != nil {
+		return "", err
+	}
+	return g.Name, nil
+}
+
+// Attestor is made by Config.Open.
+type Attestor struct {
+	Config
+	userName, groupName func(id string) (string, error)
+	lookups             chan struct{}
+	programs            process.Programs
+}
+
+// Attest returns what the kernel says of process pid.
+func (a *Attestor) Attest(ctx context.Context, pid int) (workload.Attested, error) {
+	st, err := process.ReadStatus(pid)
+	if err != nil {
+		return workload.Attested{}, err
+	}
+	r := result{Attested: workload.Attested{Facts: map[string]string{}}}
+	names, cancel := context.WithTimeout(ctx, nameDeadline)
+	defer cancel()
+
+	uid, gid := strconv.FormatUint(uint64(st.UID), 10), strconv.FormatUint(uint64(st.GID), 10)
+	r.fact("uid", uid)
+	r.named("user", uid, func() (string, error) { return a.lookup(names, a.userName, uid) })
+	r.fact("gid", gid)
+	r.named("group", gid, func() (string, error) { return a.lookup(names, a.groupName, gid) })
+	for _, g := range st.Groups {
+		id := strconv.FormatUint(uint64(g), 10)
+		r.add("supplementary_gid", id)
+		if n, err := a.lookup(names, a.groupName, id); err != nil {
+			r.omit("supplementary_group", err)
+		} else if err := r.add("supplementary_group", n); err != nil {
+			r.omit("supplementary_group", err)
+		}
+	}
+	if st.More {
+		r.omit("supplementary_gid", fmt.Errorf("only the first %d groups are looked at", len(st.Groups)))
+	}
+	if a.DiscoverWorkloadPath {
+		a.program(ctx, pid, &r)
+	}
+	// Two numbers may have one name.
+	slices.SortFunc(r.Selectors, func(a, b entry.Selector) int { return strings.Compare(a.Value, b.Value) })
+	r.Selectors = slices.Compact(r.Selectors)
+	return r.Attested, ctx.Err()
+}
+
+func (a *Attestor) program(ctx context.Context, pid int, r *result) {
+	ctx, cancel := context.WithTimeout(ctx, programDeadline)
+	defer cancel()
+	path, err := a.programs.Path(ctx, pid)
+	if err == nil {
+		err = r.fact("path", path)
+	}
+	if err != nil {
+		r.omit("path", err)
+	} else {
+		r.Facts["unix.program"] = filepath.Base(path)
+	}
+	if a.WorkloadSizeLimit < 0 {
+		return
+	}
+	sum, err := a.programs.SHA256(ctx, pid, a.WorkloadSizeLimit)
+	if err != nil {
+		r.omit("sha256", err)
+		return
+	}
+	r.fact("sha256", sum)
+}
+
+// lookup asks the system's user or group database, which may be remote and
+// slow. It stops waiting at the deadline; the look-up itself cannot be stopped,
+// so their number is bounded.
+func (a *Attestor) lookup(ctx context.Context, f func(string) (string, error), id string) (string, error) {
+	type answer struct {
+		name string
+		err  error
+	}
+	select {
+	case a.lookups <- struct{}{}:
+	case <-ctx.Done():
+		return "", errors.New("the database of names did not answer in time")
+	}
+	done := make(chan answer, 1)
+	go func() {
+		defer func() { <-a.lookups }()
+		n, err := f(id)
+		done <- answer{n, err}
+	}()
+	select {
+	case r := <-done:
+		return r.name, r.err
+	case <-ctx.Done():
+		return "", errors.New("the database of names did not answer in time")
+	}
+}
+
+// result collects what is known.
+type result struct{ workload.Attested }
+
+// add adds the selector key:value. The key holds no colon, so whatever the value
+// is, it cannot pass for another fact (R43, E44); values that a selector cannot
+// hold, or that would not read as one line, are refused.
+func (r *result) add(key, value string) error {
+	switch {
+	case value == "":
+		return errors.New("it is empty")
+	case len(key)+1+len(value) > entry.MaxSelectorValue:
+		return errors.New("it is too long")
+	case !utf8.ValidString(value), strings.ContainsFunc(value, unicode.IsControl):
+		return errors.New("it holds control characters or is not UTF-8")
+	}
+	r.Selectors = append(r.Selectors, entry.Selector{Type: selectorType, Value: key + ":" + value})
+	return nil
+}
+
+// fact adds a selector and the fact of the same name.
+func (r *result) fact(key, value string) error {
+	if err := r.add(key, value); err != nil {
+		return err
+	}
+	r.Facts["unix."+key] = value
+	return nil
+}
+
+// named adds the name of id. Without one only the name is lost.
+func (r *result) named(key, id string, lookup func() (string, error)) {
+	n, err := lookup()
+	if err == nil {
+		err = r.fact(key, n)
+	}
+	if err != nil {
+		r.omit(key, fmt.Errorf("%s: %w", id, err))
+	}
+}
+
+func (r *result) omit(key string, err error) {
+	r.Omitted = append(r.Omitted, fmt.Sprintf("unix:%s is left out: %v", key, err))
+}

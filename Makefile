@@ -1,0 +1,16 @@
+.PHONY: dev build test generate soak
+
+dev: build
+	./bin/plastron dev
+
+build:
+	CGO_ENABLED=0 go build -trimpath -o bin/plastron ./cmd/plastron
+
+test:
+	test/run
+
+generate:
+	go -C tools run ./protogen
+
+soak:
+	test/soak

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestSummarize(t *testing.T) {
+	const (
+		pass    = `{"Action":"pass","Package":"p","Test":"TestA"}` + "\n"
+		fail    = `{"Action":"output","Package":"p","Test":"TestB","Output":"b_test.go:1: wrong\n"}` + "\n" + `{"Action":"fail","Package":"p","Test":"TestB"}` + "\n"
+		skip    = `{"Action":"output","Package":"p","Test":"TestC","Output":"no strace\n"}` + "\n" + `{"Action":"skip","Package":"p","Test":"TestC"}` + "\n"
+		pkgPass = `{"Action":"pass","Package":"p","Elapsed":1.5}` + "\n"
+		pkgFail = `{"Action":"fail","Package":"p","Elapsed":1.5}` + "\n"
+		noTests = `{"Action":"skip","Package":"q"}` + "\n"
+		noBuild = `{"ImportPath":"p","Action":"build-output","Output":"a.go:1: syntax error\n"}` + "\n" + `{"ImportPath":"p","Action":"build-fail"}` + "\n" +
+			`{"Action":"output","Package":"p","Output":"FAIL p [build failed]\n"}` + "\n"
+		panicked = `{"Action":"output","Package":"p","Test":"TestD","Output":"panic: no\n"}` + "\n"
+	)
+	tests := []struct {
+		name, in string
+		strict   bool
+		ok       bool
+		last     string
+		says     string
+	}{
+		{"all pass", pass + pkgPass + noTests, true, true, "1 passed, 0 failed, 0 skipped", "pass\tp\t1.5s"},
+		{"one fails", pass + fail + pkgFail, false, false, "1 passed, 1 failed, 0 skipped", "b_test.go:1: wrong"},
+		{"one skipped", pass + skip + pkgPass, false, true, "1 passed, 0 failed, 1 skipped", "no strace"},
+		{"one skipped in CI", pass + skip + pkgPass, true, false, "1 passed, 0 failed, 1 skipped", "nothing may be skipped"},
+		{"no build", pass + noBuild + pkgFail, false, false, "1 passed, 1 failed, 0 skipped", "syntax error"},
+		{"panic", pass + panicked + pkgFail, false, false, "1 passed, 1 failed, 0 skipped", "panic: no"},
+		{"nothing", noTests, false, false, "0 passed, 0 failed, 0 skipped", "no test ran"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var out strings.Builder
+			ok, err := summarize(strings.NewReader(test.in), &out, test.strict)
+			if err != nil || ok != test.ok {
+				t.Errorf("summarize() = %v, %v, want %v", ok, err, test.ok)
+			}
+			if !strings.HasSuffix(out.String(), "\n"+test.last+"\n") || !strings.Contains(out.String(), test.says) {
+				t.Errorf("it says\n%swant %q and at the end %q", out.String(), test.says, test.last)
+			}
+		})
+	}
+	if _, err := summarize(strings.NewReader("not JSON"), new(strings.Builder), false); err == nil {
+		t.Error("summarize(not JSON) found no error")
+	}
+}

@@ -2,8 +2,12 @@ package arch_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"testing"
 )
 
 // rows are the rooms of the house, from the bottom up. A package imports packages
@@ -82,6 +86,42 @@ func checkRows(t *tree) (breaches []string) {
 		}
 	}
 	return breaches
+}
+
+// TestDesign compares the rows with the table in DESIGN.md that readers see.
+func TestDesign(t *testing.T) {
+	text, err := os.ReadFile("../../DESIGN.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "\n## Rooms\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	listed := make(map[string]int)
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 {
+			continue
+		}
+		row, err := strconv.Atoi(strings.TrimSpace(cells[1]))
+		if err != nil {
+			continue
+		}
+		for _, name := range strings.Fields(cells[2]) {
+			listed[strings.Trim(name, "`")] = row
+		}
+	}
+	for row, names := range rows {
+		for _, name := range names {
+			_, err := os.Stat(filepath.Join("..", filepath.FromSlash(name)))
+			if err == nil && listed[name] != row {
+				t.Errorf("DESIGN.md has %s in row %d, rows_test.go in row %d", name, listed[name], row)
+			}
+			delete(listed, name)
+		}
+	}
+	for name := range listed {
+		t.Errorf("DESIGN.md has a room %s, rows_test.go has not", name)
+	}
 }
 
 func checkChain(t *tree) []string {

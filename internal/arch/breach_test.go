@@ -8,6 +8,7 @@ import (
 
 // TestBreaches shows that every check bites: each tree breaks one rule.
 func TestBreaches(t *testing.T) {
+	const design = "# D\n\nLog attribute keys: `count`,\n`id`.\n\n## Rooms\n\n| 4 | `keys` | seams |\n\n## More\n"
 	const doc = "// Package entry says.\n"
 	imports := func(name string, paths ...string) string {
 		return "// Package " + name + " says.\npackage " + name + "\nimport (\"" + strings.Join(paths, "\"\n\"") + "\")\n"
@@ -73,6 +74,16 @@ var text string
 func (T) init() {}
 `}, ""},
 
+		{"log key", "logs", map[string]string{"internal/a/a.go": "package a\nfunc f() { s.Log.InfoContext(ctx, \"done\", \"secret\", 1, \"count\", 2) }\n"}, "no log attribute key \"secret\""},
+		{"log message", "logs", map[string]string{"internal/a/a.go": "package a\nfunc f() { log.Info(\"Done\") }\n"}, "a log message is a constant"},
+		{"log message that varies", "logs", map[string]string{"internal/a/a.go": "package a\nfunc f() { log.Info(text) }\n"}, "a log message is a constant"},
+		{"good log", "logs", map[string]string{"internal/a/a.go": "package a\nfunc f() { log.With(\"id\", 1).Info(\"done\", \"count\", 2) }\n"}, ""},
+
+		{"other row in DESIGN.md", "design", map[string]string{"internal/entry/entry.go": "package entry\n", "DESIGN.md": "\n## Rooms\n| 4 | `entry` | words |\n"}, "internal/entry is in row 3, but DESIGN.md says row 4"},
+		{"not in DESIGN.md", "design", map[string]string{"internal/agent/agent.go": "package agent\n"}, "internal/agent is in row 11, but DESIGN.md says row 0"},
+		{"planned elsewhere", "design", map[string]string{"DESIGN.md": "\n## Rooms\n| 4 | `agent` | roles |\n"}, "DESIGN.md has internal/agent in row 4"},
+		{"planned", "design", map[string]string{}, ""},
+
 		{"clock in a step", "engines", map[string]string{"internal/nodes/step.go": "package nodes\nvar _ = time.Now()\n"}, "calls time.Now"},
 		{"goroutine in a step", "engines", map[string]string{"internal/nodes/step.go": "package nodes\nfunc f() { go f() }\n"}, "starts goroutines"},
 		{"context in a step", "engines", map[string]string{"internal/mirror/step.go": imports("mirror", "context")}, "imports context"},
@@ -93,7 +104,7 @@ func (T) init() {}
 	for _, test := range tests {
 		tested[test.check] = true
 		t.Run(test.name, func(t *testing.T) {
-			fsys := make(fstest.MapFS)
+			fsys := fstest.MapFS{"DESIGN.md": {Data: []byte(design)}}
 			for name, src := range test.files {
 				fsys[name] = &fstest.MapFile{Data: []byte(src)}
 			}

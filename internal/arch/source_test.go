@@ -152,6 +152,69 @@ func checkEngines(t *tree) (breaches []string) {
 	return breaches
 }
 
+// checkLogs wants constant lower-case messages and only the attribute keys that
+// DESIGN.md lists, so that whoever searches the logs can know them.
+func checkLogs(t *tree) (breaches []string) {
+	_, list, _ := strings.Cut(t.design, "\nLog attribute keys: ")
+	list, _, _ = strings.Cut(list, "\n\n")
+	keys := strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune("`, .\n", r) })
+	first := map[string]int{ // where the attributes begin
+		"Debug": 1, "Info": 1, "Warn": 1, "Error": 1, "With": 0,
+		"DebugContext": 2, "InfoContext": 2, "WarnContext": 2, "ErrorContext": 2,
+	}
+	for _, p := range t.sorted() {
+		for _, f := range p.sources() {
+			ast.Inspect(f.File, func(n ast.Node) bool {
+				call, ok := n.(*ast.CallExpr)
+				if !ok || !isLogger(call.Fun) {
+					return true
+				}
+				from, ok := first[call.Fun.(*ast.SelectorExpr).Sel.Name]
+				if !ok || len(call.Args) < from {
+					return true
+				}
+				if from > 0 {
+					if message := literal(call.Args[from-1]); message == "" || message[:1] != strings.ToLower(message[:1]) {
+						breaches = append(breaches, fmt.Sprintf("%s: a log message is a constant in lower case", t.at(call)))
+					}
+				}
+				for i := from; i < len(call.Args); i += 2 {
+					if key := literal(call.Args[i]); !slices.Contains(keys, key) {
+						breaches = append(breaches, fmt.Sprintf("%s: DESIGN.md lists no log attribute key %q", t.at(call.Args[i]), key))
+					}
+				}
+				return true
+			})
+		}
+	}
+	return breaches
+}
+
+// isLogger tells a method call on something that is called log, Log or slog.
+func isLogger(fun ast.Expr) bool {
+	sel, ok := fun.(*ast.SelectorExpr)
+	if !ok {
+		return false
+	}
+	name := ""
+	switch on := sel.X.(type) {
+	case *ast.Ident:
+		name = on.Name
+	case *ast.SelectorExpr:
+		name = on.Sel.Name
+	}
+	return name == "log" || name == "Log" || name == "slog"
+}
+
+// literal returns a string literal's text, or "".
+func literal(e ast.Expr) string {
+	lit, ok := e.(*ast.BasicLit)
+	if !ok || lit.Kind != token.STRING {
+		return ""
+	}
+	return strings.Trim(lit.Value, "\"`")
+}
+
 func checkFiles(t *tree) (breaches []string) {
 	const maxLines = 800
 	later := []byte("TO" + "DO")

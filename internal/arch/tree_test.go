@@ -25,6 +25,7 @@ const module = "github.com/plastron/plastron"
 type tree struct {
 	fset     *token.FileSet
 	packages map[string]*pkg // by directory, relative to the module
+	design   string          // DESIGN.md
 }
 
 // pkg is one directory.
@@ -89,7 +90,12 @@ func importPath(spec *ast.ImportSpec) string {
 
 func load(fsys fs.FS) (*tree, error) {
 	t := &tree{fset: token.NewFileSet(), packages: make(map[string]*pkg)}
-	err := fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
+	design, err := fs.ReadFile(fsys, "DESIGN.md")
+	if err != nil {
+		return nil, err
+	}
+	t.design = string(design)
+	err = fs.WalkDir(fsys, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -150,6 +156,7 @@ func (t *tree) at(n ast.Node) string {
 func checks() map[string]func(*tree) []string {
 	return map[string]func(*tree) []string{
 		"rows":          checkRows,
+		"design":        checkDesign,
 		"chain":         checkChain,
 		"third parties": checkThirdParties,
 		"grpc status":   checkStatus,
@@ -157,6 +164,7 @@ func checks() map[string]func(*tree) []string {
 		"comments":      checkComments,
 		"state":         checkState,
 		"engines":       checkEngines,
+		"logs":          checkLogs,
 		"files":         checkFiles,
 		"renames":       checkRenames,
 	}

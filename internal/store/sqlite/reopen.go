@@ -1,0 +1,103 @@
+package sqlite
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/plastron/plastron/internal/fault"
+)
+
+// reopen replaces the connections after a failure, so that nothing is built on
+// a page that a failed sync may have left unwritten (R81). The caller holds
+// writing. On success the store works again and the fate of the pending row is
+// settled; on failure it stays broken and the next use tries again.
+//
+//  1. Close the connections. SQLite copies the WAL, as far as it was committed,
+//     into the database; each of those frames was synced by its own commit.
+//  2. Write what is left of the WAL to a new file, sync it and put it in place:
+//     what is read from here on is on the disk, or the sync fails again.
+//  3. Open, and see where the log ends.
+func (s *Store) reopen() error {
+	s.files.Lock()
+	defer s.files.Unlock()
+	s.log.Error("store failed, reopening", "dir", s.dir, "revision", s.head, "error", s.broken)
+	err := s.reopenFiles()
+	if err != nil {
+		s.disconnect()
+		s.broken = err
+		return fault.New(fault.Unavailable, "store_unavailable", "the store cannot be used").
+			Fix("see the server's log for the failing disk operation; it is tried again by itself").Because(err)
+	}
+	s.broken = nil
+	s.log.Warn("store reopened", "dir", s.dir, "revision", s.head)
+	return nil
+}
+
+func (s *Store) reopenFiles() error {
+	s.disconnect()
+	if err := rewriteWAL(filepath.Join(s.dir, databaseName+"-wal")); err != nil {
+		return err
+	}
+	if err := s.connect(); err != nil {
+		return err
+	}
+	m, err := readMeta(s.writer.conn)
+	if err != nil {
+		return err
+	}
+	if err := s.writer.prepareStatements(); err != nil {
+		return err
+	}
+	s.mu.Lock() // a fold or compaction may have failed after it was written
+	s.folded, s.compacted = m.folded, m.compacted
+	s.mu.Unlock()
+	return s.resolve(m)
+}
+
+// fail marks the open files as not to be used, after a failure outside a commit.
+// A full disk is none: what SQLite could not write it has rolled back.
+func (s *Store) fail(err error) {
+	if isReason(err, "disk_full") || isReason(err, "busy") || isReason(err, "closed") {
+		return
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.broken == nil {
+		s.broken = err
+	}
+}
+
+// rewriteWAL replaces the WAL by a synced copy of itself.
+func rewriteWAL(path string) error {
+	old, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	temp := path + ".new"
+	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, old)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		os.Remove(temp)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}

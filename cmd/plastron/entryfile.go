@@ -1,0 +1,99 @@
+package main
+
+import (
+	"io"
+
+	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/config"
+	"github.com/plastron/plastron/internal/fault"
+)
+
+// entryFile is the JSON of entry create -data. Its keys are those of SPIRE's
+// registration files.
+type entryFile struct {
+	Entries []fileEntry `hcl:"entries,required"`
+}
+
+type fileEntry struct {
+	EntryID       string         `hcl:"entry_id"`
+	SPIFFEID      string         `hcl:"spiffe_id,required"`
+	ParentID      string         `hcl:"parent_id,required"`
+	Selectors     []fileSelector `hcl:"selectors,required"`
+	X509TTL       int32          `hcl:"x509_svid_ttl"`
+	JWTTTL        int32          `hcl:"jwt_svid_ttl"`
+	FederatesWith []string       `hcl:"federates_with"`
+	Admin         bool           `hcl:"admin"`
+	Downstream    bool           `hcl:"downstream"`
+	Expiry        int64          `hcl:"entryExpiry"`
+	DNSNames      []string       `hcl:"dns_names"`
+	StoreSVID     bool           `hcl:"store_svid"`
+	Hint          string         `hcl:"hint"`
+	Revision      int64          `hcl:"revision_number"` // SPIRE writes it; it has no meaning here
+	CreatedAt     int64          `hcl:"created_at"`      // likewise
+}
+
+type fileSelector struct {
+	Type  string `hcl:"type,required"`
+	Value string `hcl:"value,required"`
+}
+
+// readEntries reads the file of entry create -data.
+func readEntries(path string, stdin io.Reader) ([]*spiretypes.Entry, error) {
+	var file entryFile
+	if err := readInput(path, stdin, &file); err != nil {
+		return nil, err
+	}
+	var entries []*spiretypes.Entry
+	for _, e := range file.Entries {
+		id, err := wireID("spiffe_id", e.SPIFFEID)
+		if err != nil {
+			return nil, err
+		}
+		parent, err := wireID("parent_id", e.ParentID)
+		if err != nil {
+			return nil, err
+		}
+		federates, err := trustDomains(e.FederatesWith)
+		if err != nil {
+			return nil, err
+		}
+		entry := &spiretypes.Entry{
+			Id: e.EntryID, SpiffeId: id, ParentId: parent, X509SvidTtl: e.X509TTL, JwtSvidTtl: e.JWTTTL, FederatesWith: federates,
+			Admin: e.Admin, Downstream: e.Downstream, ExpiresAt: e.Expiry, DnsNames: e.DNSNames, StoreSvid: e.StoreSVID, Hint: e.Hint,
+		}
+		for _, s := range e.Selectors {
+			entry.Selectors = append(entry.Selectors, &spiretypes.Selector{Type: s.Type, Value: s.Value})
+		}
+		entries = append(entries, entry)
+	}
+	return entries, nil
+}
+
+// readIDs reads the file of entry delete -file. SPIRE's own examples write the
+// key as Ids.
+func readIDs(path string, stdin io.Reader) ([]string, error) {
+	var file struct {
+		IDs      []string `hcl:"ids"`
+		SPIREIDs []string `hcl:"Ids"`
+	}
+	if err := readInput(path, stdin, &file); err != nil {
+		return nil, err
+	}
+	ids := append(file.IDs, file.SPIREIDs...)
+	if len(ids) == 0 {
+		return nil, fault.New(fault.Invalid, "usage", "%s lists no entries", path).Fix(`write {"ids": ["ENTRY-ID"]}`)
+	}
+	return ids, nil
+}
+
+// readInput decodes a file, or the standard input for "-", strictly.
+func readInput(path string, stdin io.Reader, dst any) error {
+	if path != "-" {
+		return config.Load(path, config.Options{}, dst)
+	}
+	src, err := io.ReadAll(io.LimitReader(stdin, config.MaxSize+1))
+	if err != nil {
+		return fault.New(fault.Invalid, "config_unreadable", "the standard input cannot be read: %v", err)
+	}
+	return config.Decode("standard input", src, dst)
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/plastron/plastron/internal/fault"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// report prints an error as a person wants it: what happened and why, then what
+// to do. Causes that are meant for logs are left out.
+func (p *program) report(err error) {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		fmt.Fprintf(p.stderr, "Error: %s\n", f.Message)
+		if f.Remedy != "" {
+			fmt.Fprintf(p.stderr, "  Fix: %s\n", f.Remedy)
+		}
+		return
+	}
+	fmt.Fprintf(p.stderr, "Error: %v\n", err)
+}
+
+// about names the flag or key that an error is about.
+func about(name string, err error) error {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		named := *f
+		named.Message = name + ": " + f.Message
+		return &named
+	}
+	return fmt.Errorf("%s: %w", name, err)
+}
+
+// peer is the other end of a call, for errors.
+type peer struct {
+	name   string // "the server at /tmp/…"
+	absent string // what to do when nobody answers
+	denied string // what to do when the caller is refused; may be empty
+}
+
+// fault turns the outcome of a call into words. A status that the other end
+// chose keeps the other end's sentence; what the library made up is replaced.
+func (at peer) fault(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return err
+	}
+	if errors.Is(err, context.Canceled) {
+		return fault.New(fault.Unavailable, "interrupted", "interrupted")
+	}
+	s, ok := status.FromError(err)
+	if !ok {
+		if errors.Is(err, context.DeadlineExceeded) {
+			return at.silent()
+		}
+		return fault.New(fault.Unavailable, "call_failed", "%s: %v", at.name, err)
+	}
+	switch s.Code() {
+	case codes.Unavailable:
+		return fault.New(fault.Unavailable, "unavailable", "%s is not available: %s", at.name, s.Message()).Fix("%s", at.absent)
+	case codes.DeadlineExceeded:
+		return at.silent()
+	case codes.Canceled:
+		return fault.New(fault.Unavailable, "interrupted", "interrupted")
+	case codes.Unimplemented:
+		return fault.New(fault.Unsupported, "unsupported", "%s does not offer this: %s", at.name, s.Message())
+	case codes.PermissionDenied, codes.Unauthenticated:
+		return fault.New(fault.Denied, "denied", "%s refused: %s", at.name, s.Message()).Fix("%s", at.denied)
+	case codes.Internal, codes.Unknown:
+		return fault.New(fault.Internal, "internal", "%s failed: %s", at.name, s.Message()).Fix("its log says why")
+	}
+	return fault.New(fault.Invalid, "refused", "%s", s.Message())
+}
+
+func (at peer) silent() error {
+	return fault.New(fault.Unavailable, "timeout", "%s did not answer in time", at.name).
+		Fix("try again, or wait longer with -timeout if the command has it")
+}

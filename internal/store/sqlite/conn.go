@@ -32,7 +32,7 @@ func openConn(path string) (*conn, error) {
 		"_pragma": {
 			"busy_timeout(5000)", "journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(0)",
 			"journal_size_limit(67108864)", "cell_size_check(1)", "trusted_schema(0)", "temp_store(memory)",
-			"fullfsync(1)", "checkpoint_fullfsync(1)", "cache_size(-4096)",
+			"fullfsync(1)", "checkpoint_fullfsync(1)", "cache_size(-8192)",
 		},
 	}
 	u := url.URL{Scheme: "file", Path: p, RawQuery: pragmas.Encode()}

@@ -62,7 +62,7 @@ func (s *Store) fold(ctx context.Context, upTo uint64) error {
 			}
 			overlay(tail, r.rev, writes)
 			to, weight = r.rev, weight+r.weight()
-			return weight < 2*s.limit.fold
+			return weight < s.limit.fold
 		})
 		if err != nil {
 			return err

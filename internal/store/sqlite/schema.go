@@ -126,7 +126,7 @@ func (w *writer) prepareStatements() error {
 		{&w.commit, "COMMIT"},
 		{&w.rollback, "ROLLBACK"},
 		{&w.insert, "INSERT INTO log (rev, prev, time, batch) VALUES (?, ?, ?, ?)"},
-		{&w.put, "INSERT INTO kv (key, rev, value) VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET rev = excluded.rev, value = excluded.value"},
+		{&w.put, "REPLACE INTO kv (key, rev, value) VALUES (?, ?, ?)"},
 		{&w.del, "DELETE FROM kv WHERE key = ?"},
 	} {
 		s, err := w.prepare(p.sql)

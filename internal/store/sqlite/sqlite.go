@@ -157,7 +157,7 @@ type limits struct {
 }
 
 func defaultLimits() limits {
-	return limits{recentRows: 4096, recentBytes: 8 << 20, fold: 8 << 20, foldChunk: 512, foldBytes: 1 << 20, checkpoint: 8 << 20}
+	return limits{recentRows: 4096, recentBytes: 8 << 20, fold: 32 << 20, foldChunk: 1024, foldBytes: 1 << 20, checkpoint: 16 << 20}
 }
 
 // weight is what a log row adds to the tail: its bytes, and the room its keys

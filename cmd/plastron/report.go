@@ -36,6 +36,7 @@ func about(name string, err error) error {
 // peer is the other end of a call, for errors.
 type peer struct {
 	name   string // "the server at /tmp/…"
+	path   string
 	absent string // what to do when nobody answers
 	denied string // what to do when the caller is refused; may be empty
 }

@@ -14,10 +14,8 @@ import (
 // root returns the whole tree of commands.
 func (p *program) root() *cobra.Command {
 	root := group("plastron", "A runtime for SPIFFE identities: server, agent and tools",
-		p.devCommand(),
 		p.runCommand(),
 		group("server", "Run and administer a server",
-			p.serverRunCommand(),
 			group("entry", "Registrations: which process gets which identity",
 				p.entryCreateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand()),
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),
@@ -25,7 +23,6 @@ func (p *program) root() *cobra.Command {
 			p.serverHealthcheckCommand(),
 		),
 		group("agent", "Run an agent and use its Workload API",
-			p.agentRunCommand(),
 			group("api", "Use the Workload API as a workload does",
 				p.fetchCommand(),
 				group("validate", "Check a credential", p.validateJWTCommand()),
@@ -93,9 +90,9 @@ func help(w io.Writer, c *cobra.Command) {
 	if c.HasAvailableSubCommands() {
 		fmt.Fprintf(w, "  %s COMMAND\n", c.CommandPath())
 	}
-	if !c.HasAvailableSubCommands() || c.HasAvailableLocalFlags() && len(flagsOf(c)) > 1 {
+	if !c.HasAvailableSubCommands() || c.HasAvailableLocalFlags() && len(flagsOf(c)) > 0 {
 		line := c.CommandPath()
-		if len(flagsOf(c)) > 1 {
+		if len(flagsOf(c)) > 0 {
 			line += " [flags]"
 		}
 		if at := strings.Index(c.Use, "--"); at >= 0 {
@@ -111,7 +108,7 @@ func help(w io.Writer, c *cobra.Command) {
 			}
 		}
 	}
-	if flags := flagsOf(c); len(flags) > 1 {
+	if flags := flagsOf(c); len(flags) > 0 {
 		fmt.Fprint(w, "\nFlags:\n")
 		for _, f := range flags {
 			name, usage := pflag.UnquoteUsage(f)
@@ -128,10 +125,9 @@ func help(w io.Writer, c *cobra.Command) {
 }
 
 func flagsOf(c *cobra.Command) []*pflag.Flag {
-	c.InitDefaultHelpFlag()
 	var flags []*pflag.Flag
 	c.Flags().VisitAll(func(f *pflag.Flag) {
-		if !f.Hidden {
+		if !f.Hidden && f.Name != "help" {
 			flags = append(flags, f)
 		}
 	})

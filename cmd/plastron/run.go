@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -69,7 +70,7 @@ run itself, not of the command.`,
 			ctx, cancel = context.WithTimeout(ctx, timeout)
 			defer cancel()
 		}
-		first, err := w.first(ctx, at.peer(path))
+		first, err := w.first(ctx, at.peer(path), p.stderr)
 		if err != nil {
 			return err
 		}
@@ -176,13 +177,13 @@ func (w *watch) OnX509ContextWatchError(err error) {
 	w.errors <- err
 }
 
-// first waits for the first identities, and says on standard error what it
-// waits for whenever that changes.
-func (w *watch) first(ctx context.Context, at peer) (*workloadapi.X509Context, error) {
+// first waits for the first identities, and says what it waits for whenever that
+// changes.
+func (w *watch) first(ctx context.Context, at peer, stderr io.Writer) (*workloadapi.X509Context, error) {
 	said := ""
 	say := func(text string) {
 		if text != said {
-			fmt.Fprintf(os.Stderr, "plastron: %s\n", text)
+			fmt.Fprintf(stderr, "plastron: %s\n", text)
 			said = text
 		}
 	}
@@ -197,6 +198,9 @@ func (w *watch) first(ctx context.Context, at peer) (*workloadapi.X509Context, e
 		case err := <-w.errors:
 			say(waitingFor(at, err))
 		case <-slow:
+			if said != "" {
+				continue
+			}
 			say("waiting for the first answer of " + at.name)
 		case <-ctx.Done():
 			text := "interrupted while waiting"
@@ -215,7 +219,7 @@ func waitingFor(at peer, err error) string {
 		self, _ := os.Executable()
 		return fmt.Sprintf("waiting for an identity: %s has none for this process (uid %d, %s); an entry with a fitting selector gives it one", at.name, os.Getuid(), self)
 	case codes.Unavailable:
-		return fmt.Sprintf("waiting for %s: it does not answer", at.name)
+		return fmt.Sprintf("waiting for %s: %s", at.name, why(probe(context.Background(), at.path)))
 	}
 	return fmt.Sprintf("waiting for %s: %s", at.name, status.Convert(err).Message())
 }

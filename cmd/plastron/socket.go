@@ -90,7 +90,7 @@ func (s *socket) find() (string, error) {
 
 // peer names the other end of the socket in errors.
 func (s *socket) peer(path string) peer {
-	return peer{name: "the " + s.kind + " at " + path, absent: s.absent,
+	return peer{name: "the " + s.kind + " at " + path, path: path, absent: s.absent,
 		denied: "'plastron server entry show' lists who is registered; a process needs an entry whose selectors all fit it"}
 }
 
@@ -127,6 +127,8 @@ func probe(ctx context.Context, path string) error {
 // why says in a few words why a socket does not answer.
 func why(err error) string {
 	switch {
+	case err == nil:
+		return "it has just come up"
 	case errors.Is(err, fs.ErrNotExist):
 		return "there is no such file"
 	case errors.Is(err, fs.ErrPermission):

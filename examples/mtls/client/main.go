@@ -1,0 +1,56 @@
+// Command client calls the mTLS example server. It talks to exactly one server,
+// by SPIFFE ID, wherever that runs and whatever its address is.
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"flag"
+	"fmt"
+	"log"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+)
+
+func main() {
+	log.SetFlags(0)
+	address := flag.String("address", "127.0.0.1:8443", "address of the server")
+	self := flag.String("self", "spiffe://dev.local/client", "which of its identities the client shows")
+	server := flag.String("server", "spiffe://dev.local/server", "the only server to talk to")
+	flag.Parse()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithDefaultX509SVIDPicker(named(*self)))
+	if err != nil {
+		log.Fatal(err)
+	}
+	authorize := tlsconfig.AuthorizeID(spiffeid.RequireFromString(*server))
+	conn, err := tls.Dial("tcp", *address, tlsconfig.MTLSClientConfig(source, source, authorize))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	answer, err := bufio.NewReader(conn).ReadString('\n') // here it shows whether we were let in
+	if err != nil {
+		log.Fatalf("%s is refused: %v", *self, err)
+	}
+	fmt.Print(answer)
+}
+
+// named picks one of several identities. A process with only one needs no picker.
+func named(id string) func([]*x509svid.SVID) *x509svid.SVID {
+	return func(svids []*x509svid.SVID) *x509svid.SVID {
+		for _, svid := range svids {
+			if svid.ID.String() == id {
+				return svid
+			}
+		}
+		return nil
+	}
+}

@@ -248,7 +248,7 @@ func TestIdleCostsNothing(t *testing.T) {
 		var messages int
 		for line := range strings.Lines(string(b)) {
 			switch {
-			case strings.Contains(line, "store.db"), strings.Contains(line, "fsync("), strings.Contains(line, "fdatasync("):
+			case strings.Contains(line, "plastron.db"), strings.Contains(line, "fsync("), strings.Contains(line, "fdatasync("):
 				t.Errorf("the idle %s touched its store: %s", name, line)
 			case strings.Contains(line, "TCP:["), strings.Contains(line, "socket:["), strings.Contains(line, "UNIX"):
 				if !strings.Contains(line, "EAGAIN") {
@@ -350,7 +350,7 @@ func TestRestoredStore(t *testing.T) {
 
 	d.server.stop(syscall.SIGTERM)
 	backup := map[string][]byte{}
-	files, err := filepath.Glob(d.path("server/store.db*"))
+	files, err := filepath.Glob(d.path("server/plastron.db*"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no database in %s: %v", d.path("server"), err)
 	}
@@ -368,7 +368,7 @@ func TestRestoredStore(t *testing.T) {
 	for _, f := range files {
 		os.Remove(f)
 	}
-	now, _ := filepath.Glob(d.path("server/store.db*"))
+	now, _ := filepath.Glob(d.path("server/plastron.db*"))
 	for _, f := range now {
 		os.Remove(f)
 	}

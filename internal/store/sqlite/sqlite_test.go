@@ -1,0 +1,30 @@
+package sqlite_test
+
+import (
+	"log/slog"
+	"testing"
+
+	"github.com/plastron/plastron/internal/store"
+	"github.com/plastron/plastron/internal/store/sqlite"
+	"github.com/plastron/plastron/internal/store/storetest"
+)
+
+func TestContract(t *testing.T) {
+	t.Run("Default", func(t *testing.T) { storetest.Run(t, create(sqlite.Config.Open)) })
+	// With limits so small that folding, copying the WAL and reading the log from
+	// disk happen all the time.
+	t.Run("Small", func(t *testing.T) { storetest.Run(t, create(sqlite.OpenSmall)) })
+}
+
+func create(open sqlite.OpenFunc) func(t *testing.T) storetest.Open {
+	return func(t *testing.T) storetest.Open {
+		dir := t.TempDir()
+		return func(t *testing.T) store.Store {
+			s, err := open(sqlite.Config{Dir: dir}, t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+			if err != nil {
+				t.Fatalf("Open() = %v", err)
+			}
+			return s
+		}
+	}
+}

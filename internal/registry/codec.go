@@ -1,0 +1,308 @@
+package registry
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/plastron/plastron/internal/api/plastron/state/v1"
+)
+
+// format is what this version writes, and the newest that it can read.
+const format = 1
+
+// seal wraps a message into the envelope in which values are stored.
+func seal(m proto.Message) ([]byte, error) {
+	payload, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("marshal a value: %w", err)
+	}
+	return proto.Marshal(&statev1.Envelope{Format: format, Reader: format, Payload: payload})
+}
+
+// unseal returns the payload of a stored value. Its text says why it cannot.
+func unseal(value []byte) ([]byte, error) {
+	var env statev1.Envelope
+	if err := proto.Unmarshal(value, &env); err != nil {
+		return nil, fmt.Errorf("envelope: %w", err)
+	}
+	if env.Format == 0 || env.Reader == 0 {
+		return nil, fmt.Errorf("the value has no envelope")
+	}
+	if env.Reader > format {
+		return nil, fmt.Errorf("the value is of format %d, which only readers of format %d understand; this is %d", env.Format, env.Reader, format)
+	}
+	return env.Payload, nil
+}
+
+// carry copies into a message what its stored predecessor held and this version
+// does not know, so that a newer version finds it again. Elements of a list are
+// the same if their first field is.
+func carry(from, to protoreflect.Message) {
+	if unknown := from.GetUnknown(); len(unknown) > 0 {
+		to.SetUnknown(slices.Clone(unknown))
+	}
+	from.Range(func(fd protoreflect.FieldDescriptor, old protoreflect.Value) bool {
+		if fd.Kind() != protoreflect.MessageKind || !to.Has(fd) {
+			return true
+		}
+		if !fd.IsList() {
+			carry(old.Message(), to.Get(fd).Message())
+			return true
+		}
+		identity := fd.Message().Fields().ByNumber(1)
+		for i := range old.List().Len() {
+			was := old.List().Get(i).Message()
+			for j := range to.Get(fd).List().Len() {
+				if is := to.Get(fd).List().Get(j).Message(); is.Get(identity).Equal(was.Get(identity)) && len(is.GetUnknown()) == 0 {
+					carry(was, is)
+					break
+				}
+			}
+		}
+		return true
+	})
+}
+
+func entryMessage(e *entry.Entry) *statev1.Entry {
+	return &statev1.Entry{
+		Id: e.ID, SpiffeId: e.SPIFFEID.String(), ParentId: e.ParentID.String(), Selectors: selectorMessages(e.Selectors),
+		X509SvidTtl: int32(e.X509TTL / time.Second), JwtSvidTtl: int32(e.JWTTL / time.Second),
+		FederatesWith: names(e.FederatesWith), DnsNames: e.DNSNames, Hint: e.Hint,
+		Admin: e.Admin, Downstream: e.Downstream, StoreSvid: e.StoreSVID,
+		DisableX509SvidPrefetch: e.DisableX509Prefetch, JwtSvidIncludeJti: e.JWTIncludeJTI,
+		CreatedAt: unixOf(e.CreatedAt), ExpiresAt: unixOf(e.ExpiresAt),
+	}
+}
+
+// readEntry returns a stored entry and the fields of it that a newer version
+// wrote. Every rule is checked again: a row in the store proves nothing (R16, R79).
+func readEntry(td spiffeid.TrustDomain, name string, payload []byte) (entry.Entry, []byte, error) {
+	var m statev1.Entry
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return entry.Entry{}, nil, err
+	}
+	if m.Id != name {
+		return entry.Entry{}, nil, fmt.Errorf("the entry says that it is %q", m.Id)
+	}
+	id, err := identity.Parse(m.SpiffeId)
+	if err != nil {
+		return entry.Entry{}, nil, err
+	}
+	parent, err := identity.Parse(m.ParentId)
+	if err != nil {
+		return entry.Entry{}, nil, err
+	}
+	e := entry.Entry{
+		ID: m.Id, SPIFFEID: id, ParentID: parent, Selectors: selectorsOf(m.Selectors),
+		X509TTL: time.Duration(m.X509SvidTtl) * time.Second, JWTTL: time.Duration(m.JwtSvidTtl) * time.Second,
+		DNSNames: m.DnsNames, Hint: m.Hint, Admin: m.Admin, Downstream: m.Downstream, StoreSVID: m.StoreSvid,
+		DisableX509Prefetch: m.DisableX509SvidPrefetch, JWTIncludeJTI: m.JwtSvidIncludeJti,
+		CreatedAt: timeOf(m.CreatedAt), ExpiresAt: timeOf(m.ExpiresAt),
+	}
+	for _, name := range m.FederatesWith {
+		other, err := identity.ParseTrustDomain(name)
+		if err != nil {
+			return entry.Entry{}, nil, err
+		}
+		e.FederatesWith = append(e.FederatesWith, other)
+	}
+	return e, m.ProtoReflect().GetUnknown(), entry.Validate(td, &e, time.Time{})
+}
+
+func nodeMessage(n *Node) *statev1.Node {
+	return &statev1.Node{
+		Id: n.ID.String(), AttestationType: n.AttestationType, Selectors: selectorMessages(n.Selectors),
+		Current: credentialMessage(n.Current), Next: credentialMessage(n.Next), Lineage: n.Lineage,
+		Banned: n.Banned, CanReattest: n.CanReattest, AgentVersion: n.AgentVersion,
+		AttestedAt: unixOf(n.AttestedAt), Evidence: n.Evidence,
+	}
+}
+
+func readNode(td spiffeid.TrustDomain, name string, payload []byte) (Node, error) {
+	var m statev1.Node
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return Node{}, err
+	}
+	id, err := identity.ParseMember(td, m.Id)
+	if err != nil {
+		return Node{}, err
+	}
+	n := Node{
+		ID: id, AttestationType: m.AttestationType, Selectors: selectorsOf(m.Selectors),
+		Current: credentialOf(m.Current), Next: credentialOf(m.Next), Lineage: m.Lineage,
+		Banned: m.Banned, CanReattest: m.CanReattest, AgentVersion: m.AgentVersion,
+		AttestedAt: timeOf(m.AttestedAt), Evidence: m.Evidence,
+	}
+	if nodeName(id.Path()) != name {
+		return Node{}, fmt.Errorf("the node says that it is %q", m.Id)
+	}
+	return n, checkNode(td, &n)
+}
+
+// checkNode brings a node into its normal form and checks it.
+func checkNode(td spiffeid.TrustDomain, n *Node) error {
+	if _, err := identity.ParseMember(td, n.ID.String()); err != nil {
+		return err
+	}
+	if !identity.IsAgent(n.ID) {
+		return fault.New(fault.Invalid, "agent_id_invalid", "%q is not an agent's ID", n.ID)
+	}
+	if len(n.Selectors) == 0 {
+		return nil
+	}
+	sels, err := entry.NormalizeSelectors(n.Selectors)
+	n.Selectors = sels
+	return err
+}
+
+func tokenMessage(t *Token) *statev1.Token {
+	return &statev1.Token{ExpiresAt: unixOf(t.ExpiresAt), Consumer: t.Consumer, NodeId: t.NodeID, Epoch: t.Epoch[:]}
+}
+
+func readToken(hash []byte, payload []byte) (Token, error) {
+	var m statev1.Token
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return Token{}, err
+	}
+	t := Token{Hash: hash, ExpiresAt: timeOf(m.ExpiresAt), Consumer: m.Consumer, NodeID: m.NodeId}
+	if len(m.Epoch) != len(t.Epoch) {
+		return Token{}, fmt.Errorf("the epoch has %d bytes", len(m.Epoch))
+	}
+	t.Epoch = store.Epoch(m.Epoch)
+	return t, nil
+}
+
+func bundleMessage(b *bundle.Bundle) *statev1.Bundle {
+	m := &statev1.Bundle{TrustDomain: b.TrustDomain.Name(), Sequence: b.Sequence, RefreshHint: int64(b.RefreshHint / time.Second)}
+	for _, a := range b.X509 {
+		m.X509Authorities = append(m.X509Authorities, &statev1.X509Authority{Asn1: a.ASN1, Tainted: a.Tainted})
+	}
+	for _, a := range b.JWT {
+		m.JwtAuthorities = append(m.JwtAuthorities, &statev1.JWTAuthority{
+			KeyId: a.KeyID, PublicKey: a.PublicKey, ExpiresAt: unixOf(a.ExpiresAt), Tainted: a.Tainted})
+	}
+	return m
+}
+
+func readBundle(name string, payload []byte) (*bundle.Bundle, error) {
+	var m statev1.Bundle
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return nil, err
+	}
+	td, err := identity.ParseTrustDomain(m.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	if td.Name() != name {
+		return nil, fmt.Errorf("the bundle says that it is of %q", td.Name())
+	}
+	b := &bundle.Bundle{TrustDomain: td, Sequence: m.Sequence, RefreshHint: time.Duration(m.RefreshHint) * time.Second}
+	for _, a := range m.X509Authorities {
+		b.X509 = append(b.X509, bundle.X509Authority{ASN1: a.Asn1, Tainted: a.Tainted})
+	}
+	for _, a := range m.JwtAuthorities {
+		b.JWT = append(b.JWT, bundle.JWTAuthority{
+			KeyID: a.KeyId, PublicKey: a.PublicKey, ExpiresAt: timeOf(a.ExpiresAt), Tainted: a.Tainted})
+	}
+	return b, nil
+}
+
+func authorityMessage(a *Authority) *statev1.Authority {
+	m := &statev1.Authority{Kind: a.Kind}
+	for _, s := range a.Slots {
+		m.Slots = append(m.Slots, &statev1.Slot{
+			Name: s.Name, State: statev1.Slot_State(s.State), AuthorityId: s.AuthorityID, KeyId: s.KeyID,
+			NotBefore: unixOf(s.NotBefore), NotAfter: unixOf(s.NotAfter), Certificate: s.Certificate, PublicKey: s.PublicKey,
+			PublishedAt: unixOf(s.PublishedAt), LastExpiry: unixOf(s.LastExpiry),
+		})
+	}
+	return m
+}
+
+func readAuthority(name string, payload []byte) (Authority, error) {
+	var m statev1.Authority
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return Authority{}, err
+	}
+	server := name[:max(0, len(name)-len(m.Kind)-1)]
+	if authorityName(server, m.Kind) != name {
+		return Authority{}, fmt.Errorf("the authority says that it is of kind %q", m.Kind)
+	}
+	a := Authority{Server: server, Kind: m.Kind}
+	for _, s := range m.Slots {
+		if s.State < 0 || s.State > statev1.Slot_STATE_OLD {
+			return Authority{}, fmt.Errorf("slot %q is in the unknown state %d", s.Name, s.State)
+		}
+		a.Slots = append(a.Slots, Slot{
+			Name: s.Name, State: SlotState(s.State), AuthorityID: s.AuthorityId, KeyID: s.KeyId,
+			NotBefore: timeOf(s.NotBefore), NotAfter: timeOf(s.NotAfter), Certificate: s.Certificate, PublicKey: s.PublicKey,
+			PublishedAt: timeOf(s.PublishedAt), LastExpiry: timeOf(s.LastExpiry),
+		})
+	}
+	return a, nil
+}
+
+func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {
+	return &statev1.Server{Id: s.ID, Version: s.Version, StartedAt: unixOf(s.StartedAt), TrustDomain: td.Name()}
+}
+
+// readServer refuses the row of a server of another trust domain.
+func readServer(td spiffeid.TrustDomain, payload []byte) (Server, error) {
+	var m statev1.Server
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return Server{}, err
+	}
+	if m.TrustDomain != td.Name() {
+		return Server{}, foreignStore(m.TrustDomain, td)
+	}
+	return Server{ID: m.Id, Version: m.Version, StartedAt: timeOf(m.StartedAt)}, nil
+}
+
+// foreignStore is the refusal of R122.
+func foreignStore(stored string, td spiffeid.TrustDomain) *fault.Error {
+	return fault.New(fault.Precondition, "trust_domain_changed", "the store belongs to the trust domain %q, not to %q", stored, td.Name()).
+		Fix("use the trust domain that the store was made for, or another store")
+}
+
+func selectorMessages(sels []entry.Selector) []*statev1.Selector {
+	ms := make([]*statev1.Selector, len(sels))
+	for i, s := range sels {
+		ms[i] = &statev1.Selector{Type: s.Type, Value: s.Value}
+	}
+	return ms
+}
+
+func selectorsOf(ms []*statev1.Selector) []entry.Selector {
+	if len(ms) == 0 {
+		return nil
+	}
+	sels := make([]entry.Selector, len(ms))
+	for i, m := range ms {
+		sels[i] = entry.Selector{Type: m.Type, Value: m.Value}
+	}
+	return sels
+}
+
+func credentialMessage(c Credential) *statev1.Credential {
+	if c.IsZero() {
+		return nil
+	}
+	return &statev1.Credential{Serial: c.Serial, ExpiresAt: unixOf(c.ExpiresAt), KeyHash: c.KeyHash}
+}
+
+func credentialOf(m *statev1.Credential) Credential {
+	if m == nil {
+		return Credential{}
+	}
+	return Credential{Serial: m.Serial, ExpiresAt: timeOf(m.ExpiresAt), KeyHash: m.KeyHash}
+}

@@ -1,0 +1,196 @@
+// Package registry is the trust domain in memory: every entry, node, token,
+// bundle and signing key, folded from the store's log of changes. It answers
+// all reads, plans transactions, knows which agents a change affects and tells
+// their followers. What may be written is decided by its callers (the engines
+// and the wires), except for what must hold in every row: valid entries, unique
+// contents, one trust domain per store.
+//
+// What must always hold: the state is the fold of the log up to its position,
+// nothing more and nothing less; a reader sees one position; a row that cannot
+// be read disturbs no other.
+//
+// plan, apply and all that they use are pure. Only run.go has loops, time and
+// contexts.
+package registry
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Registry is the trust domain in memory. Its methods may be called concurrently.
+type Registry struct {
+	store store.Store
+	td    spiffeid.TrustDomain
+	log   *slog.Logger
+
+	jobs    chan *job     // to the commit loop
+	stopped chan struct{} // closed when Run has ended
+
+	bodies bodyCache
+
+	// mu guards what is below: many readers, and the watch loop as the writer.
+	mu        sync.RWMutex
+	state     *state
+	moved     chan struct{}                     // closed and replaced when the position moves
+	followers map[string]map[*Follower]struct{} // by agent path
+	woken     map[*Follower]struct{}            // by the batch that is being applied
+	batches   []func(store.Batch)
+}
+
+// Open loads everything from the store. A store that belongs to another trust
+// domain is refused (R122). Changes are seen and made only while Run runs.
+func Open(ctx context.Context, st store.Store, td spiffeid.TrustDomain, log *slog.Logger) (*Registry, error) {
+	r := &Registry{
+		store: st, td: td, log: log,
+		jobs: make(chan *job), stopped: make(chan struct{}),
+		moved:     make(chan struct{}),
+		followers: make(map[string]map[*Follower]struct{}),
+		woken:     make(map[*Follower]struct{}),
+	}
+	s, err := r.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, claimed := s.values[kindTrustDomain][""]; !claimed {
+		if err := r.claim(ctx); err != nil {
+			return nil, err
+		}
+		if s, err = r.load(ctx); err != nil { // with what was written, by us or by another
+			return nil, err
+		}
+	}
+	r.state = s
+	return r, nil
+}
+
+// load folds all that is stored into a new state.
+func (r *Registry) load(ctx context.Context) (*state, error) {
+	s := newState(r.td)
+	position, err := r.store.Load(ctx, func(key string, rev uint64, value []byte) error {
+		s.set(key, rev, value, nil)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load the registry: %w", err)
+	}
+	s.position = position
+	if err := s.foreign(); err != nil {
+		return nil, err
+	}
+	for key, bad := range s.bad {
+		r.log.WarnContext(ctx, "stored row left aside", "id", key, "revision", bad.revision, "err", bad.err)
+	}
+	return s, nil
+}
+
+// foreign says whose store this is, if not ours.
+func (s *state) foreign() error {
+	for _, bad := range s.bad {
+		if fault.ReasonOf(bad.err) == "trust_domain_changed" {
+			return bad.err
+		}
+	}
+	// Nothing names the owner, but bundles are there: the own one is the first
+	// that a server writes.
+	bundles := s.values[kindBundle]
+	if _, claimed := s.values[kindTrustDomain][""]; claimed || len(bundles) == 0 {
+		return nil
+	}
+	if _, own := bundles[s.td.Name()]; own {
+		return nil
+	}
+	for name := range bundles {
+		return foreignStore(name, s.td)
+	}
+	return nil
+}
+
+// claim writes down which trust domain the store belongs to.
+func (r *Registry) claim(ctx context.Context) error {
+	raw, err := seal(serverMessage(r.td, &Server{}))
+	if err != nil {
+		return err
+	}
+	key := prefixOf(kindTrustDomain)
+	result := r.store.Commit(ctx, []store.Txn{{
+		Caller:     "registry",
+		Conditions: []store.Condition{{Key: key}},
+		Puts:       []store.Put{{Key: key, Value: raw}},
+	}})[0]
+	if result.Err != nil && fault.KindOf(result.Err) != fault.Conflict {
+		return fmt.Errorf("claim the store: %w", result.Err)
+	}
+	return nil
+}
+
+// View calls f with the current state. f must be short and must not call the
+// registry: writers wait for it.
+func (r *Registry) View(f func(*Snapshot)) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	f(&Snapshot{r.state})
+}
+
+// Position returns how far the log has been applied.
+func (r *Registry) Position() store.Position {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.state.position
+}
+
+// Batches calls f with every batch from now on, in order, after it was applied;
+// it is the watch loop that calls, so f must be quick. When the registry had to
+// load afresh, because it could not follow the log, f gets a batch without
+// writes whose Prev is zero.
+func (r *Registry) Batches(f func(store.Batch)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.batches = append(r.batches, f)
+}
+
+// fold applies a batch and tells who is affected.
+func (r *Registry) fold(b store.Batch) {
+	r.mu.Lock()
+	r.state.apply(b, r.observe)
+	r.announceLocked()
+	batches := r.batches
+	r.mu.Unlock()
+	for _, f := range batches {
+		f(b)
+	}
+}
+
+// replace puts a freshly loaded state into the place of the current one.
+func (r *Registry) replace(s *state) {
+	r.mu.Lock()
+	r.state = s
+	for _, of := range r.followers {
+		for f := range of {
+			f.look()
+			r.woken[f] = struct{}{}
+		}
+	}
+	r.announceLocked()
+	batches := r.batches
+	r.mu.Unlock()
+	for _, f := range batches {
+		f(store.Batch{Position: s.position})
+	}
+}
+
+// announceLocked wakes those who wait for the position or for changes.
+func (r *Registry) announceLocked() {
+	close(r.moved)
+	r.moved = make(chan struct{})
+	for f := range r.woken {
+		f.notify()
+	}
+	clear(r.woken)
+}

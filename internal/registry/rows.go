@@ -1,0 +1,358 @@
+package registry
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/maphash"
+	"iter"
+	"strings"
+	"time"
+
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/plastron/plastron/internal/api/plastron/state/v1"
+)
+
+// rows holds all entries without a pointer per entry: an entry is a handle into
+// arrays, its strings are interned or in the arena. Handle 0 is none.
+type rows struct {
+	td      spiffeid.TrustDomain
+	arena   *arena
+	paths   texts // SPIFFE ID paths
+	words   texts // hints, and sets of federated trust domains as joined names
+	sets    sets
+	named   []uint32 // by path symbol: head of the entries with this SPIFFE ID
+	blocks  [][]row
+	n       int // live rows
+	next    uint32
+	free    uint32 // list by nextNamed
+	seed    maphash.Seed
+	byID    table
+	content table // by content hash
+	order   order // by id
+}
+
+type row struct {
+	revision        uint64
+	contentRevision uint64   // of the key that makes the content unique; 0: there is none
+	sum             [32]byte // SHA-256 of the body that agents get
+	created         int64    // Unix seconds
+	expires         int64    // Unix seconds; 0: never
+	data            ref      // id, then a statev1.Entry with what has no column
+	restSize        uint32
+	x509TTL, jwtTTL int32
+	path, parent    uint32 // path symbols
+	set             uint32
+	federates       uint32 // word symbol; 0: none
+	hint            uint32 // word symbol; 0: none
+	contentHash     uint32 // the part of the content hash that the table needs
+
+	nextNamed, prevNamed   uint32 // entries with the same SPIFFE ID
+	nextChild, prevChild   uint32 // entries with the same parent; kept by reach
+	nextShared, prevShared uint32 // entries with the same selectors
+
+	idSize uint8
+	flags  flag
+}
+
+type flag uint8
+
+const (
+	flagAdmin flag = 1 << iota
+	flagDownstream
+	flagStoreSVID
+	flagNoPrefetch
+	flagJTI
+	flagAlias
+)
+
+const rowBlock = 1024
+
+func newRows(td spiffeid.TrustDomain) *rows {
+	a := &arena{}
+	return &rows{td: td, arena: a, paths: newTexts(a), words: newTexts(a), sets: newSets(a), seed: maphash.MakeSeed(), next: 1}
+}
+
+func (r *rows) at(h uint32) *row { return &r.blocks[h/rowBlock][h%rowBlock] }
+
+func (r *rows) idBytes(h uint32) []byte {
+	row := r.at(h)
+	return r.arena.at(row.data, int(row.idSize))
+}
+
+func (r *rows) id(h uint32) string { return string(r.idBytes(h)) }
+
+// find returns the entry with this id, or 0.
+func (r *rows) find(id string) uint32 {
+	return r.byID.find(maphash.String(r.seed, id), func(h uint32) bool { return string(r.idBytes(h)) == id })
+}
+
+// findContent returns an entry with this content, or 0. Should a broken store
+// hold several, it is the one that the content key belongs to.
+func (r *rows) findContent(hash [32]byte) uint32 {
+	key := contentKey(binary.BigEndian.Uint32(hash[:]))
+	any := uint32(0)
+	holder := r.content.find(key, func(h uint32) bool {
+		e := r.entry(h)
+		if entry.ContentHash(&e) != hash {
+			return false
+		}
+		any = h
+		return r.at(h).contentRevision != 0
+	})
+	if holder != 0 {
+		return holder
+	}
+	return any
+}
+
+func contentKey(hash uint32) uint64 { return uint64(hash) << 32 }
+
+// put stores an entry and returns its handle: a new one, or the one that it had.
+// sum is the hash of the entry's body; unknown are fields that a newer version wrote.
+func (r *rows) put(e *entry.Entry, unknown []byte, sum [32]byte) uint32 {
+	h := r.find(e.ID)
+	fresh := h == 0
+	if fresh {
+		h = r.allocate()
+	} else {
+		r.clear(h)
+	}
+	rest := ""
+	if len(e.DNSNames) > 0 || len(unknown) > 0 {
+		m := &statev1.Entry{DnsNames: e.DNSNames}
+		m.ProtoReflect().SetUnknown(unknown)
+		b, err := proto.Marshal(m)
+		if err != nil {
+			panic("registry: marshal what was unmarshalled: " + err.Error())
+		}
+		rest = string(b)
+	}
+	hash := entry.ContentHash(e)
+	*r.at(h) = row{
+		revision: e.Revision, sum: sum, created: unixOf(e.CreatedAt), expires: unixOf(e.ExpiresAt),
+		data: r.arena.put(e.ID, rest), idSize: uint8(len(e.ID)), restSize: uint32(len(rest)),
+		x509TTL: int32(e.X509TTL / time.Second), jwtTTL: int32(e.JWTTL / time.Second),
+		path: r.paths.intern(e.SPIFFEID.Path()), parent: r.paths.intern(e.ParentID.Path()), set: r.sets.intern(e.Selectors),
+		federates: r.word(joinDomains(e.FederatesWith)), hint: r.word(e.Hint),
+		contentHash: binary.BigEndian.Uint32(hash[:]), flags: flagsOf(e),
+	}
+	row := r.at(h)
+	for int(row.path) >= len(r.named) {
+		r.named = append(r.named, 0)
+	}
+	row.nextNamed = r.named[row.path]
+	if row.nextNamed != 0 {
+		r.at(row.nextNamed).prevNamed = h
+	}
+	r.named[row.path] = h
+	shared := &r.sets.rows[row.set].rows
+	row.nextShared = *shared
+	if row.nextShared != 0 {
+		r.at(row.nextShared).prevShared = h
+	}
+	*shared = h
+	r.content.insert(contentKey(row.contentHash), h)
+	if fresh {
+		r.byID.insert(maphash.String(r.seed, e.ID), h)
+		r.order.insert(h, r.compareID(e.ID))
+		r.n++
+	}
+	return h
+}
+
+// drop forgets an entry.
+func (r *rows) drop(h uint32) {
+	id := r.id(h)
+	r.byID.remove(maphash.String(r.seed, id), h)
+	r.order.remove(r.compareID(id))
+	r.clear(h)
+	*r.at(h) = row{nextNamed: r.free}
+	r.free = h
+	r.n--
+}
+
+// clear takes an entry out of everything but the indexes by id.
+func (r *rows) clear(h uint32) {
+	row := r.at(h)
+	r.content.remove(contentKey(row.contentHash), h)
+	if row.nextNamed != 0 {
+		r.at(row.nextNamed).prevNamed = row.prevNamed
+	}
+	if row.prevNamed != 0 {
+		r.at(row.prevNamed).nextNamed = row.nextNamed
+	} else {
+		r.named[row.path] = row.nextNamed
+	}
+	if row.nextShared != 0 {
+		r.at(row.nextShared).prevShared = row.prevShared
+	}
+	if row.prevShared != 0 {
+		r.at(row.prevShared).nextShared = row.nextShared
+	} else {
+		r.sets.rows[row.set].rows = row.nextShared
+	}
+	r.paths.release(row.path)
+	r.paths.release(row.parent)
+	r.sets.release(row.set)
+	for _, w := range []uint32{row.federates, row.hint} {
+		if w != 0 {
+			r.words.release(w)
+		}
+	}
+	r.arena.drop(row.data, int(row.idSize)+int(row.restSize))
+}
+
+func (r *rows) allocate() uint32 {
+	if h := r.free; h != 0 {
+		r.free = r.at(h).nextNamed
+		return h
+	}
+	h := r.next
+	r.next++
+	if int(h/rowBlock) == len(r.blocks) {
+		r.blocks = append(r.blocks, make([]row, rowBlock))
+	}
+	return h
+}
+
+func (r *rows) word(s string) uint32 {
+	if s == "" {
+		return 0
+	}
+	return r.words.intern(s)
+}
+
+func (r *rows) wordText(sym uint32) string {
+	if sym == 0 {
+		return ""
+	}
+	return r.words.string(sym)
+}
+
+func (r *rows) compareID(id string) func(uint32) int {
+	want := []byte(id)
+	return func(h uint32) int { return bytes.Compare(r.idBytes(h), want) }
+}
+
+// entry builds the entry of a handle.
+func (r *rows) entry(h uint32) entry.Entry {
+	row := r.at(h)
+	e := entry.Entry{
+		ID: r.id(h), Revision: row.revision,
+		SPIFFEID: r.spiffeID(row.path), ParentID: r.spiffeID(row.parent), Selectors: r.sets.selectors(row.set),
+		X509TTL: time.Duration(row.x509TTL) * time.Second, JWTTL: time.Duration(row.jwtTTL) * time.Second,
+		FederatesWith: r.domains(row.federates), Hint: r.wordText(row.hint),
+		Admin: row.flags&flagAdmin != 0, Downstream: row.flags&flagDownstream != 0, StoreSVID: row.flags&flagStoreSVID != 0,
+		DisableX509Prefetch: row.flags&flagNoPrefetch != 0, JWTIncludeJTI: row.flags&flagJTI != 0,
+		CreatedAt: timeOf(row.created), ExpiresAt: timeOf(row.expires),
+	}
+	if row.restSize > 0 {
+		e.DNSNames = r.rest(h).DnsNames
+	}
+	return e
+}
+
+// rest returns what of an entry has no column; unknown fields are in it.
+func (r *rows) rest(h uint32) *statev1.Entry {
+	row := r.at(h)
+	m := &statev1.Entry{}
+	if row.restSize == 0 {
+		return m
+	}
+	if err := proto.Unmarshal(r.arena.at(row.data, int(row.idSize)+int(row.restSize))[row.idSize:], m); err != nil {
+		panic("registry: unmarshal what was marshalled: " + err.Error())
+	}
+	return m
+}
+
+func (r *rows) spiffeID(path uint32) spiffeid.ID {
+	return spiffeid.RequireFromPath(r.td, r.paths.string(path)) // it was checked on its way in
+}
+
+// domains reads a word of joined names.
+func (r *rows) domains(word uint32) []spiffeid.TrustDomain {
+	if word == 0 {
+		return nil
+	}
+	var tds []spiffeid.TrustDomain
+	for name := range strings.SplitSeq(r.words.string(word), ",") {
+		tds = append(tds, spiffeid.RequireTrustDomainFromString(name))
+	}
+	return tds
+}
+
+// after yields the entries whose id is greater, in the order of ids.
+func (r *rows) after(id string) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for h := range r.order.from(r.compareID(id)) {
+			if string(r.idBytes(h)) != id && !yield(h) {
+				return
+			}
+		}
+	}
+}
+
+// withPath yields the entries that have a SPIFFE ID.
+func (r *rows) withPath(path uint32) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		if int(path) >= len(r.named) {
+			return
+		}
+		for h := r.named[path]; h != 0; h = r.at(h).nextNamed {
+			if !yield(h) {
+				return
+			}
+		}
+	}
+}
+
+// withSet yields the entries that have exactly these selectors.
+func (r *rows) withSet(set uint32) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		for h := r.sets.rows[set].rows; h != 0; h = r.at(h).nextShared {
+			if !yield(h) {
+				return
+			}
+		}
+	}
+}
+
+func joinDomains(tds []spiffeid.TrustDomain) string {
+	names := make([]string, len(tds))
+	for i, td := range tds {
+		names[i] = td.Name()
+	}
+	return strings.Join(names, ",")
+}
+
+func flagsOf(e *entry.Entry) flag {
+	var f flag
+	for _, bit := range []struct {
+		set  bool
+		flag flag
+	}{{e.Admin, flagAdmin}, {e.Downstream, flagDownstream}, {e.StoreSVID, flagStoreSVID},
+		{e.DisableX509Prefetch, flagNoPrefetch}, {e.JWTIncludeJTI, flagJTI}, {e.Alias(), flagAlias}} {
+		if bit.set {
+			f |= bit.flag
+		}
+	}
+	return f
+}
+
+// unixOf and timeOf write a zero time as 0.
+func unixOf(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
+func timeOf(unix int64) time.Time {
+	if unix == 0 {
+		return time.Time{}
+	}
+	return time.Unix(unix, 0).UTC()
+}

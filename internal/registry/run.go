@@ -1,0 +1,188 @@
+package registry
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/store"
+)
+
+const (
+	visibleWithin = 2 * time.Second // how long Update waits for its own change (R76)
+	maxReruns     = 64              // of one closure, after conflicts
+	maxCollected  = 4 * store.MaxGroup
+	backoffFirst  = 50 * time.Millisecond
+	backoffMost   = 5 * time.Second
+)
+
+// job is a transaction on its way to the commit loop. result has room, so the
+// loop never waits for whoever asked.
+type job struct {
+	txn    store.Txn
+	result chan store.Result
+}
+
+// Run commits transactions and applies what the log brings, until ctx is done.
+func (r *Registry) Run(ctx context.Context) error {
+	defer close(r.stopped)
+	var loops sync.WaitGroup
+	loops.Go(func() { r.commit(ctx) })
+	loops.Go(func() { r.watch(ctx) })
+	loops.Wait()
+	return nil
+}
+
+// Update runs f over the current state and commits what it asks for, again
+// after a conflict, so f may run several times; it must not block or call the
+// registry. Update returns once this replica shows the change: a fault
+// "committed_not_visible" says that it is durable but not seen here yet, and
+// comes with its position. A closure that writes nothing commits nothing.
+func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error) (store.Position, error) {
+	for range maxReruns {
+		r.mu.RLock()
+		at := r.state.position
+		txn, err := plan(r.state, caller, f)
+		r.mu.RUnlock()
+		if err != nil {
+			return store.Position{}, err
+		}
+		if len(txn.Puts)+len(txn.Deletes) == 0 {
+			return at, nil
+		}
+		result, err := r.submit(ctx, txn)
+		if err != nil {
+			return store.Position{}, err
+		}
+		switch {
+		case result.Err == nil:
+			if !r.waitFor(ctx, result.Position) {
+				return result.Position, fault.New(fault.Unavailable, "committed_not_visible",
+					"the change is committed at revision %d but not yet visible here", result.Position.Revision).
+					Fix("read again in a moment; do not repeat the change")
+			}
+			return result.Position, nil
+		case fault.KindOf(result.Err) != fault.Conflict:
+			return store.Position{}, fmt.Errorf("commit: %w", result.Err)
+		case !r.waitFor(ctx, result.Position):
+			return store.Position{}, fault.New(fault.Unavailable, "registry_behind",
+				"this server has not yet seen the change that this one would follow").Fix("try again")
+		}
+	}
+	return store.Position{}, fault.New(fault.Conflict, "too_busy", "others changed the same rows %d times meanwhile", maxReruns).Fix("try again")
+}
+
+// submit hands a transaction to the commit loop and waits for its result.
+func (r *Registry) submit(ctx context.Context, txn store.Txn) (store.Result, error) {
+	j := &job{txn: txn, result: make(chan store.Result, 1)}
+	stopped := fault.New(fault.Unavailable, "registry_stopped", "the server is shutting down")
+	select {
+	case r.jobs <- j:
+	case <-r.stopped:
+		return store.Result{}, stopped
+	case <-ctx.Done():
+		return store.Result{}, fmt.Errorf("wait to commit: %w", ctx.Err())
+	}
+	// Once handed over it may become durable whatever the caller does, and the
+	// loop answers every job that it took.
+	return <-j.result, nil
+}
+
+// waitFor waits until the position has been applied.
+func (r *Registry) waitFor(ctx context.Context, p store.Position) bool {
+	limit := time.NewTimer(visibleWithin)
+	defer limit.Stop()
+	for {
+		r.mu.RLock()
+		at, moved := r.state.position, r.moved
+		r.mu.RUnlock()
+		if at.Epoch == p.Epoch && at.Revision >= p.Revision {
+			return true
+		}
+		select {
+		case <-moved:
+		case <-limit.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// commit gives the store all transactions that are waiting, together.
+func (r *Registry) commit(ctx context.Context) {
+	for {
+		var taken []*job
+		select {
+		case j := <-r.jobs:
+			taken = append(taken, j)
+		case <-ctx.Done():
+			return
+		}
+	collect:
+		for len(taken) < maxCollected {
+			select {
+			case j := <-r.jobs:
+				taken = append(taken, j)
+			default:
+				break collect
+			}
+		}
+		txns := make([]store.Txn, len(taken))
+		for i, j := range taken {
+			txns[i] = j.txn
+		}
+		// What was begun is finished, so that nobody is told too little at shutdown (R102).
+		for i, result := range r.store.Commit(context.WithoutCancel(ctx), txns) {
+			taken[i].result <- result
+		}
+	}
+}
+
+// watch applies the log, batch by batch, and loads afresh when it cannot go on
+// from where it stands.
+func (r *Registry) watch(ctx context.Context) {
+	wait := backoffFirst
+	for ctx.Err() == nil {
+		err := r.follow(ctx, &wait)
+		if ctx.Err() != nil {
+			return
+		}
+		switch fault.ReasonOf(err) {
+		case "epoch_changed", "compacted", "position_unknown", "log_hole":
+			r.log.WarnContext(ctx, "loading the registry afresh", "position", r.Position().String(), "err", err)
+			var s *state
+			if s, err = r.load(ctx); err == nil {
+				r.replace(s) // the old state served until here (RG9)
+			}
+		}
+		if err != nil {
+			r.log.ErrorContext(ctx, "following the store's log", "err", err, "next", wait.String())
+		}
+		select {
+		case <-time.After(wait/2 + rand.N(wait/2)):
+		case <-ctx.Done():
+		}
+		wait = min(2*wait, backoffMost)
+	}
+}
+
+// follow applies batches until the store says that it cannot go on.
+func (r *Registry) follow(ctx context.Context, wait *time.Duration) error {
+	at := r.Position()
+	for b, err := range r.store.Watch(ctx, at) {
+		if err != nil {
+			return err
+		}
+		if b.Prev != at || b.Position.Epoch != at.Epoch || b.Position.Revision <= at.Revision {
+			return fault.New(fault.Precondition, "log_hole", "the log goes on at %v, after %v, but this is %v", b.Position, b.Prev, at)
+		}
+		r.fold(b)
+		at = b.Position
+		*wait = backoffFirst
+	}
+	return fault.New(fault.Unavailable, "watch_ended", "the store stopped to report changes")
+}

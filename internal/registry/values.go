@@ -1,0 +1,87 @@
+package registry
+
+import (
+	"crypto/sha256"
+	"time"
+
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Node is an agent that proved itself.
+type Node struct {
+	ID              spiffeid.ID
+	AttestationType string
+	Selectors       []entry.Selector // sorted, without duplicates; may be empty
+	Current         Credential
+	Next            Credential // issued, not used yet; zero: none
+	Lineage         []byte     // drawn at attestation, kept by renewals (R31)
+	Banned          bool       // only unbanning clears it (R29)
+	CanReattest     bool
+	AgentVersion    string
+	AttestedAt      time.Time
+	Evidence        []byte // hash of the one-time evidence that admitted it
+}
+
+// Credential is one agent certificate that is accepted.
+type Credential struct {
+	Serial    string // decimal
+	ExpiresAt time.Time
+	KeyHash   []byte // SHA-256 of the SubjectPublicKeyInfo
+}
+
+// IsZero reports whether there is no credential.
+func (c Credential) IsZero() bool { return c.Serial == "" }
+
+// Token is a join token. The token itself is never stored, only its hash.
+type Token struct {
+	Hash      []byte // SHA-256
+	ExpiresAt time.Time
+	Consumer  []byte // key hash of the node that used it; empty: unused
+	NodeID    string // the agent ID that it admits
+	Epoch     store.Epoch
+}
+
+// Authority is the signing keys of one kind that one server has.
+type Authority struct {
+	Server string
+	Kind   string
+	Slots  []Slot
+}
+
+// Slot is one signing key of an authority.
+type Slot struct {
+	Name        string // "A" or "B"
+	State       SlotState
+	AuthorityID string
+	KeyID       string // in the keeper
+	NotBefore   time.Time
+	NotAfter    time.Time
+	Certificate []byte // X.509: DER
+	PublicKey   []byte // PKIX DER
+	PublishedAt time.Time
+	LastExpiry  time.Time // of anything signed under it, as promised
+}
+
+// SlotState is where a key is in its life.
+type SlotState uint8
+
+// The states of a slot, in the order of a key's life.
+const (
+	SlotUnspecified SlotState = iota
+	SlotIntended              // the key is being made
+	SlotPrepared              // in the bundle, not signing
+	SlotActive
+	SlotOld
+)
+
+// Server is one server of the trust domain.
+type Server struct {
+	ID        string
+	Version   string
+	StartedAt time.Time
+}
+
+// sumOf is what a body adds to a state hash.
+func sumOf(body []byte) [32]byte { return sha256.Sum256(body) }

@@ -1,0 +1,518 @@
+package mirror
+
+import (
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/serverlink"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Waits of the loop that follows the server.
+const (
+	followFloor   = 200 * time.Millisecond
+	followCeiling = 4 * time.Second
+	// pulse is how soon it is noticed that the machine slept: timers do not count sleep (R57).
+	pulse = 2 * time.Second
+)
+
+// Link is the way to the server.
+type Link interface {
+	// Follow opens the stream of changes, waiting for the server if need be.
+	Follow(ctx context.Context) (Stream, error)
+	// X509 has SVIDs signed; the results are in the order of the items.
+	X509(ctx context.Context, items []serverlink.X509Item) ([]serverlink.X509Result, error)
+	// JWT has one token signed.
+	JWT(ctx context.Context, grantID string, audience []string) (serverlink.JWTResult, error)
+}
+
+// Stream is one conversation of the sync protocol. One goroutine may send while
+// another receives. Close makes both return.
+type Stream interface {
+	Send(*syncv1.AgentMessage) error
+	Recv() (*syncv1.ServerMessage, error)
+	Close()
+}
+
+// Config is what a mirror is made of.
+type Config struct {
+	TrustDomain  spiffeid.TrustDomain
+	Link         Link
+	CacheSize    int    // SVIDs held for grants without a subscriber; 0: DefaultCacheSize
+	JWTCacheSize int    // 0: DefaultCacheSize
+	Version      string // of the agent, for the server's records
+	// Directive is told what the server wants the agent to do about itself, OwnBundle
+	// each new state of the own trust domain's bundle, StreamEnded why a
+	// conversation could not be opened or broke. None may block; nil is ignored.
+	Directive   func(*syncv1.Directive)
+	OwnBundle   func(*bundle.Bundle)
+	StreamEnded func(error)
+	Log         *slog.Logger
+}
+
+// Mirror is the agent's copy. All methods may be called concurrently.
+type Mirror struct {
+	cfg    Config
+	kick   chan struct{} // the next time at which something is due may have changed
+	batch  chan []want   // to the signer
+	synced chan struct{} // closed after the first complete sync
+
+	mu          sync.Mutex // guards everything below
+	machine     *machine
+	subscribers map[*group]map[*Subscription]bool
+	tokens      *tokens
+	asking      map[string]chan struct{} // tokens being signed; closed when done
+	out         *outbox                  // of the conversation under way, or nil
+}
+
+// New returns a mirror that holds nothing yet.
+func New(cfg Config) *Mirror {
+	if cfg.JWTCacheSize <= 0 {
+		cfg.JWTCacheSize = DefaultCacheSize
+	}
+	return &Mirror{
+		cfg: cfg, kick: make(chan struct{}, 1), batch: make(chan []want, 1), synced: make(chan struct{}),
+		machine:     newMachine(cfg.TrustDomain, cfg.CacheSize, cfg.Version),
+		subscribers: map[*group]map[*Subscription]bool{},
+		tokens:      newTokens(cfg.JWTCacheSize),
+		asking:      map[string]chan struct{}{},
+	}
+}
+
+// Synced is closed once the server has said, completely, what there is.
+func (m *Mirror) Synced() <-chan struct{} { return m.synced }
+
+// Stats says how much is held.
+func (m *Mirror) Stats() Stats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.machine.stats()
+}
+
+// Run follows the server until ctx is done.
+func (m *Mirror) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { m.sign(ctx) })
+	wg.Go(func() { m.ticks(ctx) })
+	failures := 0
+	for ctx.Err() == nil {
+		good, err := m.follow(ctx)
+		if err != nil && ctx.Err() == nil && m.cfg.StreamEnded != nil {
+			m.cfg.StreamEnded(err)
+		}
+		if failures++; good {
+			failures = 1
+		}
+		pause(ctx, backoff(failures, followFloor, followCeiling, random(), 0))
+	}
+	wg.Wait()
+	return ctx.Err()
+}
+
+// follow has one conversation with the server. It was good if something was
+// acknowledged in it.
+func (m *Mirror) follow(ctx context.Context) (good bool, err error) {
+	stream, err := m.cfg.Link.Follow(ctx)
+	if err != nil {
+		return false, err
+	}
+	out := &outbox{ready: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(ctx)
+	m.mu.Lock()
+	m.out = out
+	m.mu.Unlock()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer stream.Close()
+		for {
+			select {
+			case <-out.ready:
+			case <-ctx.Done():
+				return
+			}
+			for _, msg := range out.take() {
+				if stream.Send(msg) != nil {
+					return // Recv says why
+				}
+			}
+		}
+	})
+	defer func() {
+		cancel()
+		stream.Close()
+		wg.Wait()
+		m.step(disconnected{})
+	}()
+	m.step(connected{})
+	for {
+		msg, err := stream.Recv()
+		if err != nil {
+			return good, err
+		}
+		fx := m.step(msg)
+		for _, s := range fx.send {
+			good = good || s.GetAck() != nil
+		}
+		if fx.resync != "" {
+			return good, nil
+		}
+	}
+}
+
+// step feeds one event to the machine and does what follows.
+func (m *Mirror) step(what any) effects {
+	m.mu.Lock()
+	fx := m.machine.step(event{now: wallClock(), seed: random(), what: what})
+	if m.out != nil {
+		m.out.add(fx.send)
+	}
+	for _, g := range fx.wake {
+		for s := range m.subscribers[g] {
+			s.signal()
+		}
+	}
+	if fx.keysGone {
+		m.tokens.drop(m.machine.goodKey)
+	}
+	if fx.own != nil && m.cfg.OwnBundle != nil {
+		m.cfg.OwnBundle(fx.own)
+	}
+	if m.machine.synced {
+		select {
+		case <-m.synced:
+		default:
+			close(m.synced)
+		}
+	}
+	m.mu.Unlock()
+
+	for _, n := range fx.notes {
+		m.cfg.Log.Warn(n.message, "id", n.id, "reason", n.reason, "count", n.count)
+	}
+	for _, d := range fx.directives {
+		if m.cfg.Directive != nil {
+			m.cfg.Directive(d)
+		}
+	}
+	if len(fx.sign) > 0 {
+		m.batch <- fx.sign // the machine asks for one batch at a time, so there is room
+	}
+	if what != any(tick{}) {
+		select {
+		case m.kick <- struct{}{}:
+		default:
+		}
+	}
+	return fx
+}
+
+// ticks steps the machine when something is due.
+func (m *Mirror) ticks(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.kick:
+		case <-timer.C:
+		}
+		m.mu.Lock()
+		now := wallClock()
+		next, last := m.machine.next, m.machine.now
+		m.mu.Unlock()
+		if !now.Before(next) || now.Before(last) {
+			m.step(tick{})
+			continue // with what is due after it
+		}
+		timer.Reset(min(next.Sub(now), pulse))
+	}
+}
+
+// sign has one batch signed after the other. Each SVID has a new key, which
+// exists nowhere but in memory (R48).
+func (m *Mirror) sign(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case batch := <-m.batch:
+			items, err := m.signBatch(ctx, batch)
+			if err != nil {
+				if ctx.Err() == nil {
+					m.cfg.Log.Warn("X.509-SVIDs could not be signed", "count", len(batch), "reason", fault.ReasonOf(err), "err", err)
+				}
+				m.step(signFailed{})
+				continue
+			}
+			m.step(items)
+		}
+	}
+}
+
+func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
+	keys := make([]crypto.Signer, len(batch))
+	requests := make([]serverlink.X509Item, len(batch))
+	for i, w := range batch {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		csr, err := svid.NewCSR(key)
+		if err != nil {
+			return nil, err
+		}
+		keys[i], requests[i] = key, serverlink.X509Item{GrantID: w.grantID, CSR: csr}
+	}
+	results, err := m.cfg.Link.X509(ctx, requests)
+	if err != nil {
+		return nil, err
+	}
+	if len(results) != len(batch) {
+		return nil, errors.New("the server did not answer each item once")
+	}
+	// Verified here and not in the step, so that nobody waits for it. The step
+	// only checks that the authority is still in the bundle.
+	m.mu.Lock()
+	var roots []*x509.Certificate
+	if own := m.machine.own(); own != nil {
+		roots = own.bundle.Roots()
+	}
+	m.mu.Unlock()
+	items := make(signed, len(batch))
+	for i, r := range results {
+		items[i] = signedItem{grantID: batch[i].grantID, err: r.Err, refused: r.Err != nil}
+		if r.Err != nil {
+			continue
+		}
+		pkcs8, err := x509.MarshalPKCS8PrivateKey(keys[i])
+		if err == nil {
+			items[i].cert, err = verify(batch[i], r.Chain, keys[i], pkcs8, r.Revision, roots, wallClock())
+		}
+		items[i].err = err
+	}
+	return items, nil
+}
+
+// Subscription is one listener with certain selectors.
+type Subscription struct {
+	mirror  *Mirror
+	group   *group
+	changed chan struct{}
+	once    sync.Once
+}
+
+// Subscribe listens to what callers with these selectors are given. While it is
+// open, the mirror sees to it that every grant that matches has an SVID.
+func (m *Mirror) Subscribe(selectors []entry.Selector) *Subscription {
+	m.mu.Lock()
+	now := wallClock()
+	s := &Subscription{mirror: m, group: m.machine.join(selectors, now), changed: make(chan struct{}, 1)}
+	if m.subscribers[s.group] == nil {
+		m.subscribers[s.group] = map[*Subscription]bool{}
+	}
+	m.subscribers[s.group][s] = true
+	pending := m.machine.view(s.group, now).Pending > 0
+	m.mu.Unlock()
+	if pending {
+		m.step(tick{})
+	}
+	return s
+}
+
+// Changed receives when the view may have changed since the last call of View.
+func (s *Subscription) Changed() <-chan struct{} { return s.changed }
+
+// View returns what the caller is given now.
+func (s *Subscription) View() View {
+	s.mirror.mu.Lock()
+	defer s.mirror.mu.Unlock()
+	return s.mirror.machine.view(s.group, wallClock())
+}
+
+// Close ends the subscription.
+func (s *Subscription) Close() {
+	s.once.Do(func() {
+		m := s.mirror
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		delete(m.subscribers[s.group], s)
+		if len(m.subscribers[s.group]) == 0 {
+			delete(m.subscribers, s.group)
+		}
+		m.machine.leave(s.group, wallClock())
+	})
+}
+
+func (s *Subscription) signal() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// outbox is what waits to be sent on one conversation.
+type outbox struct {
+	ready   chan struct{}
+	mu      sync.Mutex // guards waiting
+	waiting []*syncv1.AgentMessage
+}
+
+func (o *outbox) add(msgs []*syncv1.AgentMessage) {
+	if len(msgs) == 0 {
+		return
+	}
+	o.mu.Lock()
+	o.waiting = append(o.waiting, msgs...)
+	o.mu.Unlock()
+	select {
+	case o.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outbox) take() []*syncv1.AgentMessage {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	msgs := o.waiting
+	o.waiting = nil
+	return msgs
+}
+
+// wallClock is the time without its monotonic part, which stands still while
+// the machine sleeps.
+func wallClock() time.Time { return time.Now().Round(0) }
+
+func random() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails (crypto/rand)
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// JWT is a token, ready to be handed out.
+type JWT struct {
+	GrantID string
+	ID      spiffeid.ID
+	Hint    string
+	Token   string
+}
+
+// refreshWait is how long a caller waits for a better token than the one that
+// is still good.
+const refreshWait = time.Second
+
+// JWT returns a token of a grant for an exact set of audiences, from the cache
+// or signed now. The caller has seen the grant in its View.
+func (m *Mirror) JWT(ctx context.Context, grantID string, audience []string) (JWT, error) {
+	for {
+		m.mu.Lock()
+		now := wallClock()
+		g := m.machine.grants[grantID]
+		if g == nil || !g.serves(now) {
+			m.mu.Unlock()
+			return JWT{}, fault.New(fault.Denied, "grant_gone", "no identity issued")
+		}
+		out := JWT{GrantID: grantID, ID: g.entry.SPIFFEID, Hint: g.entry.Hint}
+		key := tokenKey(grantID, g.entry.Revision, audience)
+		held, old := m.tokens.find(key, now)
+		if held != nil && !old {
+			m.mu.Unlock()
+			out.Token = held.text
+			return out, nil
+		}
+		single := g.entry.JWTIncludeJTI // each such token is one of a kind
+		done := m.asking[key]
+		if done == nil && !single {
+			m.asking[key] = make(chan struct{})
+		}
+		own := m.machine.own()
+		m.mu.Unlock()
+
+		if done != nil && !single { // someone is at it
+			if held != nil {
+				out.Token = held.text
+				return out, nil
+			}
+			select {
+			case <-done:
+				continue
+			case <-ctx.Done():
+				return JWT{}, ctx.Err()
+			}
+		}
+		tok, err := m.signJWT(ctx, grantID, out.ID, audience, own, held != nil)
+		if !single {
+			m.mu.Lock()
+			close(m.asking[key])
+			delete(m.asking, key)
+			if err == nil && m.machine.goodKey(tok.keyID) {
+				m.tokens.keep(key, tok)
+			}
+			m.mu.Unlock()
+		}
+		switch {
+		case err == nil:
+			out.Token = tok.text
+			return out, nil
+		case held != nil:
+			out.Token = held.text // still good
+			return out, nil
+		}
+		return JWT{}, err
+	}
+}
+
+// signJWT has a token signed and verifies it before anyone sees it (R36).
+func (m *Mirror) signJWT(ctx context.Context, grantID string, id spiffeid.ID, audience []string, own *trust, refresh bool) (*token, error) {
+	if own == nil {
+		return nil, fault.New(fault.Unavailable, "not_synced", "the agent has not been told yet what there is")
+	}
+	if refresh {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, refreshWait)
+		defer cancel()
+	}
+	r, err := m.cfg.Link.JWT(ctx, grantID, audience)
+	if err != nil {
+		return nil, err
+	}
+	tok := &token{text: r.Token, issuedAt: wallClock()}
+	claims, err := svid.ValidateJWT(r.Token, audience, func(td spiffeid.TrustDomain, keyID string) (crypto.PublicKey, bool) {
+		tok.keyID = keyID
+		if td != m.cfg.TrustDomain {
+			return nil, false
+		}
+		return own.bundle.JWTKey(keyID)
+	}, tok.issuedAt)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token that does not verify").Because(err)
+	}
+	if claims.ID != id || tokenKey("", 0, claims.Audience) != tokenKey("", 0, audience) {
+		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token for another identity or audience")
+	}
+	tok.expiresAt = claims.Expiry
+	return tok, nil
+}

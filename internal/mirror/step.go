@@ -1,0 +1,167 @@
+package mirror
+
+import (
+	"time"
+
+	"github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// event is what happened. now carries no monotonic part, so that comparisons
+// see suspends and clock changes; seed feeds all jitter of the step.
+type event struct {
+	now  time.Time
+	seed uint64
+	what any // connected, disconnected, *syncv1.ServerMessage, signed, signFailed, tick
+}
+
+type (
+	connected    struct{}
+	disconnected struct{}
+	tick         struct{}
+	signFailed   struct{} // a batch as a whole, such as a server that cannot be reached
+)
+
+// effects is what to do after a step.
+type effects struct {
+	send       []*syncv1.AgentMessage
+	resync     string // not empty: open the stream anew, for this reason
+	sign       []want // not empty: have these signed; one batch at a time
+	wake       []*group
+	directives []*syncv1.Directive
+	notes      []note
+	keysGone   bool           // JWT authorities went away or are tainted
+	own        *bundle.Bundle // not nil: the own trust domain's bundle is new
+}
+
+// note is something that an operator should see.
+type note struct {
+	message, id, reason string
+	count               int
+}
+
+// want asks for the signature of one SVID.
+type want struct {
+	grantID  string
+	id       spiffeid.ID
+	revision uint64
+}
+
+// machine is the mirror's whole state. Only step and the methods of this
+// package's pure files touch it; run.go guards it.
+type machine struct {
+	td        spiffeid.TrustDomain
+	cacheSize int
+	version   string // of the agent, for the server's records
+
+	// What the server said, and the sum over it.
+	position *syncv1.Position
+	sum      entry.Sum
+	grants   map[string]*grant
+	bundles  map[string]*trust // by trust domain name
+	synced   bool
+
+	// The exchange under way on the stream.
+	online    bool
+	inventory *inventory
+	parts     [][]byte
+	partsSize int
+	statusAt  time.Time
+
+	// Signing.
+	signing      bool
+	signFailures int
+	signNotYet   time.Time // after a failed batch
+
+	groups map[string]*group
+	now    time.Time // of the last step
+	// next is when something is due without an event from outside.
+	next time.Time
+}
+
+func newMachine(td spiffeid.TrustDomain, cacheSize int, version string) *machine {
+	if cacheSize <= 0 {
+		cacheSize = DefaultCacheSize
+	}
+	return &machine{td: td, cacheSize: cacheSize, version: version,
+		grants: map[string]*grant{}, bundles: map[string]*trust{}, groups: map[string]*group{}}
+}
+
+// step applies one event and says what to do.
+func (m *machine) step(ev event) effects {
+	var fx effects
+	dirty := map[*group]bool{}
+	switch what := ev.what.(type) {
+	case connected:
+		m.hello(&fx)
+	case disconnected:
+		m.online, m.inventory, m.parts, m.partsSize = false, nil, nil, 0
+	case *syncv1.ServerMessage:
+		m.receive(what, ev, dirty, &fx)
+	case signed:
+		m.accept(what, ev, dirty, &fx)
+	case signFailed:
+		m.signing = false
+		for _, g := range m.grants {
+			g.signing = false
+		}
+		m.signFailures++
+		m.signNotYet = ev.now.Add(backoff(m.signFailures, signFloor, signCeiling, ev.seed, 0))
+	}
+	if ev.now.Before(m.now) { // the clock was put back: what had ended may not have (R107)
+		for _, g := range m.groups {
+			m.rematch(g, ev.now)
+			dirty[g] = true
+		}
+	}
+	m.now = ev.now
+	m.expire(ev.now, dirty)
+	m.plan(ev, &fx)
+	m.status(ev.now, &fx)
+	fx.wake = inOrder(dirty)
+	return fx
+}
+
+func (m *machine) status(now time.Time, fx *effects) {
+	if !m.online || !m.synced || !due(m.statusAt, now, statusInterval) {
+		return
+	}
+	m.statusAt = now.Add(statusInterval)
+	st := m.stats()
+	fx.send = append(fx.send, &syncv1.AgentMessage{Message: &syncv1.AgentMessage_Status{Status: &syncv1.Status{
+		Grants: uint32(st.Grants), X509Svids: uint32(st.X509SVIDs), Subscribers: uint32(st.Subscribers), Clock: now.UnixMilli(),
+	}}})
+}
+
+func (m *machine) stats() Stats {
+	st := Stats{Grants: len(m.grants), Synced: m.synced}
+	for _, g := range m.grants {
+		if g.cert != nil {
+			st.X509SVIDs++
+		}
+	}
+	for _, g := range m.groups {
+		st.Subscribers += g.refs
+	}
+	if b := m.own(); b != nil {
+		st.BundleSequence = b.bundle.Sequence
+	}
+	return st
+}
+
+// own returns the own trust domain's bundle, or nil.
+func (m *machine) own() *trust { return m.bundles[m.td.Name()] }
+
+// goodKey reports whether tokens of that key may be handed out.
+func (m *machine) goodKey(keyID string) bool {
+	if own := m.own(); own != nil {
+		for _, a := range own.bundle.JWT {
+			if a.KeyID == keyID {
+				return !a.Tainted
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,203 @@
+package serverlink
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/plastron/plastron/api/plastron/issue/v1"
+	"github.com/plastron/plastron/api/plastron/sync/v1"
+	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
+	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/nodeattest"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+)
+
+// MaxBatch is how many SVIDs one call may ask for; maxChallenges bounds an attestation.
+const (
+	MaxBatch      = 500
+	maxChallenges = 16
+)
+
+// Bundle returns the trust domain's bundle.
+func (c *Client) Bundle(ctx context.Context) (*bundle.Bundle, error) {
+	c.mu.Lock()
+	conn, cfg := c.conn, c.cfg
+	c.mu.Unlock()
+	return fetchBundle(ctx, conn, cfg)
+}
+
+// SVID is a certificate of the agent's own. The caller verifies it before use.
+type SVID struct {
+	ID          spiffeid.ID
+	Chain       [][]byte // DER, leaf first
+	ExpiresAt   time.Time
+	CanReattest bool // only after an attestation
+}
+
+// Attest proves this node by the named attestor and returns the agent's SVID
+// for the key in csr. It works without a certificate of our own.
+func (c *Client) Attest(ctx context.Context, attestor string, prover nodeattest.Prover, csr []byte) (SVID, error) {
+	const doing = "attest this node"
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	payload, err := prover.Payload(ctx)
+	if err != nil {
+		return SVID{}, err
+	}
+	conn := c.current()
+	stream, err := agentv1.NewAgentClient(conn).AttestAgent(ctx)
+	if err != nil {
+		return SVID{}, conn.fault(doing, err)
+	}
+	// When Send returns io.EOF, what went wrong comes from Recv.
+	err = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_Params_{Params: &agentv1.AttestAgentRequest_Params{
+		Data:   &spiretypes.AttestationData{Type: attestor, Payload: payload},
+		Params: &agentv1.AgentX509SVIDParams{Csr: csr},
+	}}})
+	if err != nil && !errors.Is(err, io.EOF) {
+		return SVID{}, conn.fault(doing, err)
+	}
+	for range maxChallenges {
+		resp, err := stream.Recv()
+		if err != nil {
+			return SVID{}, conn.fault(doing, err)
+		}
+		if result := resp.GetResult(); result != nil {
+			s, err := c.ownSVID(result.GetSvid())
+			s.CanReattest = result.GetReattestable()
+			return s, err
+		}
+		answer, err := prover.Answer(ctx, resp.GetChallenge())
+		if err != nil {
+			return SVID{}, err
+		}
+		err = stream.Send(&agentv1.AttestAgentRequest{Step: &agentv1.AttestAgentRequest_ChallengeResponse{ChallengeResponse: answer}})
+		if err != nil && !errors.Is(err, io.EOF) {
+			return SVID{}, conn.fault(doing, err)
+		}
+	}
+	return SVID{}, malformed("there is no end to its challenges")
+}
+
+// Renew returns a new SVID of the agent's own for the key in csr. The old one
+// stays good until the new one is first used (R33).
+func (c *Client) Renew(ctx context.Context, csr []byte) (SVID, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn := c.current()
+	resp, err := agentv1.NewAgentClient(conn).RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: csr}})
+	if err != nil {
+		return SVID{}, conn.fault("renew the agent's own SVID", err)
+	}
+	return c.ownSVID(resp.GetSvid())
+}
+
+func (c *Client) ownSVID(p *spiretypes.X509SVID) (SVID, error) {
+	id, err := identity.ParseMember(c.td, "spiffe://"+p.GetId().GetTrustDomain()+p.GetId().GetPath())
+	if err != nil || !identity.IsAgent(id) {
+		return SVID{}, malformed("it gives the agent an ID that is not an agent's")
+	}
+	if len(p.GetCertChain()) == 0 {
+		return SVID{}, malformed("it holds no certificate")
+	}
+	return SVID{ID: id, Chain: p.GetCertChain(), ExpiresAt: time.Unix(p.GetExpiresAt(), 0)}, nil
+}
+
+// Stream is one conversation of the sync protocol. One goroutine may send while
+// another receives.
+type Stream struct {
+	conn   *connection
+	stream grpc.BidiStreamingClient[syncv1.AgentMessage, syncv1.ServerMessage]
+	cancel context.CancelFunc
+}
+
+// Follow opens the stream by which the server says what changes. It waits for
+// the server to come up, as long as ctx lasts.
+func (c *Client) Follow(ctx context.Context) (*Stream, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	conn := c.current()
+	stream, err := syncv1.NewSyncClient(conn).Follow(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		cancel()
+		return nil, conn.fault("follow the server", err)
+	}
+	return &Stream{conn: conn, stream: stream, cancel: cancel}, nil
+}
+
+// Send sends one message.
+func (s *Stream) Send(m *syncv1.AgentMessage) error {
+	return s.conn.fault("send to the server", s.stream.Send(m))
+}
+
+// Recv waits for the next message.
+func (s *Stream) Recv() (*syncv1.ServerMessage, error) {
+	m, err := s.stream.Recv()
+	return m, s.conn.fault("follow the server", err)
+}
+
+// Close ends the stream; Recv returns.
+func (s *Stream) Close() { s.cancel() }
+
+// X509Item asks for one X.509-SVID.
+type X509Item struct {
+	GrantID string
+	CSR     []byte
+}
+
+// X509Result is the outcome of one item.
+type X509Result struct {
+	Err      error // a fault with the server's reason; nothing was signed
+	Chain    [][]byte
+	Revision uint64 // of the grant that was signed for
+}
+
+// X509 has SVIDs signed, at most MaxBatch. The results are in the order of the items.
+func (c *Client) X509(ctx context.Context, items []X509Item) ([]X509Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req := &issuev1.X509Request{}
+	for _, item := range items {
+		req.Items = append(req.Items, &issuev1.X509Item{GrantId: item.GrantID, Csr: item.CSR})
+	}
+	conn := c.current()
+	resp, err := issuev1.NewIssueClient(conn).X509(ctx, req)
+	if err != nil {
+		return nil, conn.fault("have X.509-SVIDs signed", err)
+	}
+	if len(resp.GetResults()) != len(items) {
+		return nil, malformed("it does not answer each item once")
+	}
+	results := make([]X509Result, len(items))
+	for i, r := range resp.GetResults() {
+		if refusal := r.GetRefusal(); refusal != nil {
+			results[i].Err = &fault.Error{Kind: fault.Denied, Reason: clip(refusal.GetReason()), Message: clip(refusal.GetMessage()), Remedy: clip(refusal.GetRemedy())}
+			continue
+		}
+		results[i].Chain, results[i].Revision = r.GetCertChain(), r.GetRevision()
+	}
+	return results, nil
+}
+
+// JWTResult is a signed token. The caller verifies it before use.
+type JWTResult struct {
+	Token    string
+	Revision uint64
+}
+
+// JWT has one token signed.
+func (c *Client) JWT(ctx context.Context, grantID string, audience []string) (JWTResult, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	conn := c.current()
+	resp, err := issuev1.NewIssueClient(conn).JWT(ctx, &issuev1.JWTRequest{GrantId: grantID, Audience: audience})
+	if err != nil {
+		return JWTResult{}, conn.fault("have a JWT-SVID signed", err)
+	}
+	return JWTResult{Token: resp.GetToken(), Revision: resp.GetRevision()}, nil
+}

@@ -1,0 +1,208 @@
+// Package serverlink is a client of a server: it attests, renews, follows the
+// server's changes and has SVIDs signed. It makes sure that the other end is a
+// server of the trust domain, and turns what the server answers into faults.
+// When to call, and what to do with the answers, is not decided here.
+//
+// What must always hold: TLS 1.3, without resumption; the server's certificate
+// verifies against the roots that the caller holds at that moment and names
+// exactly the server's ID; neither DNS records nor the environment change how
+// we connect; what the server sends is bounded.
+package serverlink
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+// Limits of a connection. A link that swallows packets one way is noticed by
+// TCP keepalive or by an unanswered ping, after 75 s at most.
+const (
+	dialTimeout   = 10 * time.Second
+	callTimeout   = 30 * time.Second
+	tcpKeepAlive  = 15 * time.Second
+	pingInterval  = 30 * time.Second
+	userTimeout   = 45 * time.Second // of pings, and grpc sets the TCP user timeout from it
+	maxMessage    = 16 << 20
+	maxHeaderList = 16 << 10
+	streamWindow  = 256 << 10
+	connWindow    = 1 << 20
+)
+
+// Config says where a server is and how both sides are recognised.
+type Config struct {
+	Address     string // host:port
+	TrustDomain spiffeid.TrustDomain
+	// Roots returns the trust domain's roots as they are now. It is asked at each handshake.
+	Roots func() []*x509.Certificate
+	// Certificate returns the agent's own as it is now; nil, or a nil result: none is shown.
+	Certificate func() *tls.Certificate
+	// Dial replaces the way to the network; nil: TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// Client is a client of one server. All methods may be called concurrently.
+type Client struct {
+	td spiffeid.TrustDomain
+
+	mu   sync.Mutex // guards everything below
+	cfg  Config
+	conn *connection
+	down bool
+}
+
+// connection is a grpc connection and the verdict on the server at its other
+// end, which grpc hands on as text only.
+type connection struct {
+	*grpc.ClientConn
+	mu      sync.Mutex // guards verdict
+	verdict error
+}
+
+func (c *connection) judged(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.verdict = err
+	return err
+}
+
+func (c *connection) untrusted() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.verdict
+}
+
+// New returns a client. It connects when it is first used, and again whenever needed.
+func New(cfg Config) (*Client, error) {
+	conn, err := open(cfg, cfg.verify)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{td: cfg.TrustDomain, cfg: cfg, conn: conn}, nil
+}
+
+// Redial opens a new connection and gives up the old one with all its calls: the
+// own certificate has changed, or another address is to be used (empty: the same).
+func (c *Client) Redial(address string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.down {
+		return net.ErrClosed
+	}
+	cfg := c.cfg
+	if address != "" {
+		cfg.Address = address
+	}
+	conn, err := open(cfg, cfg.verify)
+	if err != nil {
+		return err
+	}
+	old := c.conn
+	c.cfg, c.conn = cfg, conn
+	return old.Close()
+}
+
+// Close ends the connection and all calls.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.down = true
+	return c.conn.Close()
+}
+
+func (c *Client) current() *connection {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.conn
+}
+
+// open makes a connection whose server is judged by verify.
+func open(cfg Config, verify func(tls.ConnectionState) error) (*connection, error) {
+	dial := cfg.Dial
+	if dial == nil {
+		d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: tcpKeepAlive, Interval: tcpKeepAlive, Count: 3}}
+		dial = func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
+	}
+	c := &connection{}
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS13, // R123
+		// The chain is verified below, by the rules of SPIFFE instead of host names.
+		// Without a session cache every connection makes a whole handshake.
+		InsecureSkipVerify: true,
+		VerifyConnection:   func(state tls.ConnectionState) error { return c.judged(verify(state)) },
+	}
+	if cfg.Certificate != nil {
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			if own := cfg.Certificate(); own != nil {
+				return own, nil
+			}
+			return &tls.Certificate{}, nil
+		}
+	}
+	// passthrough: no resolver, so no TXT record decides anything (RG46).
+	conn, err := grpc.NewClient("passthrough:///"+cfg.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(config)),
+		grpc.WithContextDialer(dial),
+		grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDisableRetry(),
+		grpc.WithIdleTimeout(0),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingInterval, Timeout: userTimeout}),
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: dialTimeout,
+			Backoff: backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 4 * time.Second}}),
+		grpc.WithMaxHeaderListSize(maxHeaderList),
+		grpc.WithStaticStreamWindowSize(streamWindow),
+		grpc.WithStaticConnWindowSize(connWindow),
+		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(8<<10),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+	)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "server_address_invalid", "%q cannot be connected to", cfg.Address).
+			Fix("write it as HOST:PORT").Because(err)
+	}
+	c.ClientConn = conn
+	return c, nil
+}
+
+// verify judges the server against the roots that are held now (R41).
+func (c Config) verify(state tls.ConnectionState) error {
+	return verifyServer(state, c.Roots(), c.TrustDomain)
+}
+
+func verifyServer(state tls.ConnectionState, roots []*x509.Certificate, td spiffeid.TrustDomain) error {
+	chain := make([][]byte, len(state.PeerCertificates))
+	for i, cert := range state.PeerCertificates {
+		chain[i] = cert.Raw
+	}
+	id, err := svid.VerifyX509(chain, roots, td, time.Now())
+	if err != nil {
+		return untrusted(err)
+	}
+	return expectServer(id, td)
+}
+
+func expectServer(id spiffeid.ID, td spiffeid.TrustDomain) error {
+	if want := identity.Server(td); id != want {
+		return untrusted(errors.New("it shows " + id.String() + ", expected is " + want.String()))
+	}
+	return nil
+}
+
+// untrusted is the fault about a server, whatever the reason is called elsewhere.
+func untrusted(err error) error {
+	return fault.New(fault.Unauthenticated, "server_untrusted", "what answers is not a server of our trust domain").
+		Fix("check the address and the agent's trust bundle").Because(err)
+}

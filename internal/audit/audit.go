@@ -67,6 +67,7 @@ type Admission struct {
 	KeyHash  Hash      `json:"key_hash"`
 	Lineage  string    `json:"lineage"`
 	Evidence Hash      `json:"evidence"` // hash of the one-time secret, if there was one
+	Position string    `json:"position"` // of the commit that admitted or renewed it
 	Expiry   time.Time `json:"expiry"`
 }
 

@@ -37,7 +37,9 @@ func endedBySignal(state *os.ProcessState) (int, bool) {
 
 // lockFile takes the lock of an open file, if nobody holds it. The lock ends with
 // the process.
-func lockFile(file *os.File) bool { return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil }
+func lockFile(file *os.File) bool {
+	return unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil
+}
 
 // ownedByUs reports whether a file belongs to this user.
 func ownedByUs(info os.FileInfo) bool {

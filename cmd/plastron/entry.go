@@ -148,10 +148,10 @@ func (e *entryFlags) entries(c *cobra.Command, stdin io.Reader) ([]*spiretypes.E
 
 // entryFilter is what show and count look for.
 type entryFilter struct {
-	entryID, parentID, spiffeID, hint   string
-	selectors, federatesWith            []string
-	selectorsOn, federatesOn            string
-	downstream                          bool
+	entryID, parentID, spiffeID, hint string
+	selectors, federatesWith          []string
+	selectorsOn, federatesOn          string
+	downstream                        bool
 }
 
 func (f *entryFilter) addFlags(flags *pflag.FlagSet) {

@@ -1,0 +1,167 @@
+// Command plastron-bench measures a running server or agent through its public
+// interfaces only: the admin socket, the TCP port and the Workload API. So it can
+// drive any server that speaks SPIRE's API.
+//
+// It prints wall time and CPU time for each operation. The CPU time is that of
+// the process named by -pid, read from /proc before and after. In the same run it
+// measures a reference on this machine (the cryptography that an operation cannot
+// do without, or a bare gRPC call), since only the ratio of the two can be
+// compared between machines.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintln(os.Stderr, "Error:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+// options are the flags, the same for each benchmark.
+type options struct {
+	admin, address, workload, output string
+	pid, count, batch, parallel      int
+}
+
+// benchmark is one row of the table of what can be measured.
+type benchmark struct {
+	name, doc string
+	count     int // default of -n
+	run       func(context.Context, options) (result, error)
+}
+
+func benchmarks() []benchmark {
+	return []benchmark{
+		{"create", "create entries in batches over the admin socket", 5000, benchCreate},
+		{"x509", "issue X.509-SVIDs in batches to an agent", 5000, benchX509},
+		{"jwt", "issue JWT-SVIDs to an agent", 5000, benchJWT},
+		{"attest", "attest new agents with join tokens, each on its own TLS connection", 500, benchAttest},
+		{"fetch", "fetch X.509-SVIDs from the Workload API, each on a stream of its own", 5000, benchFetch},
+	}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 2 && args[0] == echoVerb {
+		return serveEcho(args[1], os.Stdin, stdout)
+	}
+	var names []string
+	for _, b := range benchmarks() {
+		names = append(names, b.name)
+	}
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		fmt.Fprintf(stderr, "Usage: plastron-bench NAME [flags]\n\n")
+		for _, b := range benchmarks() {
+			fmt.Fprintf(stderr, "  %-8s %s\n", b.name, b.doc)
+		}
+		fmt.Fprintf(stderr, "\nplastron-bench NAME -h lists the flags.\n")
+		return flag.ErrHelp
+	}
+	for _, b := range benchmarks() {
+		if b.name != args[0] {
+			continue
+		}
+		o, err := parse(b, args[1:], stderr)
+		if err != nil {
+			return err
+		}
+		r, err := b.run(ctx, o)
+		if err != nil {
+			return fmt.Errorf("%s: %w", b.name, err)
+		}
+		r.Name, r.Pid = b.name, o.pid
+		return r.print(stdout, o.output)
+	}
+	return fmt.Errorf("there is no benchmark %q, but %s", args[0], strings.Join(names, ", "))
+}
+
+func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("plastron-bench "+b.name, flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.StringVar(&o.admin, "socketPath", env("SPIRE_SERVER_PRIVATE_SOCKET", "/tmp/spire-server/private/api.sock"), "`PATH` of the server's admin socket")
+	flags.StringVar(&o.address, "address", "127.0.0.1:8081", "`HOST:PORT` of the server")
+	flags.StringVar(&o.workload, "workloadSocket", strings.TrimPrefix(env("SPIFFE_ENDPOINT_SOCKET", "/tmp/spire-agent/public/api.sock"), "unix://"), "`PATH` of the Workload API")
+	flags.IntVar(&o.pid, "pid", 0, "`PID` of the process whose CPU time is measured")
+	flags.IntVar(&o.count, "n", b.count, "`NUMBER` of operations")
+	flags.IntVar(&o.batch, "batch", 50, "`NUMBER` of operations in one call, where the call takes several")
+	flags.IntVar(&o.parallel, "parallel", 4, "`NUMBER` of calls at the same time")
+	flags.StringVar(&o.output, "output", "table", "`FORMAT`: table or json")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	switch {
+	case flags.NArg() > 0:
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	case o.count < 1 || o.batch < 1 || o.parallel < 1:
+		return o, errors.New("-n, -batch and -parallel must be positive")
+	case o.output != "table" && o.output != "json":
+		return o, fmt.Errorf("-output is %q, not table or json", o.output)
+	}
+	return o, nil
+}
+
+func env(name, otherwise string) string {
+	if value := os.Getenv(name); value != "" {
+		return value
+	}
+	return otherwise
+}
+
+// result is what one benchmark found. Times are nanoseconds for one operation.
+type result struct {
+	Name        string  `json:"name"`
+	Pid         int     `json:"pid,omitempty"`
+	Operations  int     `json:"operations"`
+	WallNS      int64   `json:"wall_ns_per_op"`
+	CPUNS       int64   `json:"cpu_ns_per_op,omitempty"` // of the process at -pid
+	Reference   string  `json:"reference"`
+	ReferenceNS int64   `json:"reference_cpu_ns_per_op"`
+	Ratio       float64 `json:"ratio,omitempty"` // CPUNS / ReferenceNS
+	P50NS       int64   `json:"p50_ns,omitempty"`
+	P99NS       int64   `json:"p99_ns,omitempty"`
+	Go          string  `json:"go"`
+	CPUs        int     `json:"cpus"`
+}
+
+func (r result) print(w io.Writer, output string) error {
+	r.Go, r.CPUs = runtime.Version(), runtime.NumCPU()
+	if r.CPUNS > 0 && r.ReferenceNS > 0 {
+		r.Ratio = float64(r.CPUNS) / float64(r.ReferenceNS)
+	}
+	if output == "json" {
+		return json.NewEncoder(w).Encode(r)
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\n")
+	cpu, ratio := "-", "-"
+	if r.CPUNS > 0 {
+		cpu = micro(r.CPUNS)
+	}
+	if r.Ratio > 0 {
+		ratio = fmt.Sprintf("%.2f", r.Ratio)
+	}
+	fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s (%s)\t%s\t%s\t%s\n", r.Name, r.Operations, micro(r.WallNS), cpu, micro(r.ReferenceNS), r.Reference, ratio, micro(r.P50NS), micro(r.P99NS))
+	return t.Flush()
+}
+
+func micro(ns int64) string {
+	return fmt.Sprintf("%.1f µs", float64(ns)/float64(time.Microsecond))
+}

@@ -26,9 +26,9 @@ import (
 // (it may be a mount). A reader who needs a set that fits together opens ..data
 // once and reads below it.
 type filesDir struct {
-	dir     string
-	lock    *os.File
-	present string // the inner directory in use
+	dir               string
+	lock              *os.File
+	present, previous string // inner directories: the one in use, and the one before
 }
 
 const linkName, versionPrefix = "..data", "..v"
@@ -72,12 +72,15 @@ func openFilesDir(dir string) (*filesDir, error) {
 func (d *filesDir) Close() error { return d.lock.Close() }
 
 // sweep removes inner directories that are not in use, such as those of a run
-// that was killed.
+// that was killed. The one before the present stays, since somebody may just be
+// on the way into it.
 func (d *filesDir) sweep() {
-	d.present, _ = os.Readlink(filepath.Join(d.dir, linkName))
-	stale, _ := filepath.Glob(filepath.Join(d.dir, versionPrefix+"*"))
-	for _, path := range stale {
-		if filepath.Base(path) != d.present {
+	if now, _ := os.Readlink(filepath.Join(d.dir, linkName)); now != d.present {
+		d.present, d.previous = now, d.present
+	}
+	inner, _ := filepath.Glob(filepath.Join(d.dir, versionPrefix+"*"))
+	for _, path := range inner {
+		if name := filepath.Base(path); name != d.present && name != d.previous {
 			_ = os.RemoveAll(path) // tried again at the next renewal
 		}
 	}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// TestMain makes this test binary stand for the program in scripts.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"plastron":     main,
+		"spire-server": main,
+		"spire-agent":  main,
+		"other":        main, // the same program under another path, for selectors
+	})
+}
+
+// TestScripts runs the command lines in testdata/scripts.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/scripts",
+		UpdateScripts: *update,
+		Setup: func(env *testscript.Env) error {
+			// Sockets need short paths, and each script its own instances.
+			dir, err := os.MkdirTemp("", "pl")
+			if err != nil {
+				return err
+			}
+			env.Defer(func() { os.RemoveAll(dir) })
+			env.Setenv("TMPDIR", dir)
+			env.Setenv("UID", fmt.Sprint(os.Getuid()))
+			env.Setenv("XDG_RUNTIME_DIR", "")
+			return nil
+		},
+	})
+}
+
+// call runs one command line in this process.
+func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	code = run(t.Context(), append([]string{"plastron"}, args...), strings.NewReader(""), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// TestHelp pins the help of every command: it is what a person reads and what
+// the documentation is made of.
+func TestHelp(t *testing.T) {
+	var got bytes.Buffer
+	p := &program{stdin: strings.NewReader(""), stdout: &got, stderr: &got}
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		fmt.Fprintf(&got, "$ %s -h\n", c.CommandPath())
+		help(&got, c)
+		fmt.Fprintln(&got)
+		for _, child := range c.Commands() {
+			if child.IsAvailableCommand() {
+				walk(child)
+			}
+		}
+	}
+	walk(p.root())
+	file := filepath.Join("testdata", "help.golden")
+	if *update {
+		if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got.String()); diff != "" {
+		t.Errorf("help (-want +got):\n%s", diff)
+	}
+}
+
+func TestNormalize(t *testing.T) {
+	p := &program{}
+	for _, tt := range []struct{ in, want string }{
+		{"server entry create -spiffeID spiffe://a/b -selector unix:uid:1 -selector=x:y",
+			"server entry create --spiffeID=spiffe://a/b --selector=unix:uid:1 --selector=x:y"},
+		{"server entry create --spiffeID -strange -downstream --admin=false", "server entry create --spiffeID=-strange --downstream --admin=false"},
+		{"agent api fetch -socketPath /s", "agent api fetch --socketPath=/s"},
+		{"agent api fetch x509 -silent", "agent api fetch x509 --silent"},
+		{"run -files d -- cmd -x -- -spiffeID", "run --files=d -- cmd -x -- -spiffeID"},
+		{"server entry count -h", "server entry count --help"},
+		{"server entry count -help", "server entry count --help"},
+		{"help server", "help server"},
+		{"__complete server en", "__complete server en"},
+		{"completion bash -no-descriptions", "completion bash --no-descriptions"},
+		{"", ""},
+	} {
+		got, err := normalize(p.root(), strings.Fields(tt.in))
+		if err != nil || strings.Join(got, " ") != tt.want {
+			t.Errorf("normalize(%s) = %s, %v, want %s", tt.in, strings.Join(got, " "), err, tt.want)
+		}
+	}
+}
+
+// TestExamplesOfMistakes: a wrong command line is one error that names the flag and
+// the nearest name, and nothing is done.
+func TestMistakes(t *testing.T) {
+	t.Setenv("SPIRE_SERVER_PRIVATE_SOCKET", "")
+	for _, tt := range []struct{ in, want string }{
+		{"sever", "\"sever\" is not a command of plastron\n  Fix: did you mean \"server\"?"},
+		{"server entry", ""},
+		{"server entry xyzzy", "\"xyzzy\" is not a command of plastron server entry\n  Fix: there are count, create, delete, show"},
+		{"server entry show -parrentID x", "plastron server entry show has no flag -parrentID\n  Fix: did you mean -parentID?"},
+		{"server entry show --parentid x", "plastron server entry show has no flag -parentid\n  Fix: did you mean -parentID?"},
+		{"server entry show -qqqqqqqqqq", "plastron server entry show has no flag -qqqqqqqqqq\n  Fix: see plastron server entry show -h"},
+		{"server entry show -parentID", "the flag -parentID needs a value\n  Fix: see plastron server entry show -h"},
+		{"server entry show extra", "plastron server entry show does not take the argument \"extra\"\n  Fix: a flag begins with a dash; see plastron server entry show -h"},
+		{"server entry show -downstream=maybe", "the value \"maybe\" of -downstream is not true or false\n  Fix: see plastron server entry show -h"},
+		{"server entry show -output yaml", "the value \"yaml\" of -output is wrong: there are pretty and json\n  Fix: see plastron server entry show -h"},
+		{"server entry show -selector nocolon", "the selector \"nocolon\" has no colon\n  Fix: write it as TYPE:VALUE, such as unix:uid:1000"},
+		{"server entry show -selector a:b -matchSelectorsOn some", "the value \"some\" of -matchSelectorsOn is none of exact, any, superset, subset\n  Fix: see plastron server entry show -h"},
+		{"server entry create", "at least one -selector is required\n  Fix: see plastron server entry create -h"},
+		{"server entry create -selector a:b", "-parentID is required unless -node is given\n  Fix: see plastron server entry create -h"},
+		{"server entry create -selector a:b -node", "-spiffeID is required\n  Fix: see plastron server entry create -h"},
+		{"server entry create -selector a:b -node -spiffeID x", "-spiffeID: \"x\" is not a SPIFFE ID: scheme is missing or invalid\n  Fix: write it as spiffe://TRUST-DOMAIN/PATH"},
+		{"server entry create -selector a:b -node -spiffeID spiffe://a/b -x509SVIDTTL -5", "-x509SVIDTTL, -jwtSVIDTTL and -entryExpiry must not be negative\n  Fix: see plastron server entry create -h"},
+		{"server entry create -data - -spiffeID spiffe://a/b", "-data and -spiffeID exclude each other\n  Fix: see plastron server entry create -h"},
+		{"server entry create -data /nowhere/x.json", "the configuration file cannot be read: open /nowhere/x.json: no such file or directory\n  Fix: check its path and its mode"},
+		{"server entry delete", "-entryID or -file is required\n  Fix: see plastron server entry delete -h"},
+		{"server token generate -ttl 0", "-ttl must be positive\n  Fix: see plastron server token generate -h"},
+		{"server bundle show -format der", "the value \"der\" of -format is neither pem nor spiffe\n  Fix: see plastron server bundle show -h"},
+		{"server entry show -socketPath /a -instance b", "-socketPath and -instance exclude each other\n  Fix: give one of them"},
+		{"server entry show -socketPath tcp://a:1", "\"tcp://a:1\" is not the address of a Unix socket\n  Fix: write it as unix:///PATH or as a plain path"},
+		{"agent api fetch jwt", "-audience is required\n  Fix: see plastron agent api fetch jwt -h"},
+		{"agent api fetch jwt -audience a -spiffeID spiffe://A/b", "-spiffeID: \"spiffe://A/b\" is not a SPIFFE ID: trust domain characters are limited to lowercase letters, numbers, dots, dashes, and underscores\n  Fix: write it as spiffe://TRUST-DOMAIN/PATH"},
+		{"agent api validate jwt -audience a", "-svid is required\n  Fix: see plastron agent api validate jwt -h"},
+		{"agent api fetch x509 -timeout 5", "the value \"5\" of -timeout is not a duration such as 5s\n  Fix: see plastron agent api fetch x509 -h"},
+		{"run", "there is no command to run\n  Fix: write it after --, such as plastron run -- env"},
+		{"run ls", "plastron run does not take the argument \"ls\"\n  Fix: put -- before the command to run: plastron run -- ls"},
+		{"run -hint x -- ls", "-spiffeID and -hint choose what is in the files, so they need -files\n  Fix: see plastron run -h"},
+	} {
+		code, stdout, stderr := call(t, strings.Fields(tt.in)...)
+		if tt.want == "" {
+			if code != exitOK || stderr != "" {
+				t.Errorf("%s: exit %d, stderr %q", tt.in, code, stderr)
+			}
+			continue
+		}
+		if code != exitFailed || stdout != "" || stderr != "Error: "+tt.want+"\n" {
+			t.Errorf("%s: exit %d, stdout %q, stderr\n%s\nwant\nError: %s", tt.in, code, stdout, stderr, tt.want)
+		}
+	}
+}
+
+// F8: a socket path that the kernel would cut is refused.
+func TestSocketPathTooLong(t *testing.T) {
+	code, _, stderr := call(t, "server", "entry", "show", "-socketPath", "/"+strings.Repeat("x", 107))
+	if code != exitFailed || !strings.Contains(stderr, "is 108 bytes long, the limit is 107") {
+		t.Errorf("exit %d, %s", code, stderr)
+	}
+}
+
+func TestSocketOrder(t *testing.T) {
+	const variable, template = "SPIRE_SERVER_PRIVATE_SOCKET", "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE"
+	for _, tt := range []struct {
+		path, instance, variable, template, want string
+	}{
+		{"", "", "", "", serverSocket},
+		{"/flag", "", "/env", "/t/%i", "/flag"},
+		{"unix:///flag", "", "", "", "/flag"},
+		{"unix:/flag", "", "", "", "/flag"},
+		{"", "", "unix:///env", "/t/%i", "/env"},
+		{"", "blue", "/env", "/t/%i/s", "/t/blue/s"},
+		{"", "", "", "/t/%i", "/t/main"},
+	} {
+		t.Setenv(variable, tt.variable)
+		t.Setenv(template, tt.template)
+		s := serverSocketFlags((&cobra.Command{}).Flags())
+		s.path, s.instance = tt.path, tt.instance
+		if got, err := s.find(); err != nil || got != tt.want {
+			t.Errorf("%+v: %q, %v", tt, got, err)
+		}
+	}
+}
+
+func TestProgramNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"plastron": "plastron COMMAND", "spire-server": "plastron server COMMAND",
+		"/usr/bin/spire-agent": "plastron agent COMMAND", "spire-agent.exe": "plastron agent COMMAND",
+	} {
+		var out bytes.Buffer
+		if code := run(context.Background(), []string{name}, strings.NewReader(""), &out, &out); code != 0 || !strings.Contains(out.String(), want) {
+			t.Errorf("%s: exit %d, %s", name, code, out.String())
+		}
+	}
+}

@@ -1,14 +1,17 @@
 package main
 
 import (
-	"encoding/pem"
+	"context"
 	"fmt"
 	"time"
 
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
+	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
@@ -47,48 +50,28 @@ func (p *program) tokenGenerateCommand() *cobra.Command {
 		if id == "" {
 			fmt.Fprintln(p.stdout, "Warning: Missing SPIFFE ID.")
 		}
-		return nil
+		agent, err := agentOf(c.Context(), conn, token.GetValue())
+		if err != nil {
+			return peer.fault(err)
+		}
+		_, err = fmt.Fprintf(p.stdout, "Agent ID: %s\n", agent)
+		return err
 	}
 	return c
 }
 
-func (p *program) bundleShowCommand() *cobra.Command {
-	c := &cobra.Command{Use: "show", Short: "Print the server's own trust bundle"}
-	var form string
-	c.Flags().StringVar(&form, "format", "pem", "`FORM` of the bundle: pem or spiffe")
-	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		if form != "pem" && form != "spiffe" {
-			return usage(c, "the value %q of -format is neither pem nor spiffe", form)
-		}
-		conn, peer, err := at.dial(c.Context())
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		reply, err := bundlev1.NewBundleClient(conn).GetBundle(c.Context(), &bundlev1.GetBundleRequest{})
-		if err != nil {
-			return peer.fault(err)
-		}
-		switch {
-		case *out == asJSON:
-			return printJSON(p.stdout, reply)
-		case form == "spiffe":
-			document, err := bundleDocument(reply)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintf(p.stdout, "%s\n", document)
-			return err
-		}
-		for _, authority := range reply.GetX509Authorities() {
-			if err := pem.Encode(p.stdout, &pem.Block{Type: "CERTIFICATE", Bytes: authority.GetAsn1()}); err != nil {
-				return err
-			}
-		}
-		return nil
+// agentOf returns the ID of the agent that joins with a token. It is derived from
+// the token one way, so that the secret is never part of an ID (R22).
+func agentOf(ctx context.Context, conn *grpc.ClientConn, text string) (string, error) {
+	token, err := jointoken.Parse(text)
+	if err != nil {
+		return "", err
 	}
-	return c
+	own, err := bundlev1.NewBundleClient(conn).GetBundle(ctx, &bundlev1.GetBundleRequest{OutputMask: &spiretypes.BundleMask{}})
+	if err != nil {
+		return "", err
+	}
+	return "spiffe://" + own.GetTrustDomain() + "/spire/agent/join_token" + token.Path(), nil
 }
 
 func (p *program) serverHealthcheckCommand() *cobra.Command {

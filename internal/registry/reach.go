@@ -291,11 +291,15 @@ func (x *reach) reached(n uint32) []uint32 {
 	return found
 }
 
-// granted yields the entries of groups.
+// granted yields the entries of groups, those that are there.
 func (x *reach) granted(groups []uint32) iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
 		for _, path := range groups {
-			for h := x.groups[path].first; h != 0; h = x.rows.at(h).nextChild {
+			g := x.groups[path]
+			if g == nil {
+				continue
+			}
+			for h := g.first; h != 0; h = x.rows.at(h).nextChild {
 				if !yield(h) {
 					return
 				}
@@ -348,7 +352,8 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 	direct := make(map[uint32]struct{})
 	var domains []string
 	id := ""
-	if old != nil && old.flags&flagAlias == 0 {
+	wasAlias := old != nil && old.flags&flagAlias != 0
+	if old != nil && !wasAlias {
 		id = x.rows.id(was)
 		x.back(direct, old.parent)
 		domains = names(x.rows.domains(old.federates))
@@ -368,7 +373,7 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 	// gives an ID that is a parent.
 	asked := make(map[uint32]struct{})
 	if moved := !x.sameShape(old, is); moved {
-		if old != nil && old.flags&flagAlias != 0 {
+		if wasAlias {
 			for n := range x.aliases[was].nodes {
 				asked[n] = struct{}{}
 			}
@@ -398,6 +403,10 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 
 	apply()
 
+	if wasAlias && is != nil && !is.Alias() { // who came to its parent through it does not any more
+		clear(direct)
+		x.back(direct, x.rows.paths.find(is.ParentID.Path()))
+	}
 	for n := range direct {
 		if _, both := asked[n]; !both {
 			on(x.nodes.at(n), touched{entry: id, domains: domains})

@@ -56,6 +56,9 @@ func (t *texts) release(sym uint32) {
 	t.free = append(t.free, sym)
 }
 
+// users returns how many use a symbol; symbol 0 has none.
+func (t *texts) users(sym uint32) int { return int(t.rows[sym].uses) }
+
 func (t *texts) bytes(sym uint32) []byte { return t.arena.at(t.rows[sym].ref, int(t.rows[sym].size)) }
 
 func (t *texts) string(sym uint32) string { return string(t.bytes(sym)) }

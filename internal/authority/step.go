@@ -1,0 +1,251 @@
+package authority
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/svid"
+)
+
+const (
+	prepareMost  = 30 * 24 * time.Hour
+	activateMost = 7 * 24 * time.Hour
+	// pruneAfter is how long a key stays in the bundle after the last document
+	// under it has ended: for validators whose clock is slow.
+	pruneAfter = time.Minute
+	// maxLive bounds how many keys of a kind a bundle holds, so that a server that
+	// loses its keys at every restart does not make the bundle unreadable (RG29).
+	maxLive = 90
+)
+
+// event is all that a step may depend on.
+type event struct {
+	Now      time.Time
+	Lifetime time.Duration     // of a key that is made now
+	Bundle   *bundle.Bundle    // the own trust domain's, as committed
+	Held     map[string][]byte // the public key (PKIX) of each key id that the keeper holds
+	Made     *registry.Slot    // the intended slot with its key, once that is made
+	Replace  string            // the authority that an operator wants replaced now, or ""
+	// Acked says that every agent has acknowledged the bundle with the prepared
+	// key. No rule waits for it: activation is by time.
+	Acked bool
+}
+
+// step is what to do next.
+type step struct {
+	Rule   string          // the rule that applied; "" when there is nothing to do before Wake
+	Slots  []registry.Slot // to be stored, with Bundle, in one transaction
+	Bundle *bundle.Bundle
+	Make   *registry.Slot // a key to be made for this slot; nothing is stored
+	Wake   time.Time
+}
+
+// rule changes slots and bundle, or reports that it does not apply.
+type rule struct {
+	name  string
+	apply func(m *machine) bool
+}
+
+// machine is the working state of one step.
+type machine struct {
+	kind
+	event
+	slots []registry.Slot
+	make  *registry.Slot
+}
+
+// rules are tried in this order; the first that applies is the step.
+func rules() []rule {
+	return []rule{
+		{"retire", (*machine).retire},
+		{"drop", (*machine).drop},
+		{"activate", (*machine).activate},
+		{"publish", (*machine).publishMade},
+		{"make", (*machine).makeKey},
+		{"intend", (*machine).intend},
+		{"prune", (*machine).prune},
+	}
+}
+
+// next decides what to do about one kind of keys. It changes nothing that it is given.
+func next(k kind, slots []registry.Slot, e event) (step, error) {
+	m := &machine{kind: k, event: e, slots: slices.Clone(slots)}
+	for _, r := range rules() {
+		if r.apply(m) {
+			return step{Rule: r.name, Slots: m.slots, Bundle: m.Bundle, Make: m.make}, nil
+		}
+	}
+	if m.at(registry.SlotActive) < 0 && m.full() {
+		return step{}, fault.New(fault.Exhausted, "authorities_exhausted",
+			"the bundle holds %d keys of kind %s, no more are added", k.count(e.Bundle), k.name).
+			Fix(`keep keys over restarts (KeyManager "disk"), or wait until old ones have ended`)
+	}
+	return step{Wake: m.due()}, nil
+}
+
+// at returns the index of the slot in that state, or -1. Only old ones can be several.
+func (m *machine) at(state registry.SlotState) int {
+	return slices.IndexFunc(m.slots, func(s registry.Slot) bool { return s.State == state })
+}
+
+// usable reports whether a slot's key may sign: the keeper has it, the bundle
+// has it, and now is within its life.
+func (m *machine) usable(s registry.Slot) bool {
+	return len(s.PublicKey) > 0 && bytes.Equal(m.Held[s.KeyID], s.PublicKey) && m.published(m.Bundle, s) &&
+		!m.Now.Before(s.NotBefore) && m.Now.Before(s.NotAfter)
+}
+
+// life is how long a key was made for.
+func life(s registry.Slot) time.Duration { return s.NotAfter.Sub(s.NotBefore) - svid.Backdate }
+
+func prepareAt(s registry.Slot) time.Time { return s.NotAfter.Add(-min(life(s)/2, prepareMost)) }
+
+func activateAt(s registry.Slot) time.Time { return s.NotAfter.Add(-min(life(s)/6, activateMost)) }
+
+// reached reports whether the time has come.
+func (m *machine) reached(t time.Time) bool { return !m.Now.Before(t) }
+
+// retire ends the use of an active key that may not sign any more.
+func (m *machine) retire() bool {
+	i := m.at(registry.SlotActive)
+	if i < 0 || m.usable(m.slots[i]) {
+		return false
+	}
+	m.slots[i].State = registry.SlotOld
+	return true
+}
+
+// drop forgets a prepared key that may not sign, or of whose life too little is
+// left to be worth a change (RG21). Nobody has a document under it.
+func (m *machine) drop() bool {
+	i := m.at(registry.SlotPrepared)
+	if i < 0 || m.usable(m.slots[i]) && !m.reached(activateAt(m.slots[i])) {
+		return false
+	}
+	m.forget(i)
+	return true
+}
+
+// forget removes a slot, and its key from the bundle.
+func (m *machine) forget(i int) {
+	m.Bundle = m.withdraw(m.Bundle, m.slots[i])
+	m.slots = slices.Delete(m.slots, i, i+1)
+}
+
+// activate lets the prepared key sign: when nothing else does, when the time
+// has come, or when an operator wants the active one replaced.
+func (m *machine) activate() bool {
+	i, active := m.at(registry.SlotPrepared), m.at(registry.SlotActive)
+	if i < 0 {
+		return false
+	}
+	if active >= 0 {
+		if !m.reached(activateAt(m.slots[active])) && m.slots[active].AuthorityID != m.Replace {
+			return false
+		}
+		m.slots[active].State = registry.SlotOld
+	}
+	m.slots[i].State = registry.SlotActive
+	// Everything under a key ends with it at the latest: that is the promise
+	// which pruning keeps.
+	m.slots[i].LastExpiry = m.slots[i].NotAfter
+	return true
+}
+
+// publishMade takes the intended key, which now exists, into the bundle.
+func (m *machine) publishMade() bool {
+	i := m.at(registry.SlotIntended)
+	if i < 0 || m.Made == nil || m.Made.KeyID != m.slots[i].KeyID {
+		return false
+	}
+	m.slots[i] = *m.Made
+	m.slots[i].State, m.slots[i].PublishedAt = registry.SlotPrepared, m.Now
+	m.Bundle = m.publish(m.Bundle, m.slots[i])
+	return true
+}
+
+// makeKey asks for the intended key. A key that an earlier life of the process
+// made under this id, but did not publish, is replaced.
+func (m *machine) makeKey() bool {
+	i := m.at(registry.SlotIntended)
+	if i < 0 {
+		return false
+	}
+	s := m.slots[i]
+	s.NotBefore, s.NotAfter = m.Now.Add(-svid.Backdate), m.Now.Add(m.Lifetime)
+	m.make = &s
+	return true
+}
+
+// slotNames are the two that the keys of a kind take in turn. An old slot keeps
+// its name, its private key may be gone.
+func slotNames() [2]string { return [2]string{"A", "B"} }
+
+// intend claims the key id that the active key does not use.
+func (m *machine) intend() bool {
+	active := m.at(registry.SlotActive)
+	if m.at(registry.SlotPrepared) >= 0 || m.full() {
+		return false
+	}
+	name := slotNames()[0]
+	if active >= 0 {
+		s := m.slots[active]
+		if !m.reached(prepareAt(s)) && s.AuthorityID != m.Replace {
+			return false
+		}
+		if s.Name == name {
+			name = slotNames()[1]
+		}
+	}
+	m.slots = append(m.slots, registry.Slot{Name: name, State: registry.SlotIntended, KeyID: m.key + "-" + name})
+	return true
+}
+
+func (m *machine) full() bool { return m.count(m.Bundle) >= maxLive }
+
+// prune forgets an old key after the last document under it. Without an active
+// key nothing is pruned: time alone never empties a bundle.
+func (m *machine) prune() bool {
+	if m.at(registry.SlotActive) < 0 {
+		return false
+	}
+	i := slices.IndexFunc(m.slots, func(s registry.Slot) bool {
+		return s.State == registry.SlotOld && m.reached(s.LastExpiry.Add(pruneAfter))
+	})
+	if i < 0 {
+		return false
+	}
+	m.forget(i)
+	return true
+}
+
+// due is when a rule will apply next, if nothing else happens. It is zero if
+// that is never.
+func (m *machine) due() time.Time {
+	var first time.Time
+	at := func(t time.Time) {
+		if first.IsZero() || t.Before(first) {
+			first = t
+		}
+	}
+	prepared := m.at(registry.SlotPrepared) >= 0
+	for _, s := range m.slots {
+		switch {
+		case s.State == registry.SlotActive && prepared:
+			at(activateAt(s))
+		case s.State == registry.SlotActive && m.reached(prepareAt(s)): // full
+			at(s.NotAfter)
+		case s.State == registry.SlotActive:
+			at(prepareAt(s))
+		case s.State == registry.SlotPrepared:
+			at(activateAt(s))
+		case s.State == registry.SlotOld:
+			at(s.LastExpiry.Add(pruneAfter))
+		}
+	}
+	return first
+}

@@ -1,0 +1,635 @@
+package nodes
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"maps"
+	mathrand "math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/nodeattest"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+const (
+	pruneEvery  = 5 * time.Minute
+	pruneBatch  = 500
+	maxTokenTTL = 366 * 24 * time.Hour
+	maxVersion  = 255
+	maxAlarms   = 10_000
+	aliasType   = "spiffe_id" // selector type of the alias that a token may carry
+	pruner      = "plastron expiry"
+)
+
+// Config is what the engine works with.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Registry    *registry.Registry
+	Audit       *audit.Writer
+	Verifiers   map[string]nodeattest.Verifier // by attestor name
+	// Issuer signs agents' certificates.
+	Issuer func(now time.Time) (*svid.X509Issuer, error)
+	TTL    time.Duration // of an agent's certificate
+	Log    *slog.Logger
+}
+
+// Engine admits, renews, bans and forgets nodes. All methods may be called concurrently.
+type Engine struct {
+	cfg Config
+
+	// mu guards everything below.
+	mu     sync.Mutex
+	keys   map[[32]byte]keyOwner // live agent keys, so that no two identities share one (C37)
+	alarms map[string]bool       // what was alarmed already
+	// authorities are the keys of our bundle at that sequence number.
+	authorities map[[32]byte]bool
+	sequence    uint64
+}
+
+type keyOwner struct {
+	id    spiffeid.ID
+	until time.Time
+}
+
+// New returns an engine over the nodes that the registry holds.
+func New(cfg Config) *Engine {
+	e := &Engine{cfg: cfg, keys: map[[32]byte]keyOwner{}, alarms: map[string]bool{}}
+	cfg.Registry.View(func(s *registry.Snapshot) {
+		for n := range s.Nodes("") {
+			for _, c := range []registry.Credential{n.Current, n.Next} {
+				if len(c.KeyHash) == 32 {
+					e.keys[[32]byte(c.KeyHash)] = keyOwner{n.ID, c.ExpiresAt}
+				}
+			}
+		}
+	})
+	return e
+}
+
+// Attestation is what a node sends to be admitted.
+type Attestation struct {
+	Type    string
+	Payload []byte
+	CSR     []byte
+	Address string // of the peer, for the audit trail
+}
+
+// Admitted is the result of an attestation or a renewal.
+type Admitted struct {
+	SVID        svid.X509
+	CanReattest bool
+}
+
+// Attest verifies a node's evidence and admits it. Everything that can be wrong
+// with the request itself is judged before the evidence is, and the evidence is
+// consumed by the commit that writes the node's row, so a mistake never burns a
+// one-time secret (K18) and a crash leaves all or nothing (R19).
+func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Challenger) (Admitted, error) {
+	// 1. Sizes, then the key.
+	verifier, known := e.cfg.Verifiers[a.Type]
+	switch {
+	case len(a.Type) > nodeattest.MaxType || !known:
+		return Admitted{}, fault.New(fault.Invalid, "attestor_unknown", "the attestation type is not offered here").
+			Fix("configure the same NodeAttestor at server and agent")
+	case len(a.Payload) == 0 || len(a.Payload) > nodeattest.MaxPayload:
+		return Admitted{}, fault.New(fault.Invalid, "payload_invalid", "the attestation payload is empty or larger than %d bytes", nodeattest.MaxPayload)
+	}
+	key, err := svid.ParseCSR(a.CSR)
+	if err != nil {
+		return Admitted{}, err
+	}
+
+	// 2. The conversation.
+	evidence, err := verifier.Verify(ctx, a.Payload, ask)
+	if err != nil {
+		return Admitted{}, err
+	}
+	id, selectors, err := e.identify(a.Type, evidence)
+	if err != nil {
+		return Admitted{}, err
+	}
+
+	// 3. The certificate, unsigned.
+	now := time.Now()
+	prepared, release, err := e.prepare(id, key, now)
+	if err != nil {
+		return Admitted{}, err
+	}
+
+	// 4. The decision and its commit.
+	c := Candidate{
+		Now: now, ID: id, Type: a.Type, Selectors: selectors, CanReattest: evidence.CanReattest,
+		FirstUse: evidence.FirstUse, OneTime: evidence.OneTime, Lineage: make([]byte, 16),
+		Credential: registry.Credential{Serial: prepared.Serial(), ExpiresAt: prepared.NotAfter(), KeyHash: key.Hash[:]},
+	}
+	rand.Read(c.Lineage)
+	var row *registry.Node
+	position, err := e.cfg.Registry.Update(ctx, id.String(), func(tx *registry.Tx) error {
+		c.Epoch = tx.Epoch()
+		node, err := optional(tx.Node(id))
+		if err != nil {
+			return err
+		}
+		var token *registry.Token
+		if len(c.OneTime) > 0 {
+			if token, err = optional(tx.Token(c.OneTime)); err != nil {
+				return err
+			}
+		}
+		var used *registry.Token
+		if row, used, err = Admit(node, token, c); err != nil {
+			return err
+		}
+		if used != nil {
+			if err := tx.PutToken(*used); err != nil {
+				return err
+			}
+		}
+		return tx.PutNode(*row)
+	})
+	if err != nil {
+		release()
+		return Admitted{}, err
+	}
+
+	// 5. On record, then signed.
+	act := "attest"
+	if row.Next.Serial == prepared.Serial() {
+		act = "retry"
+	}
+	issued, err := e.issue(prepared, position, act, *row, a.Address, key)
+	return Admitted{issued, row.CanReattest}, err
+}
+
+// Presented is the certificate with which an agent authenticated.
+type Presented struct {
+	ID      spiffeid.ID
+	Serial  string
+	Expiry  time.Time
+	Address string
+}
+
+// Renew gives an authenticated agent its next certificate (R33).
+func (e *Engine) Renew(ctx context.Context, p Presented, csr []byte) (Admitted, error) {
+	key, err := svid.ParseCSR(csr)
+	if err != nil {
+		return Admitted{}, err
+	}
+	now := time.Now()
+	prepared, release, err := e.prepare(p.ID, key, now)
+	if err != nil {
+		return Admitted{}, err
+	}
+	next := registry.Credential{Serial: prepared.Serial(), ExpiresAt: prepared.NotAfter(), KeyHash: key.Hash[:]}
+	var row *registry.Node
+	position, err := e.cfg.Registry.Update(ctx, p.ID.String(), func(tx *registry.Tx) error {
+		node, err := optional(tx.Node(p.ID))
+		if err != nil {
+			return err
+		}
+		if row, err = Renew(node, p.Serial, p.Expiry, now, next); err != nil {
+			return err
+		}
+		return tx.PutNode(*row)
+	})
+	if err != nil {
+		release()
+		return Admitted{}, err
+	}
+	issued, err := e.issue(prepared, position, "renew", *row, p.Address, key)
+	return Admitted{issued, row.CanReattest}, err
+}
+
+// Authenticate says whether an agent's certificate counts, from memory. Only the
+// first use of a renewed certificate writes: from then on the old one is void.
+func (e *Engine) Authenticate(ctx context.Context, p Presented) error {
+	now := time.Now()
+	var node *registry.Node
+	e.cfg.Registry.View(func(s *registry.Snapshot) {
+		node, _ = optional(s.Node(p.ID))
+	})
+	promote, err := Authenticate(node, p.Serial, p.Expiry, now)
+	if fault.ReasonOf(err) == ReasonNotActive {
+		e.alarm(p, node)
+	}
+	if err != nil || !promote {
+		return err
+	}
+	_, err = e.cfg.Registry.Update(ctx, p.ID.String(), func(tx *registry.Tx) error {
+		node, err := optional(tx.Node(p.ID))
+		if err != nil {
+			return err
+		}
+		if promote, err = Authenticate(node, p.Serial, p.Expiry, now); err != nil || !promote {
+			return err
+		}
+		return tx.PutNode(Promote(*node, p.Serial))
+	})
+	if fault.KindOf(err) == fault.Unavailable {
+		// The store is away. Refusing would cut off an agent that did all that was
+		// asked of it; both certificates count a little longer instead.
+		e.cfg.Log.WarnContext(ctx, "agent certificate not promoted", "agent", p.ID.String(), "err", err)
+		return nil
+	}
+	return err
+}
+
+// Standing is the decision of the same name on the row as it is now. It writes
+// nothing and alarms nothing: an agent that has renewed may still have its old
+// stream open (R124).
+func (e *Engine) Standing(p Presented) (reconnect bool, err error) {
+	e.cfg.Registry.View(func(s *registry.Snapshot) {
+		node, _ := optional(s.Node(p.ID))
+		reconnect, err = Standing(node, p.Serial, p.Expiry, time.Now())
+	})
+	return reconnect, err
+}
+
+// Ban keeps a node out until it is evicted.
+func (e *Engine) Ban(ctx context.Context, caller string, id spiffeid.ID) error {
+	_, err := e.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
+		n, err := tx.Node(id)
+		if err != nil {
+			return err
+		}
+		n.Banned = true
+		return tx.PutNode(n)
+	})
+	return err
+}
+
+// Evict forgets a node, its ban included, with the alias that its token carried (R32).
+func (e *Engine) Evict(ctx context.Context, caller string, id spiffeid.ID) error {
+	_, err := e.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
+		if _, err := tx.Node(id); err != nil {
+			return err
+		}
+		if err := deleteAliases(tx, id); err != nil {
+			return err
+		}
+		return tx.DeleteNode(id)
+	})
+	return err
+}
+
+// TokenRequest asks for a join token.
+type TokenRequest struct {
+	TTL   time.Duration
+	Value string      // empty: one is made
+	Alias spiffeid.ID // zero: none; else one more ID for the agent
+}
+
+// CreateToken makes a join token. The store gets its hash only: this is the one
+// time that its text is seen (R22).
+func (e *Engine) CreateToken(ctx context.Context, caller string, r TokenRequest) (jointoken.Token, time.Time, error) {
+	if r.TTL < time.Second || r.TTL > maxTokenTTL {
+		return jointoken.Token{}, time.Time{}, fault.New(fault.Invalid, "ttl_invalid", "the token's TTL must be between 1 s and %d days", maxTokenTTL/(24*time.Hour))
+	}
+	token := jointoken.Generate()
+	if r.Value != "" {
+		var err error
+		if token, err = jointoken.Choose(r.Value); err != nil {
+			return jointoken.Token{}, time.Time{}, err
+		}
+	}
+	now := time.Now().UTC().Truncate(time.Second)
+	expiry := now.Add(r.TTL)
+	id, err := spiffeid.FromPath(e.cfg.TrustDomain, "/spire/agent/"+jointoken.Name+token.Path())
+	if err != nil {
+		return jointoken.Token{}, time.Time{}, err
+	}
+	_, err = e.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
+		switch node, err := optional(tx.Node(id)); {
+		case err != nil:
+			return err
+		case node != nil:
+			return fault.New(fault.Exists, "agent_exists", "an agent was admitted by this token before") // K15
+		}
+		switch old, err := optional(tx.Token(token.Hash())); {
+		case err != nil:
+			return err
+		case old != nil:
+			return fault.New(fault.Exists, "join_token_exists", "this join token exists already")
+		}
+		if err := tx.PutToken(registry.Token{Hash: token.Hash(), ExpiresAt: expiry, NodeID: id.String(), Epoch: tx.Epoch()}); err != nil {
+			return err
+		}
+		if r.Alias.IsZero() {
+			return nil
+		}
+		return e.putAlias(tx, id, r.Alias, now)
+	})
+	if err != nil {
+		return jointoken.Token{}, time.Time{}, err
+	}
+	return token, expiry, nil
+}
+
+// Report keeps the version that an agent says it runs.
+func (e *Engine) Report(ctx context.Context, id spiffeid.ID, version string) error {
+	if len(version) > maxVersion || strings.ContainsFunc(version, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return fault.New(fault.Invalid, "agent_version_invalid", "the agent's version is not printable text of at most %d bytes", maxVersion)
+	}
+	same := false
+	e.cfg.Registry.View(func(s *registry.Snapshot) {
+		n, err := s.Node(id)
+		same = err == nil && n.AgentVersion == version
+	})
+	if same {
+		return nil
+	}
+	_, err := e.cfg.Registry.Update(ctx, id.String(), func(tx *registry.Tx) error {
+		n, err := tx.Node(id)
+		if err != nil {
+			return err
+		}
+		n.AgentVersion = version
+		return tx.PutNode(n)
+	})
+	return err
+}
+
+// CheckKey refuses a key that is an authority's (C36) or the live key of an
+// agent other than owner (C37).
+func (e *Engine) CheckKey(key svid.PublicKey, owner spiffeid.ID, now time.Time) error {
+	if err := e.checkAuthorities(key); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.checkOwnerLocked(key, owner, now)
+}
+
+func (e *Engine) checkOwnerLocked(key svid.PublicKey, owner spiffeid.ID, now time.Time) error {
+	if o, taken := e.keys[key.Hash]; taken && o.id != owner && now.Before(o.until) {
+		return fault.New(fault.Invalid, "key_taken", "the key is in use by another identity").Fix("make a new key")
+	}
+	return nil
+}
+
+// checkAuthorities compares the key with every key of our bundle.
+func (e *Engine) checkAuthorities(key svid.PublicKey) error {
+	own := false
+	e.cfg.Registry.View(func(s *registry.Snapshot) {
+		b, err := s.Bundle(e.cfg.TrustDomain)
+		if err != nil {
+			return
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.authorities == nil || e.sequence != b.Sequence {
+			e.authorities, e.sequence = b.KeyHashes(), b.Sequence
+		}
+		own = e.authorities[key.Hash]
+	})
+	if own {
+		return fault.New(fault.Invalid, "key_of_authority", "the key is one of the trust domain's own").Fix("make a new key")
+	}
+	return nil
+}
+
+// Prune drops what has expired: join tokens with the aliases of those that were
+// never used, and entries. It is one round of Run.
+func (e *Engine) Prune(ctx context.Context) error {
+	now := time.Now()
+	e.mu.Lock()
+	maps.DeleteFunc(e.keys, func(_ [32]byte, o keyOwner) bool { return !now.Before(o.until) })
+	clear(e.alarms)
+	e.mu.Unlock()
+	var tokens [][]byte
+	var entries []string
+	e.cfg.Registry.View(func(s *registry.Snapshot) {
+		for t := range s.Tokens() {
+			if !now.Before(t.ExpiresAt) {
+				tokens = append(tokens, t.Hash)
+			}
+		}
+		for en := range s.Entries("") {
+			if en.Expired(now) {
+				entries = append(entries, en.ID)
+			}
+		}
+	})
+	return errors.Join(
+		inBatches(tokens, func(part [][]byte) error { return e.pruneTokens(ctx, part, now) }),
+		inBatches(entries, func(part []string) error { return e.pruneEntries(ctx, part, now) }),
+	)
+}
+
+// Run prunes every five minutes until ctx is done. A failed round is logged and
+// tried again at the next.
+func (e *Engine) Run(ctx context.Context) error {
+	for {
+		wait := time.NewTimer(pruneEvery - pruneEvery/10 + mathrand.N(pruneEvery/5)) // R110
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return nil
+		case <-wait.C:
+			if err := e.Prune(ctx); err != nil && ctx.Err() == nil {
+				e.cfg.Log.WarnContext(ctx, "expired rows not pruned", "err", err)
+			}
+		}
+	}
+}
+
+// identify turns evidence into the agent's ID and selectors, or refuses what an
+// attestor may not yield (R24, A43, A44).
+func (e *Engine) identify(kind string, ev nodeattest.Evidence) (spiffeid.ID, []entry.Selector, error) {
+	unsound := func(what string) (spiffeid.ID, []entry.Selector, error) {
+		return spiffeid.ID{}, nil, fault.New(fault.Denied, "evidence_invalid", "the attestor %q yields %s", kind, what)
+	}
+	id, err := spiffeid.FromPath(e.cfg.TrustDomain, "/spire/agent/"+kind+ev.Path)
+	if err != nil || !strings.HasPrefix(ev.Path, "/") {
+		return unsound("a path that is not one")
+	}
+	if _, err := identity.ParseMember(e.cfg.TrustDomain, id.String()); err != nil {
+		return unsound("a path that is too long")
+	}
+	if len(ev.Selectors) == 0 {
+		return id, nil, nil
+	}
+	for _, s := range ev.Selectors {
+		if s.Type != kind {
+			return unsound("a selector of another's type")
+		}
+	}
+	selectors, err := entry.NormalizeSelectors(ev.Selectors)
+	if err != nil {
+		return unsound("selectors that are none")
+	}
+	return id, selectors, nil
+}
+
+// prepare lints an agent's certificate and reserves its key for the agent.
+// release gives the key back if the certificate is not issued after all.
+func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time) (p *svid.PreparedX509, release func(), err error) {
+	if err := e.checkAuthorities(key); err != nil {
+		return nil, nil, err
+	}
+	issuer, err := e.cfg.Issuer(now)
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err = issuer.Prepare(svid.Leaf{ID: id, Key: key, NotBefore: now.Add(-svid.Backdate), NotAfter: now.Add(e.cfg.TTL)})
+	if err != nil {
+		return nil, nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	before, had := e.keys[key.Hash]
+	if err := e.checkOwnerLocked(key, id, now); err != nil {
+		return nil, nil, err
+	}
+	e.keys[key.Hash] = keyOwner{id, p.NotAfter()}
+	return p, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if had {
+			e.keys[key.Hash] = before
+		} else {
+			delete(e.keys, key.Hash)
+		}
+	}, nil
+}
+
+// issue puts the admission on record and signs (R14).
+func (e *Engine) issue(p *svid.PreparedX509, at store.Position, act string, n registry.Node, address string, key svid.PublicKey) (svid.X509, error) {
+	a := audit.Admission{
+		Act: act, Node: n.ID.String(), Type: n.AttestationType, Address: address, Position: at.String(),
+		Serial: p.Serial(), KeyHash: key.Hash, Lineage: hex.EncodeToString(n.Lineage), Expiry: p.NotAfter(),
+	}
+	copy(a.Evidence[:], n.Evidence)
+	if err := e.cfg.Audit.Append(a); err != nil {
+		return svid.X509{}, err
+	}
+	return p.Issue()
+}
+
+// alarm reports the use of a certificate that a newer one replaced, once for each.
+func (e *Engine) alarm(p Presented, n *registry.Node) {
+	what := p.ID.String() + " " + p.Serial
+	e.mu.Lock()
+	known := e.alarms[what]
+	if len(e.alarms) >= maxAlarms {
+		clear(e.alarms)
+	}
+	e.alarms[what] = true
+	e.mu.Unlock()
+	if known {
+		return
+	}
+	e.cfg.Log.Error("replaced agent certificate used", "agent", p.ID.String(), "serial", p.Serial, "peer", p.Address)
+	err := e.cfg.Audit.Append(audit.Alarm{
+		Subject: p.ID.String(), Reason: ReasonNotActive,
+		Detail: "serial " + p.Serial + " used from " + p.Address + " while lineage " + hex.EncodeToString(n.Lineage) + " is live",
+	})
+	if err != nil {
+		e.cfg.Log.Error("alarm not on record", "err", err)
+	}
+}
+
+// putAlias writes the entry that gives the agent a second ID.
+func (e *Engine) putAlias(tx *registry.Tx, agent, alias spiffeid.ID, now time.Time) error {
+	id := make([]byte, 16)
+	rand.Read(id)
+	en := entry.Entry{
+		ID: hex.EncodeToString(id), SPIFFEID: alias, ParentID: agent, CreatedAt: now,
+		Selectors: []entry.Selector{{Type: aliasType, Value: agent.String()}},
+	}
+	if err := entry.Validate(e.cfg.TrustDomain, &en, now); err != nil {
+		return err
+	}
+	return tx.PutEntry(en)
+}
+
+// deleteAliases drops the entries that putAlias made for the agent.
+func deleteAliases(tx *registry.Tx, agent spiffeid.ID) error {
+	alias := &registry.SelectorFilter{Match: registry.MatchExact, Selectors: []entry.Selector{{Type: aliasType, Value: agent.String()}}}
+	for _, en := range tx.Snapshot().List(registry.Filter{ParentID: &agent, Selectors: alias}, "", 0) {
+		if err := tx.DeleteEntry(en.ID); err != nil && fault.KindOf(err) != fault.NotFound {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) pruneTokens(ctx context.Context, hashes [][]byte, now time.Time) error {
+	_, err := e.cfg.Registry.Update(ctx, pruner, func(tx *registry.Tx) error {
+		for _, hash := range hashes {
+			token, err := optional(tx.Token(hash))
+			if err != nil {
+				return err
+			}
+			if token == nil || now.Before(token.ExpiresAt) {
+				continue
+			}
+			if id, err := spiffeid.FromString(token.NodeID); err == nil && len(token.Consumer) == 0 {
+				if err := deleteAliases(tx, id); err != nil {
+					return err
+				}
+			}
+			if err := tx.DeleteToken(hash); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+func (e *Engine) pruneEntries(ctx context.Context, ids []string, now time.Time) error {
+	_, err := e.cfg.Registry.Update(ctx, pruner, func(tx *registry.Tx) error {
+		for _, id := range ids {
+			en, err := optional(tx.Entry(id))
+			if err != nil {
+				return err
+			}
+			if en == nil || !en.Expired(now) {
+				continue
+			}
+			if err := tx.DeleteEntry(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+// inBatches keeps one transaction small.
+func inBatches[T any](all []T, f func([]T) error) error {
+	for len(all) > 0 {
+		n := min(len(all), pruneBatch)
+		if err := f(all[:n]); err != nil {
+			return err
+		}
+		all = all[n:]
+	}
+	return nil
+}
+
+// optional turns "not found" into nil.
+func optional[T any](row T, err error) (*T, error) {
+	switch {
+	case err == nil:
+		return &row, nil
+	case fault.KindOf(err) == fault.NotFound:
+		return nil, nil
+	}
+	return nil, err
+}

@@ -1,0 +1,108 @@
+package serverapi
+
+import "time"
+
+// kinds is a set of caller kinds. A caller may be several: an SVID's entry can
+// say admin and downstream at once.
+type kinds uint16
+
+const (
+	kindNone       kinds = 1 << iota // TLS without a certificate
+	kindLocal                        // on the admin socket
+	kindAgent                        // attested, not banned, certificate current
+	kindBanned                       // an agent that is banned
+	kindExpired                      // an agent whose certificate does not count (expired, replaced, not attested)
+	kindAdmin                        // listed in the configuration, or by an entry
+	kindDownstream                   // by an entry
+	kindWorkload                     // any other identity of ours
+)
+
+const (
+	anyone    = kindNone | kindLocal | kindAgent | kindBanned | kindExpired | kindAdmin | kindDownstream | kindWorkload
+	operators = kindLocal | kindAdmin
+)
+
+// queue is one line that calls stand in. Lines do not delay each other: a flood
+// of attestations leaves renewals alone (R34).
+type queue string
+
+const (
+	queueFree   queue = ""       // operators: no limit of ours
+	queueAttest queue = "attest" // anybody may knock
+	queueRenew  queue = "renew"
+	queueSign   queue = "sign"
+	queueRead   queue = "read"
+	queueStatus queue = "status"
+	queueSync   queue = "sync" // opening of long streams
+)
+
+// rule is one row of the table of RPC by caller kind.
+type rule struct {
+	who   kinds
+	queue queue
+	// limit is the longest that a call may take; 0 only for streams that live as
+	// long as their caller and end by their own rules.
+	limit time.Duration
+}
+
+// access is the whole table: what is not here is refused (R15). Services whose
+// calls are not offered yet have their rows too, so that a refusal comes before
+// the answer that the call does not exist.
+func access() map[string]rule {
+	const (
+		agent  = "/spire.api.server.agent.v1.Agent/"
+		bundle = "/spire.api.server.bundle.v1.Bundle/"
+		entry  = "/spire.api.server.entry.v1.Entry/"
+		svid   = "/spire.api.server.svid.v1.SVID/"
+		long   = 30 * time.Second
+		short  = 10 * time.Second
+	)
+	return map[string]rule{
+		agent + "CountAgents":     {operators, queueFree, long},
+		agent + "ListAgents":      {operators, queueFree, long},
+		agent + "GetAgent":        {operators, queueFree, short},
+		agent + "DeleteAgent":     {operators, queueFree, short},
+		agent + "BanAgent":        {operators, queueFree, short},
+		agent + "AttestAgent":     {anyone, queueAttest, long},
+		agent + "RenewAgent":      {kindAgent, queueRenew, short},
+		agent + "CreateJoinToken": {operators, queueFree, short},
+		agent + "PostStatus":      {kindAgent, queueStatus, short},
+
+		bundle + "CountBundles":               {operators, queueFree, short},
+		bundle + "GetBundle":                  {anyone, queueRead, short},
+		bundle + "AppendBundle":               {operators, queueFree, short},
+		bundle + "PublishJWTAuthority":        {kindDownstream, queueSign, short},
+		bundle + "PublishWITAuthority":        {kindDownstream, queueSign, short},
+		bundle + "ListFederatedBundles":       {operators, queueFree, long},
+		bundle + "GetFederatedBundle":         {operators | kindAgent, queueRead, short},
+		bundle + "BatchCreateFederatedBundle": {operators, queueFree, long},
+		bundle + "BatchUpdateFederatedBundle": {operators, queueFree, long},
+		bundle + "BatchSetFederatedBundle":    {operators, queueFree, long},
+		bundle + "BatchDeleteFederatedBundle": {operators, queueFree, long},
+
+		entry + "CountEntries":          {operators, queueFree, long},
+		entry + "ListEntries":           {operators, queueFree, long},
+		entry + "GetEntry":              {operators, queueFree, short},
+		entry + "BatchCreateEntry":      {operators, queueFree, long},
+		entry + "BatchUpdateEntry":      {operators, queueFree, long},
+		entry + "BatchDeleteEntry":      {operators, queueFree, long},
+		entry + "GetAuthorizedEntries":  {kindAgent, queueRead, long},
+		entry + "SyncAuthorizedEntries": {kindAgent, queueRead, long},
+
+		svid + "MintX509SVID":        {operators, queueFree, short},
+		svid + "MintJWTSVID":         {operators, queueFree, short},
+		svid + "MintWITSVID":         {operators, queueFree, short},
+		svid + "BatchNewX509SVID":    {kindAgent, queueSign, long},
+		svid + "NewJWTSVID":          {kindAgent, queueSign, short},
+		svid + "BatchNewWITSVID":     {kindAgent, queueSign, long},
+		svid + "NewDownstreamX509CA": {kindDownstream, queueSign, short},
+
+		"/plastron.sync.v1.Sync/Follow": {kindAgent, queueSync, 0},
+		"/plastron.issue.v1.Issue/X509": {kindAgent, queueSign, long},
+		"/plastron.issue.v1.Issue/JWT":  {kindAgent, queueSign, short},
+
+		"/grpc.health.v1.Health/Check": {kindLocal, queueFree, short},
+		"/grpc.health.v1.Health/List":  {kindLocal, queueFree, short},
+		"/grpc.health.v1.Health/Watch": {kindLocal, queueFree, short},
+	}
+}

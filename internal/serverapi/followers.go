@@ -1,0 +1,138 @@
+package serverapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+
+	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+const maxLaggards = 100
+
+// followers is which agents follow here, and how far each says it is.
+type followers struct {
+	// mu guards everything below, the rows' fields included.
+	mu   sync.Mutex
+	open map[*following]struct{}
+}
+
+// following is one open stream.
+type following struct {
+	agent    spiffeid.ID
+	position store.Position // last acknowledged; zero: none yet
+	bundle   uint64         // sequence of the own bundle that it holds
+}
+
+func (f *followers) join(agent spiffeid.ID) *following {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	row := &following{agent: agent}
+	f.open[row] = struct{}{}
+	return row
+}
+
+func (f *followers) leave(row *following) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.open, row)
+}
+
+func (f *followers) acknowledge(row *following, p store.Position, bundle uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	row.position, row.bundle = p, bundle
+}
+
+// Acknowledged says how many agents follow here and which of them, at most a
+// hundred, have not yet acknowledged our bundle at that sequence.
+func (s *Server) Acknowledged(sequence uint64) (following int, laggards []spiffeid.ID) {
+	s.followers.mu.Lock()
+	defer s.followers.mu.Unlock()
+	for row := range s.followers.open {
+		if row.bundle < sequence && len(laggards) < maxLaggards {
+			laggards = append(laggards, row.agent)
+		}
+	}
+	slices.SortFunc(laggards, func(a, b spiffeid.ID) int { return strings.Compare(a.String(), b.String()) })
+	return len(s.followers.open), laggards
+}
+
+// sendInventory sends an inventory in parts; an empty one is one part.
+func (f *follow) sendInventory(ctx context.Context, inv registry.Inventory) error {
+	for from := 0; ; from += pieceOfInventory {
+		to := min(from+pieceOfInventory, len(inv.Items))
+		part := &syncv1.Inventory{Position: writePosition(inv.Position), Hash: inv.Hash[:], More: to < len(inv.Items)}
+		for _, item := range inv.Items[from:to] {
+			kind := syncv1.Item_KIND_GRANT
+			if item.Kind == registry.ItemBundle {
+				kind = syncv1.Item_KIND_BUNDLE
+			}
+			part.Items = append(part.Items, &syncv1.Item{Kind: kind, Id: item.ID, Fingerprint: item.Fingerprint})
+		}
+		err := f.say(ctx, &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Inventory{Inventory: part}})
+		if err != nil || !part.More {
+			return err
+		}
+	}
+}
+
+// sendDelta sends a delta in parts of at most 1 MiB.
+func (f *follow) sendDelta(ctx context.Context, d registry.Delta) error {
+	for {
+		n, size := 0, 0
+		for n < len(d.Bodies) && (n == 0 || size+len(d.Bodies[n]) <= pieceOfDelta) {
+			size += len(d.Bodies[n]) + 8
+			n++
+		}
+		part := &syncv1.Delta{
+			Previous: writePosition(d.Previous), Position: writePosition(d.Position), Hash: d.Hash[:], Bodies: d.Bodies[:n], More: n < len(d.Bodies),
+		}
+		err := f.say(ctx, &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Delta{Delta: part}})
+		if err != nil || !part.More {
+			return err
+		}
+		d.Bodies = d.Bodies[n:]
+	}
+}
+
+func current(p store.Position, hash [32]byte) *syncv1.ServerMessage {
+	return &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Current{Current: &syncv1.Current{Position: writePosition(p), Hash: hash[:]}}}
+}
+
+func directive(d *syncv1.Directive) *syncv1.ServerMessage {
+	return &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Directive{Directive: d}}
+}
+
+func writePosition(p store.Position) *syncv1.Position {
+	return &syncv1.Position{Epoch: p.Epoch[:], Revision: p.Revision}
+}
+
+func readPosition(p *syncv1.Position) (out store.Position) {
+	copy(out.Epoch[:], p.GetEpoch())
+	out.Revision = p.GetRevision()
+	return out
+}
+
+// heardEnd is how a stream ends whose agent stopped talking: well, if it closed it.
+func heardEnd(err error) error {
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func errClosing() error {
+	return fault.New(fault.Unavailable, "server_stopping", "the server is shutting down").Fix("connect again")
+}
+
+func errReconnect() error {
+	return fault.New(fault.Unavailable, "reconnect", "this connection is to be replaced").Fix("connect again, with the newest certificate")
+}

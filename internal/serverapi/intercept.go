@@ -1,0 +1,131 @@
+package serverapi
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/fault"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+)
+
+// admit runs before every handler: who calls, may they, is there room. done
+// gives the room back and must be called once.
+func (s *Server) admit(ctx context.Context, method string) (_ context.Context, r rule, done func(), err error) {
+	now := time.Now()
+	c, err := s.identify(ctx, now)
+	if err != nil {
+		return nil, rule{}, nil, err
+	}
+	ctx = context.WithValue(ctx, callerKey{}, c)
+	r, known := s.table[method]
+	if !known || r.who&c.kinds == 0 {
+		// Refusals are put on record, so a flood of them has to stand in line too.
+		if wait, ok := s.gates[queueRead].take(c.key(), 1, now); !ok {
+			return nil, rule{}, nil, busy(wait)
+		}
+		err := c.refused()
+		s.recordRefusal(ctx, method, err)
+		return nil, rule{}, nil, err
+	}
+	done = func() {}
+	if g := s.gates[r.queue]; g != nil && c.kinds&operators == 0 {
+		if done, err = g.enter(c.key(), now); err != nil {
+			return nil, rule{}, nil, err
+		}
+	}
+	return ctx, r, done, nil
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	ctx, r, done, err := s.admit(ctx, info.FullMethod)
+	if err != nil {
+		return nil, toStatus(err)
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, r.limit)
+	defer cancel()
+	resp, err := s.contain(info.FullMethod, func() (any, error) { return handler(ctx, req) })
+	return resp, s.finish(ctx, info.FullMethod, err)
+}
+
+// stream runs a handler that may block in Recv or Send for as long as the peer
+// likes. Returning is what ends such a call, so the handler has a goroutine of
+// its own when there is a limit to keep (A4, A5).
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx, r, done, err := s.admit(ss.Context(), info.FullMethod)
+	if err != nil {
+		return toStatus(err)
+	}
+	if r.limit == 0 {
+		defer done()
+		_, err := s.contain(info.FullMethod, func() (any, error) { return nil, handler(srv, &stream{ss, ctx}) })
+		return s.finish(ctx, info.FullMethod, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.limit)
+	defer cancel()
+	result := make(chan error, 1)
+	go func() {
+		defer done()
+		_, err := s.contain(info.FullMethod, func() (any, error) { return nil, handler(srv, &stream{ss, ctx}) })
+		result <- err
+	}()
+	select {
+	case err := <-result:
+		return s.finish(ctx, info.FullMethod, err)
+	case <-ctx.Done():
+		return toStatus(ctx.Err())
+	}
+}
+
+// stream carries the context that admit made.
+type stream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+// Context implements grpc.ServerStream.
+func (s *stream) Context() context.Context { return s.ctx }
+
+// contain turns a panic into a failure of this call (R99).
+func (s *Server) contain(method string, f func() (any, error)) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.panics.Add(1)
+			s.cfg.Log.Error("handler panicked", "rpc", method, "err", fmt.Sprint(p), "kind", string(debug.Stack()))
+			resp, err = nil, fault.New(fault.Internal, "panic", "internal error; the server's log has the details")
+		}
+	}()
+	return f()
+}
+
+// finish maps a handler's error to the wire, logs what is not the caller's
+// doing and puts refusals on record.
+func (s *Server) finish(ctx context.Context, method string, err error) error {
+	if err == nil {
+		return nil
+	}
+	switch fault.KindOf(err) {
+	case fault.Denied, fault.Unauthenticated:
+		s.recordRefusal(ctx, method, err)
+	case fault.Internal:
+		if code := codeOf(err); code == codes.Internal && isOurs(err) {
+			s.cfg.Log.ErrorContext(ctx, "call failed", "rpc", method, "caller", callerFrom(ctx).name(), "err", err)
+		}
+	}
+	return toStatus(err)
+}
+
+func (s *Server) recordRefusal(ctx context.Context, method string, err error) {
+	c := callerFrom(ctx)
+	auditErr := s.cfg.Audit.Append(audit.Refusal{
+		Caller: c.name(), Address: c.link.address, Call: method, Kind: fault.KindOf(err).String(), Reason: fault.ReasonOf(err),
+	})
+	if auditErr != nil {
+		// The call is refused either way.
+		s.cfg.Log.ErrorContext(ctx, "refusal not on record", "rpc", method, "err", auditErr)
+	}
+}

@@ -1,0 +1,173 @@
+package serverapi
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/credentials"
+)
+
+// link is what is known of one connection for as long as it is open. It rides
+// along as the connection's AuthInfo.
+type link struct {
+	credentials.CommonAuthInfo
+	address string
+	local   string // who is at the other end of the admin socket; empty on TCP
+
+	// The peer's certificate, verified at the handshake; leaf is nil without one.
+	chain [][]byte
+	leaf  *x509.Certificate
+	id    spiffeid.ID
+	// verified is the sequence of the bundle against which the chain last held.
+	verified atomic.Uint64
+
+	close func() error
+}
+
+// AuthType names the kind of link, as the library asks.
+func (l *link) AuthType() string { return "plastron" }
+
+// transport makes links of connections: by TLS with an optional client
+// certificate on TCP, by asking the kernel on the admin socket.
+type transport struct {
+	server *Server
+	tls    *tls.Config // nil on the admin socket
+}
+
+func (s *Server) tlsConfig() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, // R123
+		NextProtos: []string{"h2"},
+		// Peers are checked at the handshake, so every connection makes a whole one (R123).
+		SessionTicketsDisabled: true,
+		ClientAuth:             tls.RequestClientCert,
+		GetCertificate:         func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.cfg.Certificate() },
+	}
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if t.tls == nil {
+		l := &link{address: "local", local: localPeer(raw), close: raw.Close}
+		l.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the kernel
+		return raw, l, nil
+	}
+	var l *link
+	config := t.tls.Clone()
+	config.VerifyConnection = func(state tls.ConnectionState) (err error) {
+		l, err = t.server.peerOf(state, time.Now())
+		return err
+	}
+	conn, _, err := credentials.NewTLS(config).ServerHandshake(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	l.SecurityLevel = credentials.PrivacyAndIntegrity
+	l.address, l.close = raw.RemoteAddr().String(), raw.Close
+	return conn, l, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials; a server has none.
+func (t *transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, fault.New(fault.Unsupported, "server_side_only", "these credentials are a server's")
+}
+
+// Info implements credentials.TransportCredentials.
+func (t *transport) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "plastron"}
+}
+
+// Clone implements credentials.TransportCredentials.
+func (t *transport) Clone() credentials.TransportCredentials { return t }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (t *transport) OverrideServerName(string) error { return nil }
+
+// peerOf verifies the certificate of a TLS peer, if it showed one: a member of
+// our trust domain, or a foreign identity that the configuration lists.
+//
+// An agent whose certificate has just ended is let in as an expired one, which
+// may do no more than a stranger: so it learns why it is refused instead of
+// seeing its connection break (Q5).
+func (s *Server) peerOf(state tls.ConnectionState, now time.Time) (*link, error) {
+	l := &link{}
+	if len(state.PeerCertificates) == 0 {
+		return l, nil
+	}
+	l.leaf = state.PeerCertificates[0]
+	for _, c := range state.PeerCertificates {
+		l.chain = append(l.chain, c.Raw)
+	}
+	id, err := svid.PeerID(l.leaf)
+	if err != nil {
+		return nil, err
+	}
+	if td := id.TrustDomain(); td != s.cfg.TrustDomain && !s.admins[id] {
+		return nil, fault.New(fault.Unauthenticated, "peer_foreign", "the certificate is of the trust domain %q", td.Name())
+	}
+	l.id = id
+	return l, s.verify(l, now)
+}
+
+// verify checks the link's chain against the bundle as it is now, unless it was
+// checked against that bundle before. It is called for each request, so an
+// authority that is revoked takes its open connections with it.
+func (s *Server) verify(l *link, now time.Time) error {
+	if l.leaf == nil {
+		return nil
+	}
+	sequence, roots, ok := s.rootsOf(l.id.TrustDomain())
+	if !ok {
+		return fault.New(fault.Unauthenticated, "bundle_unknown", "no bundle is known of the trust domain %q", l.id.TrustDomain().Name())
+	}
+	at := now
+	if !now.Before(l.leaf.NotAfter) {
+		at = l.leaf.NotAfter.Add(-time.Second)
+	} else if l.verified.Load() == sequence+1 {
+		return nil
+	}
+	if _, err := svid.VerifyX509(l.chain, roots, l.id.TrustDomain(), at); err != nil {
+		return err
+	}
+	l.verified.Store(sequence + 1) // 0 means never
+	return nil
+}
+
+// rootCache keeps the parsed roots of bundles by their sequence.
+type rootCache struct {
+	// mu guards everything below.
+	mu    sync.Mutex
+	roots map[spiffeid.TrustDomain]cachedRoots
+}
+
+type cachedRoots struct {
+	sequence uint64
+	roots    []*x509.Certificate
+}
+
+func (s *Server) rootsOf(td spiffeid.TrustDomain) (sequence uint64, roots []*x509.Certificate, ok bool) {
+	s.cfg.Registry.View(func(snap *registry.Snapshot) {
+		b, err := snap.Bundle(td)
+		if err != nil {
+			return
+		}
+		s.rootCache.mu.Lock()
+		defer s.rootCache.mu.Unlock()
+		c, cached := s.rootCache.roots[td]
+		if !cached || c.sequence != b.Sequence {
+			c = cachedRoots{b.Sequence, b.Roots()}
+			s.rootCache.roots[td] = c
+		}
+		sequence, roots, ok = c.sequence, c.roots, true
+	})
+	return sequence, roots, ok
+}

@@ -1,0 +1,169 @@
+// Package serverapi is the server's wire: gRPC on a TCP port with mTLS and on
+// the admin's Unix socket. It decides who may call what (access.go, one table),
+// within which limits (limits.go), and how our words look on the wire. What a
+// call means is decided by the registry and the engines.
+//
+// What must always hold: a call without a row in the table is refused (R15); an
+// answer is given for who the caller is now, not for who it was when it
+// connected (R124); nothing is signed for a grant that the registry does not
+// say is the caller's, and only after it is on record (R1, R14).
+package serverapi
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
+	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
+	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
+	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
+	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
+	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/nodes"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+)
+
+// drainLimit is how long calls under way may take after shutdown began (R102).
+const drainLimit = 8 * time.Second
+
+// Config is what the wire stands on.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	Registry    *registry.Registry
+	Nodes       *nodes.Engine
+	Audit       *audit.Writer
+	X509        func(now time.Time) (*svid.X509Issuer, error)
+	JWT         func(now time.Time) (*svid.JWTIssuer, error)
+	Certificate func() (*tls.Certificate, error) // the server's own, rotating
+	Health      func() error                     // nil: can serve and issue
+
+	Admins    []spiffeid.ID // have an operator's rights over TCP
+	X509TTL   time.Duration // of entries that name none
+	JWTTL     time.Duration
+	JWTIssuer string // iss claim; empty: none
+
+	// UnlimitedAttest and UnlimitedSigning switch the rate limits off.
+	UnlimitedAttest, UnlimitedSigning bool
+
+	Log *slog.Logger
+}
+
+// Server serves the API. All methods may be called concurrently.
+type Server struct {
+	cfg       Config
+	table     map[string]rule
+	admins    map[spiffeid.ID]bool
+	gates     map[queue]*gate
+	rootCache rootCache
+	followers followers
+	panics    atomic.Uint64
+	closing   chan struct{} // closed when shutdown begins
+}
+
+// New returns a server that is not listening yet.
+func New(cfg Config) *Server {
+	s := &Server{
+		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
+		rootCache: rootCache{roots: map[spiffeid.TrustDomain]cachedRoots{}},
+		followers: followers{open: map[*following]struct{}{}},
+	}
+	for _, id := range cfg.Admins {
+		s.admins[id] = true
+	}
+	speeds := paces()
+	if cfg.UnlimitedAttest {
+		speeds[queueAttest] = pace{}
+	}
+	if cfg.UnlimitedSigning {
+		speeds[queueSign], speeds[queueRenew] = pace{}, pace{}
+	}
+	for q, width := range widths() {
+		s.gates[q] = newGate(speeds[q], width)
+	}
+	return s
+}
+
+// Panics returns how many handlers panicked. It is for health and for tests:
+// any number but zero is a bug (R99).
+func (s *Server) Panics() uint64 { return s.panics.Load() }
+
+// Run serves TCP on one listener and the admin socket at a path until ctx is
+// done, then drains. It closes both. ready, if not nil, is called when both accept.
+func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, ready func()) error {
+	local, err := listenSocket(socketPath)
+	if err != nil {
+		return errors.Join(err, tcp.Close())
+	}
+	remoteServer, localServer := s.grpcServer(s.tlsConfig()), s.grpcServer(nil)
+	s.register(remoteServer)
+	s.register(localServer)
+	grpc_health_v1.RegisterHealthServer(localServer, health{server: s})
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return remoteServer.Serve(capped(tcp)) })
+	g.Go(func() error { return localServer.Serve(capped(local)) })
+	g.Go(func() error {
+		<-ctx.Done()
+		close(s.closing)
+		drained := make(chan struct{})
+		go func() {
+			defer close(drained)
+			remoteServer.GracefulStop()
+			localServer.GracefulStop()
+		}()
+		select {
+		case <-drained:
+		case <-time.After(drainLimit):
+			remoteServer.Stop()
+			localServer.Stop()
+		}
+		return nil
+	})
+	if ready != nil {
+		ready()
+	}
+	return g.Wait()
+}
+
+func (s *Server) grpcServer(config *tls.Config) *grpc.Server {
+	return grpc.NewServer(
+		grpc.Creds(&transport{server: s, tls: config}),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.ConnectionTimeout(handshakeLimit),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderList),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxAnswer),
+		grpc.InitialWindowSize(streamWindow),
+		grpc.InitialConnWindowSize(connectionWindow),
+		grpc.ReadBufferSize(8<<10),
+		grpc.WriteBufferSize(16<<10),
+		grpc.SharedWriteBuffer(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: idleLimit, MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: connectionGrace,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing}),
+	)
+}
+
+func (s *Server) register(to grpc.ServiceRegistrar) {
+	agentv1.RegisterAgentServer(to, agents{server: s})
+	bundlev1.RegisterBundleServer(to, bundles{server: s})
+	entryv1.RegisterEntryServer(to, entries{server: s})
+	svidv1.RegisterSVIDServer(to, svids{server: s})
+	syncv1.RegisterSyncServer(to, syncs{server: s})
+	issuev1.RegisterIssueServer(to, issues{server: s})
+}

@@ -1,0 +1,236 @@
+package serverapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Limits on the audience of a JWT-SVID, in members and in bytes of one.
+const (
+	maxAudience       = 100
+	maxAudienceMember = 2048
+)
+
+// subject is for whom something is signed: a grant of the caller's, or, for a
+// mint, what an operator says.
+type subject struct {
+	id       spiffeid.ID
+	grant    string
+	revision uint64
+	at       store.Position // at which the caller was found entitled
+	dns      []string
+	end      time.Time
+}
+
+// signRequest is one X.509-SVID that an agent asks for.
+type signRequest struct {
+	grant string
+	csr   []byte
+}
+
+// signedX509 is what became of one request.
+type signedX509 struct {
+	svid.X509
+	revision uint64
+	err      error
+}
+
+// signedJWT is a signed token.
+type signedJWT struct {
+	token             string
+	id                spiffeid.ID
+	issuedAt, expires time.Time
+	revision          uint64
+}
+
+// entitled returns, of the grants asked for, those that are the calling agent's.
+func (s *Server) entitled(ctx context.Context, grants ...string) (mine map[string]entry.Entry, at store.Position) {
+	agent := callerFrom(ctx).id
+	mine = make(map[string]entry.Entry, len(grants))
+	s.cfg.Registry.View(func(snap *registry.Snapshot) {
+		at = snap.Position()
+		for _, id := range grants {
+			if e, ok := snap.AuthorizedEntry(agent, id); ok {
+				mine[id] = e
+			}
+		}
+	})
+	return mine, at
+}
+
+// errNotEntitled is the one answer for a grant that does not exist, is another
+// agent's, or has ended (R12).
+func errNotEntitled() error {
+	return fault.New(fault.NotFound, "grant_unknown", "the agent has no such entry")
+}
+
+// signX509 signs a batch: what may be signed is prepared, the whole batch goes
+// on record, then it is signed (R14). Each request has its own outcome (C40).
+func (s *Server) signX509(ctx context.Context, requests []signRequest) ([]signedX509, error) {
+	grants := make([]string, len(requests))
+	for i, r := range requests {
+		grants[i] = r.grant
+	}
+	mine, at := s.entitled(ctx, grants...)
+	now := time.Now()
+	issuer, err := s.cfg.X509(now)
+	if err != nil {
+		return nil, err
+	}
+	results := make([]signedX509, len(requests))
+	prepared := make([]*svid.PreparedX509, len(requests))
+	events := make([]audit.Event, 0, len(requests))
+	for i, r := range requests {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		// Read before the grant is judged, so that both take the same time (R12).
+		key, err := svid.ParseCSR(r.csr)
+		e, ok := mine[r.grant]
+		if !ok || e.Expired(now) {
+			err = errNotEntitled()
+		}
+		if err == nil {
+			who := subject{e.SPIFFEID, e.ID, e.Revision, at, e.DNSNames, endOf(&e, e.X509TTL, s.cfg.X509TTL, now)}
+			var event audit.Event
+			prepared[i], event, err = s.prepareX509(ctx, issuer, who, key, now)
+			events = append(events, event)
+		}
+		results[i] = signedX509{revision: e.Revision, err: err}
+		if err != nil {
+			prepared[i] = nil
+		}
+	}
+	if err := s.record(events); err != nil {
+		return nil, err
+	}
+	for i, p := range prepared {
+		if p != nil {
+			results[i].X509, results[i].err = p.Issue()
+		}
+	}
+	return results, nil
+}
+
+// mintX509 signs what an operator asks for, without a grant.
+func (s *Server) mintX509(ctx context.Context, who subject, key svid.PublicKey, now time.Time) (svid.X509, error) {
+	issuer, err := s.cfg.X509(now)
+	if err != nil {
+		return svid.X509{}, err
+	}
+	prepared, event, err := s.prepareX509(ctx, issuer, who, key, now)
+	if err != nil {
+		return svid.X509{}, err
+	}
+	if err := s.cfg.Audit.Append(event); err != nil {
+		return svid.X509{}, err
+	}
+	return prepared.Issue()
+}
+
+func (s *Server) prepareX509(ctx context.Context, issuer *svid.X509Issuer, who subject, key svid.PublicKey, now time.Time) (*svid.PreparedX509, audit.Event, error) {
+	if err := s.cfg.Nodes.CheckKey(key, who.id, now); err != nil { // C36, C37
+		return nil, nil, err
+	}
+	prepared, err := issuer.Prepare(svid.Leaf{ID: who.id, Key: key, DNSNames: who.dns, NotBefore: now.Add(-svid.Backdate), NotAfter: who.end})
+	if err != nil {
+		return nil, nil, err
+	}
+	return prepared, audit.Issuance{
+		Caller: callerFrom(ctx).name(), Kind: "x509", ID: who.id.String(), Grant: who.grant, Revision: who.revision, Position: who.at.String(),
+		Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: key.Hash, Expiry: prepared.NotAfter(),
+	}, nil
+}
+
+// grantJWT signs a token for one of the calling agent's grants.
+func (s *Server) grantJWT(ctx context.Context, grant string, audience []string) (signedJWT, error) {
+	if err := checkAudience(audience); err != nil {
+		return signedJWT{}, err
+	}
+	mine, at := s.entitled(ctx, grant)
+	now := time.Now()
+	e, ok := mine[grant]
+	if !ok || e.Expired(now) {
+		return signedJWT{}, errNotEntitled()
+	}
+	jti := ""
+	if e.JWTIncludeJTI {
+		id := uuid.New()
+		jti = base64.RawURLEncoding.EncodeToString(id[:])
+	}
+	who := subject{e.SPIFFEID, e.ID, e.Revision, at, nil, endOf(&e, e.JWTTL, s.cfg.JWTTL, now)}
+	return s.signJWT(ctx, who, audience, jti, now)
+}
+
+func (s *Server) signJWT(ctx context.Context, who subject, audience []string, jti string, now time.Time) (signedJWT, error) {
+	issuer, err := s.cfg.JWT(now)
+	if err != nil {
+		return signedJWT{}, err
+	}
+	prepared, err := issuer.Prepare(svid.JWT{
+		ID: who.id, Audience: audience, IssuedAt: now, ExpiresAt: who.end, JTI: jti, Issuer: s.cfg.JWTIssuer,
+	})
+	if err != nil {
+		return signedJWT{}, err
+	}
+	err = s.cfg.Audit.Append(audit.Issuance{
+		Caller: callerFrom(ctx).name(), Kind: "jwt", ID: who.id.String(), Grant: who.grant, Revision: who.revision, Position: who.at.String(),
+		JTI: jti, Issuer: issuer.KeyID(), Audience: sha256.Sum256([]byte(strings.Join(audience, "\x00"))), Expiry: prepared.ExpiresAt(),
+	})
+	if err != nil {
+		return signedJWT{}, err
+	}
+	token, err := prepared.Issue()
+	return signedJWT{token, who.id, now.UTC().Truncate(time.Second), prepared.ExpiresAt(), who.revision}, err
+}
+
+// record puts the events of a batch on record; refused items have none.
+func (s *Server) record(events []audit.Event) error {
+	kept := events[:0]
+	for _, e := range events {
+		if e != nil {
+			kept = append(kept, e)
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	return s.cfg.Audit.Append(kept...)
+}
+
+// endOf is when a document for a grant ends: its TTL, else the default, and
+// never past the grant's own end (R8).
+func endOf(e *entry.Entry, ttl, fallback time.Duration, now time.Time) time.Time {
+	if ttl == 0 {
+		ttl = fallback
+	}
+	end := now.Add(ttl)
+	if !e.ExpiresAt.IsZero() && e.ExpiresAt.Before(end) {
+		return e.ExpiresAt
+	}
+	return end
+}
+
+func checkAudience(audience []string) error {
+	if len(audience) == 0 || len(audience) > maxAudience {
+		return fault.New(fault.Invalid, "audience_invalid", "the audience must have 1 to %d members", maxAudience)
+	}
+	for _, a := range audience {
+		if a == "" || len(a) > maxAudienceMember {
+			return fault.New(fault.Invalid, "audience_invalid", "a member of the audience must have 1 to %d bytes", maxAudienceMember)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,157 @@
+package serverapi
+
+import (
+	"context"
+	"crypto/x509"
+	"time"
+
+	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
+	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/svid"
+)
+
+// svids is spire.api.server.svid.v1.SVID.
+type svids struct {
+	svidv1.UnsafeSVIDServer
+	server *Server
+}
+
+// BatchNewX509SVID signs for entries of the calling agent, each with its own outcome.
+func (a svids) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVIDRequest) (*svidv1.BatchNewX509SVIDResponse, error) {
+	requests := make([]signRequest, 0, min(len(req.Params), maxIssueBatch))
+	if err := a.server.checkIssueBatch(ctx, len(req.Params)); err != nil {
+		return nil, err
+	}
+	for _, p := range req.Params {
+		requests = append(requests, signRequest{p.GetEntryId(), p.GetCsr()})
+	}
+	results, err := a.server.signX509(ctx, requests)
+	if err != nil {
+		return nil, err
+	}
+	resp := &svidv1.BatchNewX509SVIDResponse{}
+	for _, r := range results {
+		out := &svidv1.BatchNewX509SVIDResponse_Result{Status: itemStatus(r.err)}
+		if r.err == nil {
+			out.Svid = writeX509(r.X509)
+		}
+		resp.Results = append(resp.Results, out)
+	}
+	return resp, nil
+}
+
+// checkIssueBatch bounds a batch and charges it to the caller; the call itself
+// was charged as one.
+func (s *Server) checkIssueBatch(ctx context.Context, n int) error {
+	if n > maxIssueBatch {
+		return fault.New(fault.Invalid, "batch_too_large", "the batch has %d items, the limit is %d", n, maxIssueBatch).Fix("split it") // C39
+	}
+	return s.charge(ctx, queueSign, n-1)
+}
+
+// NewJWTSVID signs a token for an entry of the calling agent.
+func (a svids) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
+	signed, err := a.server.grantJWT(ctx, req.EntryId, req.Audience)
+	if err != nil {
+		return nil, err
+	}
+	return &svidv1.NewJWTSVIDResponse{Svid: writeJWT(signed)}, nil
+}
+
+// MintX509SVID signs for an operator what the request names: one ID of our
+// trust domain outside the reserved space, and DNS names. The subject is ours.
+func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest) (*svidv1.MintX509SVIDResponse, error) {
+	key, err := svid.ParseCSR(req.Csr)
+	if err != nil {
+		return nil, err
+	}
+	csr, err := x509.ParseCertificateRequest(req.Csr)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "csr_malformed", "the certificate request cannot be read").Because(err)
+	}
+	if len(csr.URIs) != 1 { // C26
+		return nil, fault.New(fault.Invalid, "csr_uri_count", "the certificate request has %d URI names; a mint needs exactly one", len(csr.URIs))
+	}
+	now := time.Now()
+	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.X509TTL, now)
+	if err != nil {
+		return nil, err
+	}
+	// Judged as the entry that would give the same (C27, C28).
+	e := entry.Entry{ID: "mint", ParentID: identity.Server(a.server.cfg.TrustDomain), DNSNames: csr.DNSNames, Selectors: []entry.Selector{{Type: "mint", Value: "mint"}}}
+	if e.SPIFFEID, err = identity.ParseWorkload(a.server.cfg.TrustDomain, csr.URIs[0].String()); err != nil {
+		return nil, err
+	}
+	if err := entry.Validate(a.server.cfg.TrustDomain, &e, now); err != nil {
+		return nil, err
+	}
+	minted, err := a.server.mintX509(ctx, subject{id: e.SPIFFEID, at: a.server.cfg.Registry.Position(), dns: e.DNSNames, end: end}, key, now)
+	if err != nil {
+		return nil, err
+	}
+	return &svidv1.MintX509SVIDResponse{Svid: writeX509(minted)}, nil
+}
+
+// MintJWTSVID signs a token for an operator.
+func (a svids) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRequest) (*svidv1.MintJWTSVIDResponse, error) {
+	if err := checkAudience(req.Audience); err != nil {
+		return nil, err
+	}
+	id, err := readID("id", req.Id)
+	if err != nil {
+		return nil, err
+	}
+	if id, err = identity.ParseWorkload(a.server.cfg.TrustDomain, id.String()); err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.JWTTL, now)
+	if err != nil {
+		return nil, err
+	}
+	signed, err := a.server.signJWT(ctx, subject{id: id, at: a.server.cfg.Registry.Position(), end: end}, req.Audience, "", now)
+	if err != nil {
+		return nil, err
+	}
+	return &svidv1.MintJWTSVIDResponse{Svid: writeJWT(signed)}, nil
+}
+
+func (s *Server) mintEnd(seconds int32, fallback time.Duration, now time.Time) (time.Time, error) {
+	switch {
+	case seconds < 0:
+		return time.Time{}, fault.New(fault.Invalid, "ttl_invalid", "the TTL is negative")
+	case seconds == 0:
+		return now.Add(fallback), nil
+	}
+	return now.Add(time.Duration(seconds) * time.Second), nil
+}
+
+// MintWITSVID is not offered.
+func (a svids) MintWITSVID(context.Context, *svidv1.MintWITSVIDRequest) (*svidv1.MintWITSVIDResponse, error) {
+	return nil, errNoWIT()
+}
+
+// BatchNewWITSVID is not offered.
+func (a svids) BatchNewWITSVID(context.Context, *svidv1.BatchNewWITSVIDRequest) (*svidv1.BatchNewWITSVIDResponse, error) {
+	return nil, errNoWIT()
+}
+
+func errNoWIT() error {
+	return fault.New(fault.Unsupported, "wit_unsupported", "WIT-SVIDs are not offered by this server")
+}
+
+// NewDownstreamX509CA is not offered.
+func (a svids) NewDownstreamX509CA(context.Context, *svidv1.NewDownstreamX509CARequest) (*svidv1.NewDownstreamX509CAResponse, error) {
+	return nil, errNoDownstream()
+}
+
+func errNoDownstream() error {
+	return fault.New(fault.Unsupported, "downstream_unsupported", "downstream servers are not offered by this server")
+}
+
+func writeJWT(s signedJWT) *spiretypes.JWTSVID {
+	return &spiretypes.JWTSVID{Token: s.token, Id: writeID(s.id), IssuedAt: s.issuedAt.Unix(), ExpiresAt: s.expires.Unix()}
+}

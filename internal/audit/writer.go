@@ -75,23 +75,7 @@ func Open(cfg Config) (*Writer, error) {
 // durable, and its error means that what they announce must not happen. In the
 // default mode the only errors are those of a programmer.
 func (w *Writer) Append(events ...Event) error {
-	w.mu.Lock()
-	if w.closed {
-		w.mu.Unlock()
-		return fault.New(fault.Unavailable, "audit_closed", "the audit trail is closed")
-	}
-	now := time.Now()
-	if w.file == nil && !now.Before(w.retryAt) {
-		w.reopenLocked(now)
-	}
-	err := w.writeLocked(now, events...)
-	if err != nil {
-		w.lost += uint64(len(events))
-		w.dropped += uint64(len(events))
-	}
-	sequence, life := w.last.Sequence, w.life
-	w.mu.Unlock()
-
+	sequence, life, err := w.write(events)
 	if err == nil && w.cfg.Strict {
 		err = w.sync(sequence, life)
 	}
@@ -99,11 +83,41 @@ func (w *Writer) Append(events ...Event) error {
 		return nil
 	}
 	if w.cfg.Strict {
-		return fault.New(fault.Unavailable, "audit_unavailable", "the audit trail cannot be written").
-			Fix("free space on its disk or repair it; the server goes on by itself then").Because(err)
+		return unavailable(err)
 	}
 	w.cfg.Log.Error("audit event lost", "err", err, "count", len(events))
 	return nil
+}
+
+// Note appends what has happened already, so that there is nothing left to
+// refuse: it waits for no disk. Events that come later and are made durable
+// make these durable too.
+func (w *Writer) Note(events ...Event) {
+	if _, _, err := w.write(events); err != nil {
+		w.cfg.Log.Error("audit event lost", "err", err, "count", len(events))
+	}
+}
+
+func unavailable(err error) error {
+	return fault.New(fault.Unavailable, "audit_unavailable", "the audit trail cannot be written").
+		Fix("free space on its disk or repair it; the server goes on by itself then").Because(err)
+}
+
+func (w *Writer) write(events []Event) (sequence, life uint64, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return 0, 0, errors.New("the trail is closed")
+	}
+	now := time.Now()
+	if w.file == nil && !now.Before(w.retryAt) {
+		w.reopenLocked(now)
+	}
+	if err = w.writeLocked(now, events...); err != nil {
+		w.lost += uint64(len(events))
+		w.dropped += uint64(len(events))
+	}
+	return w.last.Sequence, w.life, err
 }
 
 // Run makes events durable each second until ctx is done.
@@ -122,8 +136,18 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 }
 
-// Dropped returns how many events were lost since Open. It is for health: any
-// number but zero means that the trail has a gap.
+// Healthy says why events are being lost now, if they are.
+func (w *Writer) Healthy() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.file == nil {
+		return unavailable(errors.New("the file is not open"))
+	}
+	return nil
+}
+
+// Dropped returns how many events were lost since Open: any number but zero
+// means that the trail has a gap.
 func (w *Writer) Dropped() uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()

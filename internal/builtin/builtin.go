@@ -1,0 +1,48 @@
+// Package builtin is the table of what is linked in: for each seam, every
+// plugin with its name in configuration files, one line that says what it is
+// (the line in the documentation), and its configuration, which is its factory.
+package builtin
+
+import (
+	"context"
+
+	"github.com/plastron/plastron/internal/keys"
+	"github.com/plastron/plastron/internal/keys/diskkeys"
+	"github.com/plastron/plastron/internal/keys/memkeys"
+	"github.com/plastron/plastron/internal/nodeattest"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+)
+
+// KeyManager is a keeper of private keys.
+type KeyManager struct {
+	Name string
+	Doc  string
+	New  func() keys.Config
+}
+
+// KeyManagers returns the keepers.
+func KeyManagers() []KeyManager {
+	return []KeyManager{
+		{"disk", "keys in one file that only the server's user can read", func() keys.Config { return new(diskkeys.Config) }},
+		{"memory", "keys in memory: new authorities after each start", func() keys.Config { return new(memkeys.Config) }},
+	}
+}
+
+// VerifierConfig opens the server's half of a node attestor.
+type VerifierConfig interface {
+	Open(ctx context.Context) (nodeattest.Verifier, error)
+}
+
+// NodeAttestor is a way to prove a node.
+type NodeAttestor struct {
+	Name string
+	Doc  string
+	New  func() VerifierConfig // the server's half
+}
+
+// NodeAttestors returns the node attestors.
+func NodeAttestors() []NodeAttestor {
+	return []NodeAttestor{
+		{jointoken.Name, "a secret that works once", func() VerifierConfig { return new(jointoken.Config) }},
+	}
+}

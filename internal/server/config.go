@@ -1,0 +1,313 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/plastron/plastron/internal/builtin"
+	"github.com/plastron/plastron/internal/config"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/keys"
+	"github.com/plastron/plastron/internal/keys/diskkeys"
+	"github.com/plastron/plastron/internal/serverapi"
+	"github.com/plastron/plastron/internal/store/sqlite"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Config is a server's whole configuration, as a file holds it. Start from
+// Default: it has the values of keys that are absent.
+type Config struct {
+	Server  Settings        `hcl:"server"`
+	Plugins []config.Plugin `hcl:"plugins"`
+
+	Telemetry    config.Node `hcl:"telemetry"`     // not offered yet
+	HealthChecks config.Node `hcl:"health_checks"` // not offered yet
+}
+
+// Settings is the block "server".
+type Settings struct {
+	// BindAddress and BindPort are where agents connect; port 0 is any free one.
+	// Default: 0.0.0.0 and 8081.
+	BindAddress string `hcl:"bind_address"`
+	BindPort    int    `hcl:"bind_port"`
+	// SocketPath is the admin socket. Whoever can open it has all rights, so its
+	// directory is made for this user only. Default: /tmp/spire-server/private/api.sock.
+	SocketPath string `hcl:"socket_path"`
+	// TrustDomain is the name below which all IDs lie. It cannot be changed later:
+	// a store of another trust domain is refused.
+	TrustDomain config.TrustDomain `hcl:"trust_domain"`
+	// DataDir holds the store, the keys and the audit trail. Losing it means a new
+	// trust domain; a copy that others can read is the trust domain.
+	DataDir string `hcl:"data_dir"`
+
+	// LogFile, LogLevel, LogFormat and LogSourceLocation are read by the program
+	// that makes the logger. Default: standard error, INFO, text, without.
+	LogFile           string `hcl:"log_file"`
+	LogLevel          string `hcl:"log_level"`
+	LogFormat         string `hcl:"log_format"`
+	LogSourceLocation bool   `hcl:"log_source_location"`
+
+	// CATTL is the lifetime of signing keys. A sixth of it is the longest
+	// lifetime of an SVID that a rotation never cuts short. Default: 24h.
+	CATTL config.Duration `hcl:"ca_ttl"`
+	// CAKeyType and JWTKeyType are ec-p256, ec-p384, rsa-2048 or rsa-4096.
+	// Default: ec-p256, and for JWT the CA's.
+	CAKeyType  string `hcl:"ca_key_type"`
+	JWTKeyType string `hcl:"jwt_key_type"`
+	// JWTIssuer is the iss claim of JWT-SVIDs. Default: none.
+	JWTIssuer string `hcl:"jwt_issuer"`
+	// DefaultX509SVIDTTL and DefaultJWTSVIDTTL are for entries that name none; the
+	// former is also the server's own. Default: 1h and 5m.
+	DefaultX509SVIDTTL config.Duration `hcl:"default_x509_svid_ttl"`
+	DefaultJWTSVIDTTL  config.Duration `hcl:"default_jwt_svid_ttl"`
+	// AgentTTL is the lifetime of agents' certificates. An agent that is away
+	// longer has to attest again. Default: default_x509_svid_ttl.
+	AgentTTL config.Duration `hcl:"agent_ttl"`
+
+	// AdminIDs have an operator's rights over TCP. One of another trust domain
+	// needs the bundle of that domain to be known.
+	AdminIDs []string `hcl:"admin_ids"`
+	// RateLimit switches limits on callers off for a fleet behind one address.
+	RateLimit RateLimit `hcl:"ratelimit"`
+	// AuditLogEnabled is accepted in files from SPIRE. The audit trail, audit.log in
+	// data_dir, is always written.
+	AuditLogEnabled bool `hcl:"audit_log_enabled"`
+	// AuditStrict refuses to sign while the audit trail cannot be made durable.
+	// Default: false, which counts and reports lost events.
+	AuditStrict bool `hcl:"audit_strict"`
+
+	// What SPIRE has and this server does not offer yet: present means refused.
+	CASubject            config.Node `hcl:"ca_subject"`
+	DisableJWTSVIDs      config.Node `hcl:"disable_jwt_svids"`
+	Federation           config.Node `hcl:"federation"`
+	Experimental         config.Node `hcl:"experimental"`
+	NodeInfoStaleness    config.Node `hcl:"max_attested_node_info_staleness"`
+	ProxyProtocolCIDRs   config.Node `hcl:"proxy_protocol_trusted_cidrs"`
+	PruneNodesExpiredFor config.Node `hcl:"prune_attested_nodes_expired_for"`
+	PruneNodesBatchSize  config.Node `hcl:"prune_attested_nodes_batch_size"`
+	PruneTOFUNodes       config.Node `hcl:"prune_tofu_nodes"`
+	ProfilingEnabled     config.Node `hcl:"profiling_enabled"`
+	ProfilingPort        config.Node `hcl:"profiling_port"`
+	ProfilingFrequency   config.Node `hcl:"profiling_freq"`
+	ProfilingNames       config.Node `hcl:"profiling_names"`
+}
+
+// RateLimit says which limits are kept. Default: both.
+type RateLimit struct {
+	Attestation *bool `hcl:"attestation"`
+	Signing     *bool `hcl:"signing"`
+}
+
+// Default returns the values of keys that are absent.
+func Default() Config {
+	return Config{Server: Settings{
+		BindAddress: "0.0.0.0", BindPort: 8081, SocketPath: "/tmp/spire-server/private/api.sock",
+		LogLevel: "INFO", LogFormat: "text",
+		CATTL: config.Duration(24 * time.Hour), CAKeyType: string(keys.ECP256),
+		DefaultX509SVIDTTL: config.Duration(time.Hour), DefaultJWTSVIDTTL: config.Duration(5 * time.Minute),
+	}}
+}
+
+// plan is what a valid configuration comes to.
+type plan struct {
+	caKey, jwtKey keys.Type
+	admins        []spiffeid.ID
+	store         sqlite.Config
+	keeper        keys.Config
+	attestors     map[string]builtin.VerifierConfig
+}
+
+// Validate reports every fault of the configuration at once. It reads nothing
+// but the configuration and writes nothing.
+func (c *Config) Validate() error {
+	_, err := c.plan()
+	return err
+}
+
+func (c *Config) plan() (plan, error) {
+	s := &c.Server
+	var p plan
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fault.New(fault.Invalid, "config_invalid", format, args...))
+		}
+	}
+	note := func(err error) bool {
+		if err != nil {
+			faults = append(faults, err)
+		}
+		return err == nil
+	}
+
+	check(!s.TrustDomain.IsZero(), "server.trust_domain: must be set")
+	check(s.DataDir != "", "server.data_dir: must be set")
+	check(net.ParseIP(s.BindAddress) != nil, "server.bind_address: %q is not an IP address", s.BindAddress)
+	check(s.BindPort >= 0 && s.BindPort <= 65535, "server.bind_port: %d is not a port", s.BindPort)
+	if err := serverapi.CheckSocketPath(s.SocketPath); err != nil {
+		note(fmt.Errorf("server.socket_path: %w", err))
+	}
+	check(s.CATTL > 0 && s.DefaultX509SVIDTTL > 0 && s.DefaultJWTSVIDTTL > 0 && s.AgentTTL >= 0, "server: a TTL is zero or negative")
+	var err error
+	if p.caKey, err = keys.ParseType(s.CAKeyType); err != nil {
+		note(fmt.Errorf("server.ca_key_type: %w", err))
+	}
+	if p.jwtKey = p.caKey; s.JWTKeyType != "" {
+		if p.jwtKey, err = keys.ParseType(s.JWTKeyType); err != nil {
+			note(fmt.Errorf("server.jwt_key_type: %w", err))
+		}
+	}
+	for _, text := range s.AdminIDs {
+		id, err := identity.Parse(text)
+		if err == nil && id.Path() == "" {
+			err = fault.New(fault.Invalid, "spiffe_id_no_path", "%q has no path", text)
+		}
+		if err != nil {
+			note(fmt.Errorf("server.admin_ids: %w", err))
+			continue
+		}
+		p.admins = append(p.admins, id)
+	}
+	for _, u := range c.unsupported() {
+		if u.node.Present() {
+			note(fault.New(fault.Unsupported, "config_unsupported", "%s: %s", u.key, u.why).Fix("remove it").Because(u.node.Fault("not offered")))
+		}
+	}
+	faults = append(faults, c.planPlugins(&p)...)
+	if len(faults) > 0 {
+		return plan{}, errors.Join(faults...)
+	}
+	return p, nil
+}
+
+type unsupported struct {
+	node config.Node
+	key  string
+	why  string
+}
+
+func (c *Config) unsupported() []unsupported {
+	s := &c.Server
+	return []unsupported{
+		{c.Telemetry, "telemetry", "metrics are not offered yet"},
+		{c.HealthChecks, "health_checks", "health over HTTP is not offered yet; use 'plastron server healthcheck'"},
+		{s.CASubject, "server.ca_subject", "the subject of authorities cannot be chosen yet"},
+		{s.DisableJWTSVIDs, "server.disable_jwt_svids", "JWT-SVIDs cannot be switched off yet"},
+		{s.Federation, "server.federation", "fetching and serving bundles is not offered yet"},
+		{s.Experimental, "server.experimental", "none of these is offered yet"},
+		{s.NodeInfoStaleness, "server.max_attested_node_info_staleness", "nodes are always read from memory, so it has no meaning"},
+		{s.ProxyProtocolCIDRs, "server.proxy_protocol_trusted_cidrs", "the PROXY protocol is not offered yet"},
+		{s.PruneNodesExpiredFor, "server.prune_attested_nodes_expired_for", "pruning of nodes is not offered yet"},
+		{s.PruneNodesBatchSize, "server.prune_attested_nodes_batch_size", "pruning of nodes is not offered yet"},
+		{s.PruneTOFUNodes, "server.prune_tofu_nodes", "pruning of nodes is not offered yet"},
+		{s.ProfilingEnabled, "server.profiling_enabled", "profiling is not offered"},
+		{s.ProfilingPort, "server.profiling_port", "profiling is not offered"},
+		{s.ProfilingFrequency, "server.profiling_freq", "profiling is not offered"},
+		{s.ProfilingNames, "server.profiling_names", "profiling is not offered"},
+	}
+}
+
+// planPlugins reads the plugin blocks. Without one of a kind the server has a
+// store in data_dir, keys on disk, and attests by join token.
+func (c *Config) planPlugins(p *plan) (faults []error) {
+	p.attestors = map[string]builtin.VerifierConfig{}
+	count := map[string]int{}
+	fail := func(pl config.Plugin, kind fault.Kind, format string, args ...any) {
+		faults = append(faults, fault.New(kind, "plugin_invalid", "plugins.%s %q: %s", pl.Type, pl.Name, fmt.Sprintf(format, args...)))
+	}
+	for _, pl := range c.Plugins {
+		if !pl.On() {
+			continue
+		}
+		count[pl.Type]++
+		if pl.Command != "" {
+			fail(pl, fault.Unsupported, "external plugins are not offered yet")
+			continue
+		}
+		var target any
+		switch pl.Type {
+		case "DataStore":
+			target = &dataStore{}
+		case "KeyManager":
+			i := slices.IndexFunc(builtin.KeyManagers(), func(k builtin.KeyManager) bool { return k.Name == pl.Name })
+			if i >= 0 {
+				p.keeper = builtin.KeyManagers()[i].New()
+				target = p.keeper
+			}
+		case "NodeAttestor":
+			i := slices.IndexFunc(builtin.NodeAttestors(), func(a builtin.NodeAttestor) bool { return a.Name == pl.Name })
+			if i >= 0 {
+				if p.attestors[pl.Name] != nil {
+					fail(pl, fault.Invalid, "it is there twice")
+				}
+				p.attestors[pl.Name] = builtin.NodeAttestors()[i].New()
+				target = p.attestors[pl.Name]
+			}
+		default:
+			fail(pl, fault.Unsupported, "plugins of this type are not offered yet")
+			continue
+		}
+		if target == nil {
+			fail(pl, fault.Unsupported, "there is no such plugin yet")
+			continue
+		}
+		if err := pl.Decode(target); err != nil {
+			faults = append(faults, err)
+		} else if d, ok := target.(*dataStore); ok {
+			if p.store.Dir, err = d.dir(pl.Name); err != nil {
+				fail(pl, fault.KindOf(err), "%v", err)
+			}
+		}
+	}
+	for _, kind := range []string{"DataStore", "KeyManager"} {
+		if count[kind] > 1 {
+			faults = append(faults, fault.New(fault.Invalid, "plugin_invalid", "plugins.%s: there are %d, and there can be one", kind, count[kind]))
+		}
+	}
+	if p.store.Dir == "" {
+		p.store.Dir = c.Server.DataDir
+	}
+	if p.keeper == nil && count["KeyManager"] == 0 {
+		p.keeper = &diskkeys.Config{}
+	}
+	if disk, ok := p.keeper.(*diskkeys.Config); ok && disk.Path == "" {
+		disk.Path = filepath.Join(c.Server.DataDir, "keys.json")
+	}
+	if count["NodeAttestor"] == 0 {
+		for _, a := range builtin.NodeAttestors() {
+			p.attestors[a.Name] = a.New()
+		}
+	}
+	return faults
+}
+
+// dataStore is the plugin_data of a DataStore: SPIRE's keys as far as they say
+// where a SQLite database is.
+type dataStore struct {
+	DatabaseType     string `hcl:"database_type"`
+	ConnectionString string `hcl:"connection_string"`
+	// Dir is the store's directory. Default: data_dir.
+	Dir string `hcl:"dir"`
+}
+
+func (d *dataStore) dir(name string) (string, error) {
+	switch {
+	case name != "sql" && name != "sqlite":
+		return "", fault.New(fault.Unsupported, "plugin_invalid", "there is no such store")
+	case name == "sql" && d.DatabaseType != "sqlite3":
+		return "", fault.New(fault.Unsupported, "plugin_invalid", "database_type %q is not offered yet, only sqlite3", d.DatabaseType)
+	case d.Dir != "":
+		return d.Dir, nil
+	case d.ConnectionString != "":
+		return filepath.Dir(d.ConnectionString), nil
+	}
+	return "", nil
+}
+
+func (s *Settings) address() string { return net.JoinHostPort(s.BindAddress, strconv.Itoa(s.BindPort)) }

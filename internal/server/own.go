@@ -1,0 +1,118 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// ownRetry is how soon a failed rotation is tried again.
+const ownRetry = time.Second
+
+// ownSVID is the certificate that the server shows to agents, renewed at half
+// its life. Its key is made anew each time and never leaves memory.
+type ownSVID struct {
+	trustDomain spiffeid.TrustDomain
+	ttl         time.Duration
+	issuer      func(now time.Time) (*svid.X509Issuer, error)
+	audit       *audit.Writer
+	log         *slog.Logger
+
+	// mu guards everything below.
+	mu      sync.Mutex
+	current *tls.Certificate
+	begin   time.Time
+	end     time.Time
+}
+
+// certificate returns the certificate, never one that has ended.
+func (o *ownSVID) certificate() (*tls.Certificate, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.current == nil || !time.Now().Before(o.end) {
+		return nil, fault.New(fault.Unavailable, "server_certificate_expired", "the server's own certificate has ended")
+	}
+	return o.current, nil
+}
+
+// rotate issues a new certificate.
+func (o *ownSVID) rotate(now time.Time) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return err
+	}
+	public, err := svid.ParsePublicKey(spki)
+	if err != nil {
+		return err
+	}
+	issuer, err := o.issuer(now)
+	if err != nil {
+		return err
+	}
+	id := identity.Server(o.trustDomain)
+	prepared, err := issuer.Prepare(svid.Leaf{ID: id, Key: public, NotBefore: now.Add(-svid.Backdate), NotAfter: now.Add(o.ttl)})
+	if err != nil {
+		return err
+	}
+	err = o.audit.Append(audit.Issuance{
+		Caller: id.String(), Kind: "x509", ID: id.String(), Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: public.Hash, Expiry: prepared.NotAfter(),
+	})
+	if err != nil {
+		return err
+	}
+	issued, err := prepared.Issue()
+	if err != nil {
+		return err
+	}
+	leaf, err := x509.ParseCertificate(issued.Chain[0])
+	if err != nil {
+		return err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.current = &tls.Certificate{Certificate: issued.Chain, PrivateKey: key, Leaf: leaf}
+	o.begin, o.end = now, issued.NotAfter
+	return nil
+}
+
+// due is when the certificate is to be renewed: at half of its life.
+func (o *ownSVID) due() time.Time {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.begin.Add(o.end.Sub(o.begin) / 2)
+}
+
+// run renews the certificate until ctx is done.
+func (o *ownSVID) run(ctx context.Context) error {
+	wait := time.NewTimer(time.Until(o.due()))
+	defer wait.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-wait.C:
+			if err := o.rotate(now); err != nil {
+				o.log.WarnContext(ctx, "server certificate not renewed", "err", err, "next", ownRetry.String())
+				wait.Reset(ownRetry)
+				continue
+			}
+			wait.Reset(max(time.Until(o.due()), ownRetry/10))
+		}
+	}
+}

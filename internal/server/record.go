@@ -1,0 +1,36 @@
+package server
+
+import (
+	"crypto/sha256"
+	"strings"
+
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/store"
+)
+
+// recordBatches turns what was committed into audit events. The log is where
+// they come from, so the trail names exactly what took effect and who asked.
+func recordBatches(trail *audit.Writer) func(store.Batch) {
+	return func(b store.Batch) {
+		var events []audit.Event
+		for _, w := range b.Writes {
+			for _, c := range w.Changes {
+				if strings.HasPrefix(c.Key, "/entry-content/") {
+					continue // says nothing that /entry/ does not
+				}
+				change := audit.Change{Caller: w.Caller, Position: b.Position.String(), Key: c.Key, Deleted: c.Deleted}
+				if !c.Deleted {
+					change.Value = sha256.Sum256(c.Value)
+				}
+				if strings.HasPrefix(c.Key, "/authority/") || strings.HasPrefix(c.Key, "/bundle/") {
+					events = append(events, audit.AuthorityAct(change))
+				} else {
+					events = append(events, change)
+				}
+			}
+		}
+		if len(events) > 0 {
+			trail.Note(events...)
+		}
+	}
+}

@@ -1,0 +1,242 @@
+// Package server is the server as a whole: its configuration, and the graph of
+// everything that a running one consists of. It decides nothing but the order
+// in which things start and stop.
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/authority"
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/nodeattest"
+	"github.com/plastron/plastron/internal/nodes"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/serverapi"
+	"golang.org/x/sync/errgroup"
+)
+
+// Version is what this server says it runs, in its audit trail.
+const Version = "0.1.0"
+
+// Server is one server of a trust domain.
+type Server struct {
+	cfg  Config
+	plan plan
+	log  *slog.Logger
+
+	ready    chan struct{} // closed when it serves; the fields below are set by then
+	addr     net.Addr
+	registry *registry.Registry
+}
+
+// New checks the configuration and returns a server that has not started.
+// Nothing is opened or written yet.
+func New(cfg Config, log *slog.Logger) (*Server, error) {
+	p, err := cfg.plan()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{cfg: cfg, plan: p, log: log, ready: make(chan struct{})}, nil
+}
+
+// Ready is closed when the server accepts connections and can issue.
+func (s *Server) Ready() <-chan struct{} { return s.ready }
+
+// Addr is where agents connect, once Ready.
+func (s *Server) Addr() net.Addr { return s.addr }
+
+// SocketPath is the admin socket.
+func (s *Server) SocketPath() string { return s.cfg.Server.SocketPath }
+
+// Bundle is the trust domain's bundle, once Ready.
+func (s *Server) Bundle() (b *bundle.Bundle, err error) {
+	s.registry.View(func(snap *registry.Snapshot) { b, err = snap.Bundle(s.cfg.Server.TrustDomain.TrustDomain) })
+	return b, err
+}
+
+// Run serves until ctx is done, then drains and closes everything. It returns
+// nil after an orderly stop.
+func (s *Server) Run(ctx context.Context) (err error) {
+	set := &s.cfg.Server
+	td := set.TrustDomain.TrustDomain
+	closing := func(what string, close func() error) {
+		if closeErr := close(); closeErr != nil {
+			err = errors.Join(err, fmt.Errorf("close %s: %w", what, closeErr))
+		}
+	}
+	s.warn(ctx)
+
+	// 1. Files: the directory, who this server is, the audit trail, the store.
+	if err := os.MkdirAll(set.DataDir, 0o700); err != nil {
+		return fmt.Errorf("make data_dir: %w", err)
+	}
+	st, err := s.plan.store.Open(ctx, s.log)
+	if err != nil {
+		return fmt.Errorf("open store: %w", err)
+	}
+	defer closing("store", st.Close)
+	id, err := serverID(set.DataDir)
+	if err != nil {
+		return err
+	}
+	trail, err := audit.Open(audit.Config{
+		Path: filepath.Join(set.DataDir, "audit.log"), Server: id, Version: Version, Strict: set.AuditStrict, Log: s.log,
+	})
+	if err != nil {
+		return err
+	}
+	defer closing("audit trail", trail.Close)
+
+	// 2. The trust domain in memory. What it commits goes on record.
+	reg, err := registry.Open(ctx, st, td, s.log)
+	if err != nil {
+		return err
+	}
+	reg.Batches(recordBatches(trail))
+
+	// 3. Engines.
+	keeper, err := s.plan.keeper.Open(ctx)
+	if err != nil {
+		return fmt.Errorf("open key manager: %w", err)
+	}
+	auth := authority.New(authority.Config{
+		TrustDomain: td, ServerID: id, Keeper: keeper, Registry: reg, Log: s.log,
+		CATTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey,
+	})
+	verifiers := map[string]nodeattest.Verifier{}
+	for name, config := range s.plan.attestors {
+		if verifiers[name], err = config.Open(ctx); err != nil {
+			return fmt.Errorf("open node attestor %q: %w", name, err)
+		}
+	}
+	engine := nodes.New(nodes.Config{
+		TrustDomain: td, Registry: reg, Audit: trail, Verifiers: verifiers, Issuer: auth.X509,
+		TTL: set.AgentTTL.Or(time.Duration(set.DefaultX509SVIDTTL)), Log: s.log,
+	})
+
+	// 4. Loops. They outlive the API, which drains through them.
+	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLoops()
+	background, loops := errgroup.WithContext(loops)
+	background.Go(func() error { return trail.Run(loops) })
+	background.Go(func() error { return reg.Run(loops) })
+	defer func() {
+		stopLoops()
+		err = errors.Join(err, background.Wait())
+	}()
+	if err := auth.Start(ctx); err != nil {
+		return fmt.Errorf("prepare signing keys: %w", err)
+	}
+	own := &ownSVID{trustDomain: td, ttl: time.Duration(set.DefaultX509SVIDTTL), issuer: auth.X509, audit: trail, log: s.log}
+	if err := own.rotate(time.Now()); err != nil {
+		return fmt.Errorf("issue the server's own certificate: %w", err)
+	}
+	background.Go(func() error { return auth.Run(loops) })
+	background.Go(func() error { return own.run(loops) })
+	background.Go(func() error { return engine.Run(loops) })
+
+	// 5. The API.
+	listener, err := net.Listen("tcp", set.address())
+	if err != nil {
+		return fault.New(fault.Precondition, "listen_failed", "cannot listen on %s: %v", set.address(), err).
+			Fix("stop what listens there, or choose another bind_port")
+	}
+	api := serverapi.New(serverapi.Config{
+		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
+		Health: func() error { return healthy(auth, own, trail) }, Admins: s.plan.admins,
+		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
+		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,
+	})
+	s.addr, s.registry = listener.Addr(), reg
+	serving, stopServing := context.WithCancel(ctx)
+	defer stopServing()
+	context.AfterFunc(loops, stopServing) // a loop that fails takes the server down
+	return api.Run(serving, listener, set.SocketPath, func() {
+		s.log.InfoContext(ctx, "server ready", "trust_domain", td.Name(), "peer", s.addr.String(), "dir", set.DataDir)
+		close(s.ready)
+	})
+}
+
+// healthy says why this server cannot issue, if it cannot (R105).
+func healthy(auth *authority.Authority, own *ownSVID, trail *audit.Writer) error {
+	now := time.Now()
+	_, x509Err := auth.X509(now)
+	_, jwtErr := auth.JWT(now)
+	_, ownErr := own.certificate()
+	if err := errors.Join(x509Err, jwtErr, ownErr); err != nil {
+		return err
+	}
+	return trail.Healthy()
+}
+
+// warn names settings that work but may surprise.
+func (s *Server) warn(ctx context.Context) {
+	set := &s.cfg.Server
+	longest := min(time.Duration(set.CATTL)/6, 7*24*time.Hour)
+	for key, ttl := range map[string]time.Duration{
+		"default_x509_svid_ttl": time.Duration(set.DefaultX509SVIDTTL),
+		"default_jwt_svid_ttl":  time.Duration(set.DefaultJWTSVIDTTL),
+		"agent_ttl":             time.Duration(set.AgentTTL),
+	} {
+		if ttl > longest { // F7
+			s.log.WarnContext(ctx, "rotation of the authority may cut SVIDs short: the TTL is more than a sixth of ca_ttl", "kind", key, "next", longest.String())
+		}
+	}
+}
+
+// serverID is a random name that this server keeps in its data directory.
+func serverID(dir string) (string, error) {
+	path := filepath.Join(dir, "server-id")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		id := make([]byte, 16)
+		rand.Read(id)
+		text := hex.EncodeToString(id)
+		return text, writeNew(path, text+"\n")
+	}
+	if err != nil {
+		return "", err
+	}
+	text := strings.TrimSuffix(string(b), "\n")
+	if id, err := hex.DecodeString(text); err != nil || len(id) != 16 {
+		return "", fault.New(fault.Precondition, "server_id_invalid", "%q does not hold a server id", path).
+			Fix("restore it from a backup of data_dir")
+	}
+	return text, nil
+}
+
+// writeNew writes a small file whole or not at all.
+func writeNew(path, text string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".new-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func off(limit *bool) bool { return limit != nil && !*limit }

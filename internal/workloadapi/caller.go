@@ -1,0 +1,142 @@
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/process"
+	"github.com/plastron/plastron/internal/workload"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// Attestor is a workload attestor and the name it has in configuration and logs.
+type Attestor struct {
+	Name string
+	workload.Attestor
+}
+
+// caller is who is at the other end of a connection. It rides along as the
+// connection's AuthInfo.
+type caller struct {
+	*process.Conn
+	credentials.CommonAuthInfo
+	uid  int64
+	gone func()
+}
+
+// AuthType names the kind of connection, as the library asks.
+func (c *caller) AuthType() string { return "plastron-workload" }
+
+// Close ends the connection and stops counting it.
+func (c *caller) Close() error {
+	c.gone()
+	return c.Conn.Close()
+}
+
+// transport makes callers of connections.
+type transport struct{ server *Server }
+
+// ServerHandshake implements credentials.TransportCredentials. When the peer
+// exits, its connection is closed, and with it every stream (R38).
+func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	conn, ok := raw.(*process.Conn)
+	if !ok {
+		return nil, nil, errors.New("not a connection of our listener")
+	}
+	c := &caller{Conn: conn, uid: noUser}
+	c.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the kernel
+	p, err := conn.Peer()
+	if err == nil {
+		c.uid = int64(p.UID)
+	}
+	if err := t.server.users.connect(c.uid); err != nil {
+		t.server.quiet.log(t.server.cfg.Log, "connection refused", "uid", c.uid, "reason", fault.ReasonOf(err))
+		return nil, nil, err
+	}
+	c.gone = sync.OnceFunc(func() { t.server.users.disconnect(c.uid) })
+	if p != nil {
+		go func() {
+			p.Wait() // also ends when the connection is closed
+			c.Close()
+		}()
+	}
+	return c, c, nil
+}
+
+// ClientHandshake implements credentials.TransportCredentials; there is no client.
+func (transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("these credentials are a server's")
+}
+
+// Info implements credentials.TransportCredentials.
+func (transport) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "plastron-workload"}
+}
+
+// Clone implements credentials.TransportCredentials.
+func (t transport) Clone() credentials.TransportCredentials { return t }
+
+// OverrideServerName implements credentials.TransportCredentials.
+func (transport) OverrideServerName(string) error { return nil }
+
+func callerOf(ctx context.Context) (*caller, error) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if c, ok := p.AuthInfo.(*caller); ok {
+			return c, nil
+		}
+	}
+	return nil, errors.New("a call without a connection of ours")
+}
+
+// attest returns what the caller is. It is judged before and after: what was
+// learnt in between belongs to the process that connected, or counts for nothing (R37).
+//
+// An attestor that fails only takes its selectors away (R47); if all fail, that
+// is not the same as a caller without selectors (RG43).
+func (s *Server) attest(ctx context.Context, c *caller) ([]entry.Selector, error) {
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	p, err := c.Peer()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, attestWait)
+	defer cancel()
+	found := make([]workload.Attested, len(s.cfg.Attestors))
+	errs := make([]error, len(s.cfg.Attestors))
+	var wg sync.WaitGroup
+	for i, a := range s.cfg.Attestors[1:] {
+		wg.Go(func() { found[i+1], errs[i+1] = a.Attest(ctx, p.PID) })
+	}
+	found[0], errs[0] = s.cfg.Attestors[0].Attest(ctx, p.PID)
+	wg.Wait()
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
+	var selectors []entry.Selector
+	failed := 0
+	for i, a := range found {
+		if errs[i] != nil {
+			failed++
+			s.quiet.log(s.cfg.Log, "attestor failed", "kind", s.cfg.Attestors[i].Name, "pid", p.PID, "err", errs[i])
+			continue
+		}
+		selectors = append(selectors, a.Selectors...)
+		for _, why := range a.Omitted {
+			s.cfg.Log.Debug("selector left out", "pid", p.PID, "reason", why)
+		}
+	}
+	if failed == len(found) {
+		return nil, fault.New(fault.Unavailable, "attestation_failed", "what the calling process is could not be found out").
+			Because(errors.Join(errs...))
+	}
+	slices.SortFunc(selectors, entry.Selector.Compare)
+	return slices.Compact(selectors), nil
+}

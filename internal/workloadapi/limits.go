@@ -1,0 +1,146 @@
+package workloadapi
+
+import (
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+)
+
+// Limits bound what one user may take (R49). A zero field means its default,
+// which no ordinary machine comes near.
+type Limits struct {
+	ConnectionsPerUser int     // default 1,000
+	Connections        int     // of all users; default 10,000
+	CallsPerUser       int     // under way, open streams included; default 4,000
+	RatePerUser        float64 // calls begun per second; default 5,000, in bursts of twice that
+}
+
+func (l Limits) orDefault() Limits {
+	set := func(v *int, d int) {
+		if *v <= 0 {
+			*v = d
+		}
+	}
+	set(&l.ConnectionsPerUser, 1000)
+	set(&l.Connections, 10000)
+	set(&l.CallsPerUser, 4000)
+	if l.RatePerUser <= 0 {
+		l.RatePerUser = 5000
+	}
+	return l
+}
+
+// noUser stands for callers that the kernel does not name.
+const noUser = -1
+
+// maxUsers is how many users are remembered before idle ones are forgotten.
+const maxUsers = 4096
+
+// users counts what each user has under way.
+type users struct {
+	limits Limits
+
+	mu          sync.Mutex // guards everything below
+	connections int
+	byUID       map[int64]*user
+}
+
+type user struct {
+	connections, calls int
+	tokens             float64
+	filled             time.Time
+}
+
+func newUsers(l Limits) *users { return &users{limits: l, byUID: map[int64]*user{}} }
+
+func (u *users) connect(uid int64) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.connections >= u.limits.Connections {
+		return tooMany("connections", "the agent has no room for more connections")
+	}
+	who := u.userLocked(uid)
+	if who.connections >= u.limits.ConnectionsPerUser {
+		return tooMany("connections", "this user has too many connections open")
+	}
+	u.connections++
+	who.connections++
+	return nil
+}
+
+func (u *users) disconnect(uid int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.connections--
+	u.userLocked(uid).connections--
+}
+
+func (u *users) begin(uid int64) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	who, now := u.userLocked(uid), time.Now()
+	burst := 2 * u.limits.RatePerUser
+	who.tokens = min(burst, who.tokens+now.Sub(who.filled).Seconds()*u.limits.RatePerUser)
+	who.filled = now
+	switch {
+	case who.calls >= u.limits.CallsPerUser:
+		return tooMany("calls", "this user has too many calls under way")
+	case who.tokens < 1:
+		return tooMany("rate", "this user calls too often")
+	}
+	who.tokens--
+	who.calls++
+	return nil
+}
+
+func (u *users) end(uid int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.userLocked(uid).calls--
+}
+
+// userLocked returns the counts of a user. The table is bounded: a user without
+// anything under way is forgotten when there are too many.
+func (u *users) userLocked(uid int64) *user {
+	who := u.byUID[uid]
+	if who != nil {
+		return who
+	}
+	if len(u.byUID) >= maxUsers {
+		for id, other := range u.byUID {
+			if other.connections == 0 && other.calls == 0 {
+				delete(u.byUID, id)
+			}
+		}
+	}
+	who = &user{tokens: 2 * u.limits.RatePerUser, filled: time.Now()}
+	u.byUID[uid] = who
+	return who
+}
+
+func tooMany(what, message string) error {
+	return fault.New(fault.Exhausted, "limit_"+what, "%s", message).Fix("wait a little and try again")
+}
+
+// quiet lets lines that callers cause through once a second and counts the rest (R104).
+type quiet struct {
+	mu         sync.Mutex // guards everything below
+	last       time.Time
+	suppressed int
+}
+
+func (q *quiet) log(log *slog.Logger, message string, args ...any) {
+	q.mu.Lock()
+	now := time.Now()
+	if now.Sub(q.last) < time.Second {
+		q.suppressed++
+		q.mu.Unlock()
+		return
+	}
+	n := q.suppressed
+	q.last, q.suppressed = now, 0
+	q.mu.Unlock()
+	log.Info(message, append(args, "count", n+1)...)
+}

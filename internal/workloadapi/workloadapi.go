@@ -1,0 +1,127 @@
+// Package workloadapi is the agent's public socket: the SPIFFE Workload API,
+// with the standard's five stable calls. It finds out who calls (process),
+// what the caller is (the attestors), and hands out what the mirror has for it.
+//
+// What must always hold: nothing is done for a call without the security
+// header (R51); the caller is judged before and after attestation and once more
+// before each message leaves, and what has changed or exited gets nothing
+// (R37, R38, R40); every message is the whole state, the first comes at once,
+// none is empty; every refusal carries a stable reason (R131); one user's load
+// does not crowd out another's (R49).
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync/atomic"
+	"time"
+
+	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/process"
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+)
+
+// Limits of the listener (R97). Sizes are in bytes.
+const (
+	handshakeLimit = 10 * time.Second
+	idleLimit      = 10 * time.Minute // of a connection without a call
+	maxStreams     = 100              // of one connection
+	maxHeaderList  = 16 << 10
+	maxMessage     = 1 << 20 // received
+	maxAnswer      = 64 << 20
+	minPing        = 10 * time.Second
+)
+
+// Waits in a call.
+const (
+	readyWait      = 5 * time.Second // for SVIDs that are being signed
+	attestWait     = 10 * time.Second
+	reattestEvery  = 5 * time.Minute // R42
+	sendWait       = 30 * time.Second
+	jwtWait        = 20 * time.Second
+	maxAudiences   = 64
+	maxAudience    = 2048
+	maxToken       = 64 << 10
+	identityReason = "no_identity"
+)
+
+// Config is what the socket stands on.
+type Config struct {
+	SocketPath  string // at most 107 bytes
+	TrustDomain spiffeid.TrustDomain
+	Mirror      *mirror.Mirror
+	Attestors   []Attestor // all are asked; at least one
+	Via         process.Via
+
+	// AllowUnauthenticatedVerifiers gives the own trust domain's bundles to callers
+	// without an identity.
+	AllowUnauthenticatedVerifiers bool
+	// AllowedForeignJWTClaims are returned of a foreign token besides sub, aud and exp.
+	AllowedForeignJWTClaims []string
+	Limits                  Limits
+	Log                     *slog.Logger
+}
+
+// Server serves the Workload API on one socket.
+type Server struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+	cfg      Config
+	listener *process.Listener
+	socket   socketFile
+	users    *users
+	quiet    *quiet
+	panics   atomic.Uint64
+}
+
+// Open creates the socket. Callers wait until Run.
+func Open(cfg Config) (*Server, error) {
+	cfg.Limits = cfg.Limits.orDefault()
+	l, file, err := listen(cfg.SocketPath, cfg.Via)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{cfg: cfg, listener: l, socket: file, users: newUsers(cfg.Limits), quiet: &quiet{}}, nil
+}
+
+// Close removes the socket of a server that does not run.
+func (s *Server) Close() error {
+	return errors.Join(s.socket.remove(), s.listener.Close())
+}
+
+// Panics returns how many calls ended in a panic. Any number but zero is a bug (R99).
+func (s *Server) Panics() uint64 { return s.panics.Load() }
+
+// Run serves until ctx is done, then ends all streams at once and removes the
+// socket: clients dial again.
+func (s *Server) Run(ctx context.Context) error {
+	g := grpc.NewServer(
+		grpc.Creds(transport{server: s}),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.UnknownServiceHandler(unknown),
+		grpc.ConnectionTimeout(handshakeLimit),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxHeaderListSize(maxHeaderList),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxAnswer),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(8<<10), grpc.SharedWriteBuffer(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleLimit}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
+	)
+	workload.RegisterSpiffeWorkloadAPIServer(g, s)
+	grpc_health_v1.RegisterHealthServer(g, health{server: s})
+	stop := context.AfterFunc(ctx, g.Stop)
+	defer stop()
+	err := g.Serve(s.listener)
+	err = errors.Join(err, s.socket.remove())
+	if ctx.Err() != nil && (err == nil || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed)) {
+		return ctx.Err()
+	}
+	return err
+}

@@ -6,13 +6,16 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io/fs"
 	"math/big"
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -109,8 +112,8 @@ func TestFilesDirOfOthers(t *testing.T) {
 	}
 }
 
-// A reader who opens ..data once never sees files that do not fit together,
-// however fast they change, and one who opens svid.pem never misses it.
+// A reader who opens ..data once never sees files that do not fit together, and
+// one who opens svid.pem never misses it. A read lasts through at most one renewal.
 func TestFilesSwap(t *testing.T) {
 	dir := t.TempDir()
 	files, err := openFilesDir(dir)
@@ -125,9 +128,10 @@ func TestFilesSwap(t *testing.T) {
 	}
 	done := make(chan struct{})
 	var readers sync.WaitGroup
-	for range 2 {
+	var reads [2]atomic.Int64
+	for reader := range reads {
 		readers.Go(func() {
-			for {
+			for ; ; reads[reader].Add(1) {
 				select {
 				case <-done:
 					return
@@ -145,8 +149,9 @@ func TestFilesSwap(t *testing.T) {
 				cert, err1 := fs.ReadFile(root.FS(), "svid.pem")
 				key, err2 := fs.ReadFile(root.FS(), "key.pem")
 				root.Close()
-				if os.IsNotExist(err1) || os.IsNotExist(err2) {
-					continue // swept while we were reading; the next look finds the new ones
+				if err := errors.Join(err1, err2); err != nil {
+					t.Errorf("..data lost its files: %v", err)
+					return
 				}
 				if _, err := tls.X509KeyPair(cert, key); err != nil {
 					t.Errorf("certificate and key do not fit: %v", err)
@@ -155,13 +160,19 @@ func TestFilesSwap(t *testing.T) {
 			}
 		})
 	}
-	for i := range 300 {
-		err := files.write(svid, bundles)
+	for i := range 40 {
+		next, nextBundles := svid, bundles
 		if i%2 == 0 {
-			err = files.write(other, otherBundles)
+			next, nextBundles = other, otherBundles
 		}
+		err := files.write(next, nextBundles)
 		if err != nil {
 			t.Fatal(err)
+		}
+		for reader := range reads {
+			for seen := reads[reader].Load(); reads[reader].Load() == seen && !t.Failed(); {
+				runtime.Gosched()
+			}
 		}
 	}
 	close(done)

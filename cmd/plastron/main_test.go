@@ -6,11 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 )
@@ -55,38 +53,6 @@ func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// TestHelp pins the help of every command: it is what a person reads and what
-// the documentation is made of.
-func TestHelp(t *testing.T) {
-	var got bytes.Buffer
-	p := &program{stdin: strings.NewReader(""), stdout: &got, stderr: &got}
-	var walk func(*cobra.Command)
-	walk = func(c *cobra.Command) {
-		fmt.Fprintf(&got, "$ %s -h\n", c.CommandPath())
-		help(&got, c)
-		fmt.Fprintln(&got)
-		for _, child := range c.Commands() {
-			if child.IsAvailableCommand() {
-				walk(child)
-			}
-		}
-	}
-	walk(p.root())
-	file := filepath.Join("testdata", "help.golden")
-	if *update {
-		if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), got.String()); diff != "" {
-		t.Errorf("help (-want +got):\n%s", diff)
-	}
-}
-
 func TestNormalize(t *testing.T) {
 	p := &program{}
 	for _, tt := range []struct{ in, want string }{
@@ -110,7 +76,7 @@ func TestNormalize(t *testing.T) {
 	}
 }
 
-// TestExamplesOfMistakes: a wrong command line is one error that names the flag and
+// TestMistakes: a wrong command line is one error that names the flag and
 // the nearest name, and nothing is done.
 func TestMistakes(t *testing.T) {
 	t.Setenv("SPIRE_SERVER_PRIVATE_SOCKET", "")

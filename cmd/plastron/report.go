@@ -60,9 +60,13 @@ func (at peer) fault(err error) error {
 		}
 		return fault.New(fault.Unavailable, "call_failed", "%s: %v", at.name, err)
 	}
+	chosen := len(s.Details()) > 0 // our server and agent say why in details; the library does not
 	switch s.Code() {
 	case codes.Unavailable:
-		return fault.New(fault.Unavailable, "unavailable", "%s is not available: %s", at.name, s.Message()).Fix("%s", at.absent)
+		if !chosen {
+			return fault.New(fault.Unavailable, "unavailable", "%s has gone: %s", at.name, s.Message()).Fix("%s", at.absent)
+		}
+		return fault.New(fault.Unavailable, "unavailable", "%s cannot do this now: %s", at.name, s.Message())
 	case codes.DeadlineExceeded:
 		return at.silent()
 	case codes.Canceled:
@@ -72,7 +76,7 @@ func (at peer) fault(err error) error {
 	case codes.PermissionDenied, codes.Unauthenticated:
 		return fault.New(fault.Denied, "denied", "%s refused: %s", at.name, s.Message()).Fix("%s", at.denied)
 	case codes.Internal, codes.Unknown:
-		return fault.New(fault.Internal, "internal", "%s failed: %s", at.name, s.Message()).Fix("its log says why")
+		return fault.New(fault.Internal, "internal", "%s failed: %s", at.name, s.Message())
 	}
 	return fault.New(fault.Invalid, "refused", "%s", s.Message())
 }

@@ -31,7 +31,7 @@ type socket struct {
 	path, instance          string
 	kind                    string // "server" or "Workload API"
 	variable, template, def string
-	absent                  string
+	absent, denied          string // what to do then
 }
 
 func serverSocketFlags(flags *pflag.FlagSet) *socket {
@@ -43,7 +43,8 @@ func serverSocketFlags(flags *pflag.FlagSet) *socket {
 
 func agentSocketFlags(flags *pflag.FlagSet) *socket {
 	s := &socket{kind: "Workload API", variable: "SPIFFE_ENDPOINT_SOCKET", template: "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE", def: agentSocket,
-		absent: "start an agent with 'plastron dev' or 'plastron agent run', or name its socket with -socketPath or SPIFFE_ENDPOINT_SOCKET"}
+		absent: "start an agent with 'plastron dev' or 'plastron agent run', or name its socket with -socketPath or SPIFFE_ENDPOINT_SOCKET",
+		denied: "register this process: 'plastron server entry create' with selectors that all fit it; 'plastron server entry show' lists what there is"}
 	s.addFlags(flags)
 	return s
 }
@@ -90,8 +91,7 @@ func (s *socket) find() (string, error) {
 
 // peer names the other end of the socket in errors.
 func (s *socket) peer(path string) peer {
-	return peer{name: "the " + s.kind + " at " + path, path: path, absent: s.absent,
-		denied: "'plastron server entry show' lists who is registered; a process needs an entry whose selectors all fit it"}
+	return peer{name: "the " + s.kind + " at " + path, path: path, absent: s.absent, denied: s.denied}
 }
 
 // dial connects to the socket. It tries the socket first, so that the error is

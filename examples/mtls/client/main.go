@@ -6,9 +6,12 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"flag"
 	"fmt"
 	"log"
+	"net"
+	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -19,7 +22,7 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	address := flag.String("address", "127.0.0.1:8443", "address of the server")
+	address := flag.String("address", "127.0.0.1:9443", "address of the server")
 	self := flag.String("self", "spiffe://dev.local/client", "which of its identities the client shows")
 	server := flag.String("server", "spiffe://dev.local/server", "the only server to talk to")
 	flag.Parse()
@@ -31,7 +34,7 @@ func main() {
 		log.Fatal(err)
 	}
 	authorize := tlsconfig.AuthorizeID(spiffeid.RequireFromString(*server))
-	conn, err := tls.Dial("tcp", *address, tlsconfig.MTLSClientConfig(source, source, authorize))
+	conn, err := dial(ctx, *address, tlsconfig.MTLSClientConfig(source, source, authorize))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -41,6 +44,17 @@ func main() {
 		log.Fatalf("%s is refused: %v", *self, err)
 	}
 	fmt.Print(answer)
+}
+
+// dial waits for a server that is not up yet.
+func dial(ctx context.Context, address string, config *tls.Config) (net.Conn, error) {
+	for {
+		conn, err := (&tls.Dialer{Config: config}).DialContext(ctx, "tcp", address)
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return conn, err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // named picks one of several identities. A process with only one needs no picker.

@@ -21,7 +21,7 @@ import (
 
 func main() {
 	log.SetFlags(0)
-	listen := flag.String("listen", "127.0.0.1:8443", "address to listen on")
+	listen := flag.String("listen", "127.0.0.1:9443", "address to listen on")
 	self := flag.String("self", "spiffe://dev.local/server", "which of its identities the service shows")
 	allow := flag.String("allow", "spiffe://dev.local/client", "the only caller to let in")
 	flag.Parse()

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/plastron/plastron/internal/authority"
 	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
@@ -153,7 +154,11 @@ func (c *Config) plan() (plan, error) {
 	if err := serverapi.CheckSocketPath(s.SocketPath); err != nil {
 		note(fmt.Errorf("server.socket_path: %w", err))
 	}
-	check(s.CATTL > 0 && s.DefaultX509SVIDTTL > 0 && s.DefaultJWTSVIDTTL > 0 && s.AgentTTL >= 0, "server: a TTL is zero or negative")
+	check(time.Duration(s.DefaultX509SVIDTTL) >= time.Second, "server.default_x509_svid_ttl: %s is shorter than a second", s.DefaultX509SVIDTTL)
+	check(time.Duration(s.DefaultJWTSVIDTTL) >= time.Second, "server.default_jwt_svid_ttl: %s is shorter than a second", s.DefaultJWTSVIDTTL)
+	check(s.AgentTTL.Or(time.Second) >= time.Second, "server.agent_ttl: %s is shorter than a second", s.AgentTTL)
+	check(time.Duration(s.CATTL) >= authority.MinTTL && time.Duration(s.CATTL)%time.Second == 0,
+		"server.ca_ttl: %s is shorter than %s or not whole seconds", s.CATTL, authority.MinTTL)
 	var err error
 	if p.caKey, err = keys.ParseType(s.CAKeyType); err != nil {
 		note(fmt.Errorf("server.ca_key_type: %w", err))

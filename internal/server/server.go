@@ -112,10 +112,13 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open key manager: %w", err)
 	}
-	auth := authority.New(authority.Config{
+	auth, err := authority.New(authority.Config{
 		TrustDomain: td, ServerID: id, Keeper: keeper, Registry: reg, Log: s.log,
-		CATTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey,
+		TTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey,
 	})
+	if err != nil {
+		return err
+	}
 	verifiers := map[string]nodeattest.Verifier{}
 	for name, config := range s.plan.attestors {
 		if verifiers[name], err = config.Open(ctx); err != nil {

@@ -32,7 +32,7 @@ const (
 
 // Link is the way to the server.
 type Link interface {
-	// Follow opens the stream of changes, waiting for the server if need be.
+	// Follow opens the stream of changes.
 	Follow(ctx context.Context) (Stream, error)
 	// X509 has SVIDs signed; the results are in the order of the items.
 	X509(ctx context.Context, items []serverlink.X509Item) ([]serverlink.X509Result, error)

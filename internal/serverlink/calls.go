@@ -117,12 +117,11 @@ type Stream struct {
 	cancel context.CancelFunc
 }
 
-// Follow opens the stream by which the server says what changes. It waits for
-// the server to come up, as long as ctx lasts.
+// Follow opens the stream by which the server says what changes.
 func (c *Client) Follow(ctx context.Context) (*Stream, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	conn := c.current()
-	stream, err := syncv1.NewSyncClient(conn).Follow(ctx, grpc.WaitForReady(true))
+	stream, err := syncv1.NewSyncClient(conn).Follow(ctx)
 	if err != nil {
 		cancel()
 		return nil, conn.fault("follow the server", err)

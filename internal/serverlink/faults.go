@@ -63,7 +63,9 @@ func kindOf(code codes.Code) (fault.Kind, string) {
 		return fault.Exhausted, "server_exhausted"
 	case codes.Unimplemented:
 		return fault.Unsupported, "server_unsupported"
-	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+	case codes.Canceled:
+		return fault.Unavailable, "call_ended" // by us
+	case codes.Unavailable, codes.DeadlineExceeded:
 		return fault.Unavailable, "server_unavailable"
 	}
 	return fault.Unavailable, "server_failed"

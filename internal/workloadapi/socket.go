@@ -30,7 +30,7 @@ func listen(path string, via process.Via) (*process.Listener, socketFile, error)
 		return nil, socketFile{}, err
 	}
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := makeDirs(dir); err != nil {
 		return nil, socketFile{}, socketFault(path, "its directory cannot be created").Because(err)
 	}
 	if err := checkDir(dir); err != nil {
@@ -71,6 +71,20 @@ func CheckSocketPath(path string) error {
 
 func socketFault(path, what string) *fault.Error {
 	return fault.New(fault.Precondition, "socket_refused", "the socket %q is not made: %s", path, what)
+}
+
+// makeDirs creates the directories that are missing, passable by all whatever the umask.
+func makeDirs(dir string) error {
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := makeDirs(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }
 
 // checkDir refuses a directory in which others could replace the socket (R113).

@@ -1,0 +1,214 @@
+// Package agent is the agent role: it builds the graph of an agent and runs it.
+// An agent proves its node to a server, keeps its own SVID fresh, mirrors what
+// it is granted and serves the Workload API.
+//
+// What must always hold: a credential is removed only after its replacement is
+// durable; two agents never share a data directory (R61); while the server is
+// away, what has not expired is served (R56); every state that cannot mend
+// itself ends the agent with a sentence that says what it needs.
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"sync/atomic"
+
+	"github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/builtin"
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/config"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys"
+	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/process"
+	"github.com/plastron/plastron/internal/serverlink"
+	"github.com/plastron/plastron/internal/workloadapi"
+	"golang.org/x/sync/errgroup"
+)
+
+// Version is what an agent reports to the server.
+const Version = "0.1.0"
+
+// Agent is made by New and runs once.
+type Agent struct {
+	cfg       Config
+	log       *slog.Logger
+	keeper    keys.Config
+	prover    builtin.ProverConfig
+	attestor  string // the node attestor's name
+	attestors []workloadPlugin
+	via       process.Via
+	ready     chan struct{}
+
+	own    atomic.Pointer[credential]    // the SVID in use; nil before the first attestation
+	bundle atomic.Pointer[bundle.Bundle] // the own trust domain's, as last known
+}
+
+type workloadPlugin struct {
+	name   string
+	config builtin.WorkloadConfig
+}
+
+// New returns an agent that has not started. It reads no file but those that
+// the plugins' configuration names.
+func New(cfg Config, log *slog.Logger) (*Agent, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, log: log, ready: make(chan struct{})}
+	var faults []error
+	for _, p := range cfg.Plugins {
+		if p.On() {
+			faults = append(faults, a.plug(p))
+		}
+	}
+	return a, errors.Join(faults...)
+}
+
+// plug makes the configuration of one plugin. Validate has found its name known.
+func (a *Agent) plug(p config.Plugin) error {
+	var dst any
+	switch p.Type {
+	case typeKeyManager:
+		for _, row := range builtin.AgentKeepers() {
+			if row.Name == p.Name {
+				a.keeper = row.New()
+				dst = a.keeper
+			}
+		}
+	case typeNodeAttestor:
+		for _, row := range builtin.NodeProvers() {
+			if row.Name == p.Name {
+				a.attestor, a.prover = row.Name, row.New()
+				dst = a.prover
+			}
+		}
+	case typeWorkloadAttestor:
+		for _, row := range builtin.WorkloadAttestors() {
+			if row.Name == p.Name {
+				c := row.New()
+				a.attestors = append(a.attestors, workloadPlugin{row.Name, c})
+				dst = c
+			}
+		}
+	}
+	return p.Decode(dst)
+}
+
+// Ready is closed once the agent serves and knows what it is granted.
+func (a *Agent) Ready() <-chan struct{} { return a.ready }
+
+// SocketPath returns where the Workload API is served.
+func (a *Agent) SocketPath() string { return a.cfg.Agent.SocketPath }
+
+// Run runs the agent until ctx is done or it cannot go on.
+func (a *Agent) Run(ctx context.Context) error {
+	dir, err := openDataDir(a.cfg.Agent.DataDir, a.log)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	keeper, err := a.keeper.Open(ctx)
+	if err != nil {
+		return err
+	}
+	var attestors []workloadapi.Attestor
+	for _, p := range a.attestors {
+		opened, err := p.config.Open(ctx)
+		if err != nil {
+			return err
+		}
+		attestors = append(attestors, workloadapi.Attestor{Name: p.name, Attestor: opened})
+	}
+	link, err := serverlink.New(a.linkConfig())
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+
+	l := &life{agent: a, dir: dir, keeper: keeper, link: link,
+		trouble: make(chan error, 1), directives: make(chan *syncv1.Directive, 16), changed: make(chan struct{}, 1)}
+	m := mirror.New(mirror.Config{
+		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Link: mirrorLink{link}, Version: Version,
+		CacheSize: a.cfg.Agent.X509SVIDCacheMaxSize, JWTCacheSize: a.cfg.Agent.JWTSVIDCacheMaxSize,
+		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Log: a.log,
+	})
+	api, err := workloadapi.Open(workloadapi.Config{
+		SocketPath: a.cfg.Agent.SocketPath, TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Mirror: m, Attestors: attestors, Via: a.via,
+		AllowUnauthenticatedVerifiers: a.cfg.Agent.AllowUnauthenticatedVerifiers,
+		AllowedForeignJWTClaims:       a.cfg.Agent.AllowedForeignJWTClaims,
+		Log:                           a.log,
+	})
+	if err != nil {
+		return err
+	}
+
+	// The socket is there from the start: callers are told to try again until the
+	// agent knows what there is (WEP-6-c).
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return api.Run(ctx) })
+	g.Go(func() error {
+		if err := l.begin(ctx); err != nil {
+			return err
+		}
+		g.Go(func() error { return m.Run(ctx) })
+		g.Go(func() error { return l.run(ctx) })
+		select {
+		case <-m.Synced():
+			close(a.ready)
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// linkConfig says how to reach the server, and how both sides are recognised:
+// always by what the agent holds at that moment.
+func (a *Agent) linkConfig() serverlink.Config {
+	return serverlink.Config{
+		Address:     net.JoinHostPort(a.cfg.Agent.ServerAddress, strconv.Itoa(a.cfg.Agent.ServerPort)),
+		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain,
+		Roots: func() []*x509.Certificate {
+			if b := a.bundle.Load(); b != nil {
+				return b.Roots()
+			}
+			return nil
+		},
+		Certificate: func() *tls.Certificate {
+			if own := a.own.Load(); own != nil {
+				return &tls.Certificate{Certificate: own.chain, PrivateKey: own.key}
+			}
+			return nil
+		},
+	}
+}
+
+// mirrorLink is the link as the mirror wants it.
+type mirrorLink struct{ *serverlink.Client }
+
+// Follow implements mirror.Link.
+func (l mirrorLink) Follow(ctx context.Context) (mirror.Stream, error) {
+	s, err := l.Client.Follow(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// stuck says that the agent cannot go on by itself.
+func stuck(err error, remedy string) error {
+	return fault.New(fault.Precondition, fault.ReasonOf(err), "the server does not accept this agent any more").Fix("%s", remedy).Because(err)
+}
+
+func wrap(doing string, err error) error { return fmt.Errorf("%s: %w", doing, err) }

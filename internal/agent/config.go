@@ -1,0 +1,274 @@
+package agent
+
+import (
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/plastron/plastron/internal/builtin"
+	"github.com/plastron/plastron/internal/config"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/serverlink"
+	"github.com/plastron/plastron/internal/workloadapi"
+)
+
+// Types of plugins in configuration.
+const (
+	typeKeyManager       = "KeyManager"
+	typeNodeAttestor     = "NodeAttestor"
+	typeWorkloadAttestor = "WorkloadAttestor"
+)
+
+// Config is an agent's configuration file.
+type Config struct {
+	Agent   Settings        `hcl:"agent"`
+	Plugins []config.Plugin `hcl:"plugins"`
+
+	// Not offered yet.
+	Telemetry    config.Node `hcl:"telemetry"`
+	HealthChecks config.Node `hcl:"health_checks"`
+}
+
+// Settings is the block agent { }.
+type Settings struct {
+	// TrustDomain is the name of the trust domain, such as example.org. Required.
+	TrustDomain config.TrustDomain `hcl:"trust_domain"`
+	// ServerAddress and ServerPort say where the server is. Required.
+	ServerAddress string `hcl:"server_address"`
+	ServerPort    int    `hcl:"server_port"`
+	// DataDir holds the agent's own SVID and bundle. One agent at a time; mode 0700.
+	// Default: the working directory.
+	DataDir string `hcl:"data_dir"`
+	// SocketPath is where the Workload API is served; at most 107 bytes.
+	// Default /tmp/spire-agent/public/api.sock.
+	SocketPath string `hcl:"socket_path"`
+
+	// The server is first recognised by exactly one of these. Later the agent trusts
+	// what it has learnt from the server.
+
+	// TrustBundlePath is a file with the trust domain's roots.
+	TrustBundlePath string `hcl:"trust_bundle_path"`
+	// TrustBundleFormat is pem (default) or spiffe.
+	TrustBundleFormat string `hcl:"trust_bundle_format"`
+	// TrustBundleHash is the SHA-256, in hex, of the DER of one of the roots.
+	TrustBundleHash string `hcl:"trust_bundle_hash"`
+	// InsecureBootstrap trusts whoever answers first. For trying things out only.
+	InsecureBootstrap bool `hcl:"insecure_bootstrap"`
+
+	// JoinToken is a secret that lets this node in once; JoinTokenFile a file that
+	// holds it. At most one of them.
+	JoinToken     string `hcl:"join_token"`
+	JoinTokenFile string `hcl:"join_token_file"`
+
+	// X509SVIDCacheMaxSize is how many X.509-SVIDs are kept ready that nobody has
+	// asked for yet. Default 1000.
+	X509SVIDCacheMaxSize int `hcl:"x509_svid_cache_max_size"`
+	// JWTSVIDCacheMaxSize is how many JWT-SVIDs are remembered. Default 1000.
+	JWTSVIDCacheMaxSize int `hcl:"jwt_svid_cache_max_size"`
+	// WorkloadKeyType is the type of workloads' keys: ec-p256.
+	WorkloadKeyType string `hcl:"workload_x509_svid_key_type"`
+
+	// AllowUnauthenticatedVerifiers gives the trust domain's bundles to processes
+	// without an identity. Default false.
+	AllowUnauthenticatedVerifiers bool `hcl:"allow_unauthenticated_verifiers"`
+	// AllowedForeignJWTClaims are returned of foreign tokens besides sub, aud and exp.
+	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims"`
+
+	// LogLevel is DEBUG, INFO, WARN or ERROR; LogFormat text or json; LogFile a file
+	// instead of the standard output; LogSourceLocation adds where in the code.
+	LogLevel          string `hcl:"log_level"`
+	LogFormat         string `hcl:"log_format"`
+	LogFile           string `hcl:"log_file"`
+	LogSourceLocation bool   `hcl:"log_source_location"`
+
+	// Keys of SPIRE that are not offered yet. Each is refused with a sentence.
+	AdminSocketPath        config.Node `hcl:"admin_socket_path"`
+	AuthorizedDelegates    config.Node `hcl:"authorized_delegates"`
+	AvailabilityTarget     config.Node `hcl:"availability_target"`
+	DisableSDSAPI          config.Node `hcl:"disable_sds_api"`
+	DisableWorkloadAPI     config.Node `hcl:"disable_workload_api"`
+	Experimental           config.Node `hcl:"experimental"`
+	LogSelectors           config.Node `hcl:"log_selectors"`
+	ProfilingEnabled       config.Node `hcl:"profiling_enabled"`
+	ProfilingFreq          config.Node `hcl:"profiling_freq"`
+	ProfilingNames         config.Node `hcl:"profiling_names"`
+	ProfilingPort          config.Node `hcl:"profiling_port"`
+	RebootstrapDelay       config.Node `hcl:"rebootstrap_delay"`
+	RebootstrapMode        config.Node `hcl:"rebootstrap_mode"`
+	SDS                    config.Node `hcl:"sds"`
+	TrustBundleUnixSocket  config.Node `hcl:"trust_bundle_unix_socket"`
+	TrustBundleURL         config.Node `hcl:"trust_bundle_url"`
+	TrustBundleWorkloadAPI config.Node `hcl:"trust_bundle_spiffe_workload_api"`
+}
+
+// String keeps the join token out of logs.
+func (s Settings) String() string { return "agent.Settings" }
+
+// GoString keeps the join token out of logs.
+func (s Settings) GoString() string { return s.String() }
+
+func (c Config) withDefaults() Config {
+	set := func(v *string, d string) {
+		if *v == "" {
+			*v = d
+		}
+	}
+	set(&c.Agent.DataDir, ".")
+	set(&c.Agent.SocketPath, "/tmp/spire-agent/public/api.sock")
+	set(&c.Agent.TrustBundleFormat, "pem")
+	set(&c.Agent.WorkloadKeyType, "ec-p256")
+	return c
+}
+
+// Validate reports everything that is wrong at once. It reads no file and changes nothing.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	var faults []error
+	check := func(ok bool, message string) {
+		if !ok {
+			faults = append(faults, fault.New(fault.Invalid, "config_invalid", "agent: %s", message))
+		}
+	}
+	also := func(key string, err error) {
+		if err != nil {
+			faults = append(faults, fault.New(fault.Invalid, "config_invalid", "agent: %s: %v", key, err))
+		}
+	}
+	s := c.Agent
+	check(!s.TrustDomain.IsZero(), "trust_domain: must be set")
+	check(s.ServerAddress != "", "server_address: must be set")
+	check(s.ServerPort > 0 && s.ServerPort < 1<<16, "server_port: must be from 1 to 65535")
+	also("socket_path", workloadapi.CheckSocketPath(s.SocketPath))
+	check(s.TrustBundleFormat == "pem" || s.TrustBundleFormat == "spiffe", "trust_bundle_format: must be pem or spiffe")
+	if s.TrustBundleHash != "" {
+		_, err := serverlink.ParseRootHash(s.TrustBundleHash)
+		also("trust_bundle_hash", err)
+	}
+	sources := 0
+	for _, given := range []bool{s.TrustBundlePath != "", s.TrustBundleHash != "", s.InsecureBootstrap} {
+		if given {
+			sources++
+		}
+	}
+	check(sources > 0, "trust_bundle_path, trust_bundle_hash or insecure_bootstrap: one must be set, so that the server can be recognised")
+	check(sources < 2, "trust_bundle_path, trust_bundle_hash and insecure_bootstrap exclude each other") // F28
+	check(s.JoinToken == "" || s.JoinTokenFile == "", "join_token and join_token_file exclude each other")
+	if s.JoinToken != "" {
+		_, err := jointoken.Parse(s.JoinToken)
+		also("join_token", err)
+	}
+	check(s.X509SVIDCacheMaxSize >= 0, "x509_svid_cache_max_size: must not be negative")
+	check(s.JWTSVIDCacheMaxSize >= 0, "jwt_svid_cache_max_size: must not be negative")
+	check(s.WorkloadKeyType == "ec-p256", "workload_x509_svid_key_type: only ec-p256 is offered")
+	for _, key := range c.notOffered() {
+		if key.node.Present() {
+			faults = append(faults, key.node.Fault("%s", key.sentence))
+		}
+	}
+	faults = append(faults, c.checkPlugins()...)
+	return errors.Join(faults...)
+}
+
+type notOffered struct {
+	node     config.Node
+	sentence string
+}
+
+// notOffered are SPIRE's keys that have no meaning here yet, with what to do instead.
+func (c Config) notOffered() []notOffered {
+	s := c.Agent
+	const remove = "remove it"
+	row := func(n config.Node, key, instead string) notOffered {
+		return notOffered{n, key + " is not offered yet: " + instead}
+	}
+	return []notOffered{
+		row(s.AdminSocketPath, "admin_socket_path", remove),
+		row(s.AuthorizedDelegates, "authorized_delegates", remove),
+		row(s.AvailabilityTarget, "availability_target", "the agent renews at half of its SVID's life"),
+		row(s.DisableSDSAPI, "disable_sds_api", "there is no SDS to switch off; remove it"),
+		row(s.DisableWorkloadAPI, "disable_workload_api", remove),
+		row(s.Experimental, "experimental", "remove the block"),
+		row(s.LogSelectors, "log_selectors", "selectors are never logged; remove it"),
+		row(s.ProfilingEnabled, "profiling_enabled", remove),
+		row(s.ProfilingFreq, "profiling_freq", remove),
+		row(s.ProfilingNames, "profiling_names", remove),
+		row(s.ProfilingPort, "profiling_port", remove),
+		row(s.RebootstrapDelay, "rebootstrap_delay", remove),
+		row(s.RebootstrapMode, "rebootstrap_mode", "remove the data directory to bootstrap again"),
+		row(s.SDS, "sds", "remove the block"),
+		row(s.TrustBundleUnixSocket, "trust_bundle_unix_socket", "use trust_bundle_path or trust_bundle_hash"),
+		row(s.TrustBundleURL, "trust_bundle_url", "use trust_bundle_path or trust_bundle_hash"),
+		row(s.TrustBundleWorkloadAPI, "trust_bundle_spiffe_workload_api", "use trust_bundle_path or trust_bundle_hash"),
+		row(c.Telemetry, "telemetry", "remove the block"),
+		row(c.HealthChecks, "health_checks", "use 'plastron agent healthcheck'; remove the block"),
+	}
+}
+
+func (c Config) checkPlugins() (faults []error) {
+	bad := func(format string, args ...any) {
+		faults = append(faults, fault.New(fault.Invalid, "config_invalid", "plugins: "+format, args...))
+	}
+	known := map[string][]string{}
+	for _, row := range builtin.AgentKeepers() {
+		known[typeKeyManager] = append(known[typeKeyManager], row.Name)
+	}
+	for _, row := range builtin.NodeProvers() {
+		known[typeNodeAttestor] = append(known[typeNodeAttestor], row.Name)
+	}
+	for _, row := range builtin.WorkloadAttestors() {
+		known[typeWorkloadAttestor] = append(known[typeWorkloadAttestor], row.Name)
+	}
+	count := map[string]int{}
+	for _, p := range c.Plugins {
+		names, ok := known[p.Type]
+		switch {
+		case !ok:
+			bad("%s is not a type of plugin that an agent has; it has KeyManager, NodeAttestor and WorkloadAttestor", p.Type)
+		case p.Command != "" || len(p.Args) > 0 || p.Checksum != "":
+			bad("%s %q: plugins of your own are not offered yet", p.Type, p.Name)
+		case !slices.Contains(names, p.Name):
+			bad("%s %q is not known; known are %s", p.Type, p.Name, strings.Join(names, ", "))
+		case p.On():
+			count[p.Type]++
+		}
+	}
+	if n := count[typeKeyManager]; n != 1 {
+		bad("exactly one KeyManager is needed, there are %d", n)
+	}
+	if n := count[typeNodeAttestor]; n != 1 {
+		bad("exactly one NodeAttestor is needed, there are %d", n)
+	}
+	if count[typeWorkloadAttestor] == 0 {
+		bad("at least one WorkloadAttestor is needed")
+	}
+	return faults
+}
+
+// maxTokenFile is more than any join token, in bytes.
+const maxTokenFile = 1 << 10
+
+// joinToken returns the join token, from the file if it is in one. Of a file one
+// line end is taken off and nothing else (F29).
+func (s Settings) joinToken() (string, error) {
+	if s.JoinTokenFile == "" {
+		return s.JoinToken, nil
+	}
+	f, err := os.Open(s.JoinTokenFile)
+	if err != nil {
+		return "", fault.New(fault.Precondition, "join_token_unreadable", "the join token file cannot be read").Because(err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxTokenFile+1))
+	if err != nil {
+		return "", fault.New(fault.Precondition, "join_token_unreadable", "the join token file cannot be read").Because(err)
+	}
+	text := strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
+	if len(b) > maxTokenFile || text == "" {
+		return "", fault.New(fault.Invalid, "join_token_malformed", "the join token file is empty, or larger than a join token can be").
+			Fix("it holds the token and nothing else")
+	}
+	return text, nil
+}

@@ -357,3 +357,28 @@ func TestHeredoc(t *testing.T) {
 		}
 	}
 }
+
+func TestLineOf(t *testing.T) {
+	for _, file := range []struct {
+		name string
+		want map[string]int
+	}{
+		{"whole.hcl", map[string]int{"server.bind_port": 4, "server.ratelimit.attestation": 13, "server.ratelimit.none": 13,
+			"server.none": 2, "plugins.KeyManager.disk.plugin_data": 28, "none": 1}},
+		{"whole-lists.json", map[string]int{"server.bind_port": 4, "server.none": 2, "plugins.KeyManager.disk": 23}},
+	} {
+		src, err := ReadFile(filepath.Join("testdata", file.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		node, err := Parse(file.name, src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for path, want := range file.want {
+			if got := node.LineOf(path); got != want {
+				t.Errorf("%s: LineOf(%s) = %d, want %d", file.name, path, got, want)
+			}
+		}
+	}
+}

@@ -1,5 +1,7 @@
 package config
 
+import "strings"
+
 // Node is a piece of a configuration file as it was written: a value or a
 // block. It is how a key is kept whose meaning is known only later, such as
 // plugin_data. The zero Node stands for a key that is absent.
@@ -60,4 +62,25 @@ func (n Node) Fault(format string, args ...any) error {
 	found := &faults{file: n.file}
 	found.add(n.line, n.block, format, args...)
 	return found.err()
+}
+
+// LineOf returns the line of the key that a path such as "server.bind_port"
+// names, or of the innermost block on the way to it that is there.
+func (n Node) LineOf(path string) int {
+	key, rest, _ := strings.Cut(path, ".")
+	for _, it := range n.items {
+		if it.key != key {
+			continue
+		}
+		inner := it.value
+		if inner.kind == list && len(inner.list) > 0 {
+			inner = inner.list[0]
+		}
+		if rest != "" && inner.kind == object {
+			inner.line = it.line
+			return inner.LineOf(rest)
+		}
+		return it.line
+	}
+	return n.line
 }

@@ -132,8 +132,8 @@ type result struct {
 	Operations  int     `json:"operations"`
 	WallNS      int64   `json:"wall_ns_per_op"`
 	CPUNS       int64   `json:"cpu_ns_per_op,omitempty"` // of the process at -pid
-	Reference   string  `json:"reference"`
-	ReferenceNS int64   `json:"reference_cpu_ns_per_op"`
+	Reference   string  `json:"reference,omitempty"`
+	ReferenceNS int64   `json:"reference_cpu_ns_per_op,omitempty"`
 	Ratio       float64 `json:"ratio,omitempty"` // CPUNS / ReferenceNS
 	P50NS       int64   `json:"p50_ns,omitempty"`
 	P99NS       int64   `json:"p99_ns,omitempty"`
@@ -151,14 +151,17 @@ func (r result) print(w io.Writer, output string) error {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\n")
-	cpu, ratio := "-", "-"
+	cpu, ratio, against := "-", "-", "-"
 	if r.CPUNS > 0 {
 		cpu = micro(r.CPUNS)
 	}
 	if r.Ratio > 0 {
 		ratio = fmt.Sprintf("%.2f", r.Ratio)
 	}
-	fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s (%s)\t%s\t%s\t%s\n", r.Name, r.Operations, micro(r.WallNS), cpu, micro(r.ReferenceNS), r.Reference, ratio, micro(r.P50NS), micro(r.P99NS))
+	if r.ReferenceNS > 0 {
+		against = fmt.Sprintf("%s (%s)", micro(r.ReferenceNS), r.Reference)
+	}
+	fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Operations, micro(r.WallNS), cpu, against, ratio, micro(r.P50NS), micro(r.P99NS))
 	return t.Flush()
 }
 

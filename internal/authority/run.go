@@ -25,8 +25,6 @@ const (
 	// MinTTL is the shortest life of a key: below it the steps of a rotation fall
 	// into one second.
 	MinTTL = 6 * time.Second
-	// DefaultRefreshHint goes into a bundle that is made here.
-	DefaultRefreshHint = 5 * time.Minute
 
 	maxSteps   = 64               // of one round; a rotation from nothing takes five
 	maxWait    = 10 * time.Minute // so that a clock that was set is noticed
@@ -244,9 +242,6 @@ func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 		case s.Rule == "":
 			return s.Wake, nil
 		default:
-			if s.Rule == "publish" {
-				l.made = nil
-			}
 			a.Log.InfoContext(ctx, "authority changed", "kind", l.name, "reason", s.Rule, "key_id", l.active)
 		}
 	}
@@ -273,7 +268,7 @@ func (a *Authority) held(ctx context.Context, l *line) (map[string]keys.Key, err
 // in the transaction in which it was decided. A step that cannot be written is
 // not taken (R66).
 func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Key) (step, error) {
-	e := event{Lifetime: a.TTL, Made: l.made, Replace: l.replace, Held: map[string][]byte{}}
+	e := event{Lifetime: a.TTL, Replace: l.replace, Held: map[string][]byte{}}
 	for id, key := range held {
 		spki, err := x509.MarshalPKIXPublicKey(key.Public())
 		if err != nil {
@@ -295,6 +290,8 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		} else if err != nil {
 			return err
 		}
+		l.made = still(l.made, stored.Slots)
+		e.Made = l.made
 		if s, err = next(l.kind, stored.Slots, e); err != nil {
 			return err
 		}

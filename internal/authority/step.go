@@ -14,6 +14,8 @@ import (
 const (
 	prepareMost  = 30 * 24 * time.Hour
 	activateMost = 7 * 24 * time.Hour
+	// DefaultRefreshHint goes into a bundle that is made here.
+	DefaultRefreshHint = 5 * time.Minute
 	// pruneAfter is how long a key stays in the bundle after the last document
 	// under it has ended: for validators whose clock is slow.
 	pruneAfter = time.Minute
@@ -30,9 +32,7 @@ type event struct {
 	Held     map[string][]byte // the public key (PKIX) of each key id that the keeper holds
 	Made     *registry.Slot    // the intended slot with its key, once that is made
 	Replace  string            // the authority that an operator wants replaced now, or ""
-	// Acked says that every agent has acknowledged the bundle with the prepared
-	// key. No rule waits for it: activation is by time.
-	Acked bool
+	Acked    bool              // all agents are known to have the bundle with the prepared key
 }
 
 // step is what to do next.
@@ -106,6 +106,17 @@ func prepareAt(s registry.Slot) time.Time { return s.NotAfter.Add(-min(life(s)/2
 
 func activateAt(s registry.Slot) time.Time { return s.NotAfter.Add(-min(life(s)/6, activateMost)) }
 
+// spreadAt is when everyone who follows the bundle has had the time to see a
+// prepared key: three refresh hints after it was published (R64), less for keys
+// of a short life.
+func (m *machine) spreadAt(s registry.Slot) time.Time {
+	hint := m.Bundle.RefreshHint
+	if hint == 0 {
+		hint = DefaultRefreshHint
+	}
+	return s.PublishedAt.Add(min(3*hint, life(s)/12))
+}
+
 // reached reports whether the time has come.
 func (m *machine) reached(t time.Time) bool { return !m.Now.Before(t) }
 
@@ -144,7 +155,8 @@ func (m *machine) activate() bool {
 		return false
 	}
 	if active >= 0 {
-		if !m.reached(activateAt(m.slots[active])) && m.slots[active].AuthorityID != m.Replace {
+		due := m.reached(activateAt(m.slots[active])) && (m.Acked || m.reached(m.spreadAt(m.slots[i])))
+		if !due && m.slots[active].AuthorityID != m.Replace {
 			return false
 		}
 		m.slots[active].State = registry.SlotOld
@@ -156,10 +168,21 @@ func (m *machine) activate() bool {
 	return true
 }
 
+// still returns the key that was made, while its slot still waits for it: a
+// publication whose outcome was not known may have used it up.
+func still(made *registry.Slot, slots []registry.Slot) *registry.Slot {
+	if made != nil && slices.ContainsFunc(slots, func(s registry.Slot) bool {
+		return s.State == registry.SlotIntended && s.KeyID == made.KeyID
+	}) {
+		return made
+	}
+	return nil
+}
+
 // publishMade takes the intended key, which now exists, into the bundle.
 func (m *machine) publishMade() bool {
 	i := m.at(registry.SlotIntended)
-	if i < 0 || m.Made == nil || m.Made.KeyID != m.slots[i].KeyID {
+	if i < 0 || m.Made == nil {
 		return false
 	}
 	m.slots[i] = *m.Made
@@ -232,20 +255,29 @@ func (m *machine) due() time.Time {
 			first = t
 		}
 	}
-	prepared := m.at(registry.SlotPrepared) >= 0
+	prepared := m.at(registry.SlotPrepared)
 	for _, s := range m.slots {
-		switch {
-		case s.State == registry.SlotActive && prepared:
-			at(activateAt(s))
-		case s.State == registry.SlotActive && m.reached(prepareAt(s)): // full
+		switch s.State {
+		case registry.SlotActive:
 			at(s.NotAfter)
-		case s.State == registry.SlotActive:
-			at(prepareAt(s))
-		case s.State == registry.SlotPrepared:
+			if prepared < 0 && !m.reached(prepareAt(s)) { // reached: the bundle is full
+				at(prepareAt(s))
+			}
+			if prepared >= 0 {
+				at(later(activateAt(s), m.spreadAt(m.slots[prepared])))
+			}
+		case registry.SlotPrepared:
 			at(activateAt(s))
-		case s.State == registry.SlotOld:
+		case registry.SlotOld:
 			at(s.LastExpiry.Add(pruneAfter))
 		}
 	}
 	return first
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

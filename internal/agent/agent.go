@@ -58,7 +58,6 @@ type workloadPlugin struct {
 // New returns an agent that has not started. It reads no file but those that
 // the plugins' configuration names.
 func New(cfg Config, log *slog.Logger) (*Agent, error) {
-	cfg = cfg.withDefaults()
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}

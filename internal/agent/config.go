@@ -10,6 +10,7 @@ import (
 	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/workloadapi"
@@ -22,7 +23,8 @@ const (
 	typeWorkloadAttestor = "WorkloadAttestor"
 )
 
-// Config is an agent's configuration file.
+// Config is an agent's whole configuration, as a file holds it. Start from
+// Default: it has the values of keys that are absent.
 type Config struct {
 	Agent   Settings        `hcl:"agent"`
 	Plugins []config.Plugin `hcl:"plugins"`
@@ -110,22 +112,17 @@ func (s Settings) String() string { return "agent.Settings" }
 // GoString keeps the join token out of logs.
 func (s Settings) GoString() string { return s.String() }
 
-func (c Config) withDefaults() Config {
-	set := func(v *string, d string) {
-		if *v == "" {
-			*v = d
-		}
-	}
-	set(&c.Agent.DataDir, ".")
-	set(&c.Agent.SocketPath, "/tmp/spire-agent/public/api.sock")
-	set(&c.Agent.TrustBundleFormat, "pem")
-	set(&c.Agent.WorkloadKeyType, "ec-p256")
-	return c
+// Default returns the values of keys that are absent.
+func Default() Config {
+	return Config{Agent: Settings{
+		DataDir: ".", SocketPath: "/tmp/spire-agent/public/api.sock", TrustBundleFormat: "pem", WorkloadKeyType: "ec-p256",
+		X509SVIDCacheMaxSize: mirror.DefaultCacheSize, JWTSVIDCacheMaxSize: mirror.DefaultCacheSize,
+		LogLevel: "INFO", LogFormat: "text",
+	}}
 }
 
 // Validate reports everything that is wrong at once. It reads no file and changes nothing.
-func (c Config) Validate() error {
-	c = c.withDefaults()
+func (c *Config) Validate() error {
 	var faults []error
 	check := func(ok bool, message string) {
 		if !ok {
@@ -160,8 +157,9 @@ func (c Config) Validate() error {
 		_, err := jointoken.Parse(s.JoinToken)
 		also("join_token", err)
 	}
-	check(s.X509SVIDCacheMaxSize >= 0, "x509_svid_cache_max_size: must not be negative")
-	check(s.JWTSVIDCacheMaxSize >= 0, "jwt_svid_cache_max_size: must not be negative")
+	check(s.DataDir != "", "data_dir: must be set")
+	check(s.X509SVIDCacheMaxSize > 0, "x509_svid_cache_max_size: must be positive")
+	check(s.JWTSVIDCacheMaxSize > 0, "jwt_svid_cache_max_size: must be positive")
 	check(s.WorkloadKeyType == "ec-p256", "workload_x509_svid_key_type: only ec-p256 is offered")
 	for _, key := range c.notOffered() {
 		if key.node.Present() {
@@ -178,7 +176,7 @@ type notOffered struct {
 }
 
 // notOffered are SPIRE's keys that have no meaning here yet, with what to do instead.
-func (c Config) notOffered() []notOffered {
+func (c *Config) notOffered() []notOffered {
 	s := c.Agent
 	const remove = "remove it"
 	row := func(n config.Node, key, instead string) notOffered {
@@ -207,7 +205,7 @@ func (c Config) notOffered() []notOffered {
 	}
 }
 
-func (c Config) checkPlugins() (faults []error) {
+func (c *Config) checkPlugins() (faults []error) {
 	bad := func(format string, args ...any) {
 		faults = append(faults, fault.New(fault.Invalid, "config_invalid", "plugins: "+format, args...))
 	}

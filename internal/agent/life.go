@@ -218,7 +218,7 @@ func (l *life) adopt(got serverlink.SVID) error {
 	}
 	l.pending = keys.Key{}
 	l.use(own)
-	return nil
+	return l.link.Redial("") // show it from now on
 }
 
 func (l *life) use(own *credential) {
@@ -295,9 +295,6 @@ func (l *life) renew(ctx context.Context) error {
 	err := l.renewOnce(ctx)
 	if err == nil {
 		l.agent.log.Info("own SVID renewed", "agent", l.agent.own.Load().id, "next", l.renewAt)
-		if err := l.link.Redial(""); err != nil {
-			return err
-		}
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -362,7 +359,7 @@ func (l *life) recover(ctx context.Context, why error) error {
 		}
 		return stuck(errors.Join(why, err), "make a join token with 'plastron server token generate' and start the agent with it")
 	}
-	return l.link.Redial("")
+	return nil
 }
 
 // direct takes a directive of the server.

@@ -230,11 +230,11 @@ func (c *Conn) Read(b []byte) (int, error) {
 	}
 	var oob [32]byte
 	n, oobn, _, _, err := c.socket.ReadMsgUnix(b, oob[:unix.CmsgSpace(unix.SizeofUcred)])
-	if err != nil {
-		return n, err
-	}
-	if n == 0 {
+	if errors.Is(err, io.EOF) { // it comes wrapped here
 		return 0, io.EOF
+	}
+	if err != nil {
+		return 0, err // n is -1 then
 	}
 	if c.peer != nil {
 		pid, ok := writer(oob[:oobn])

@@ -364,6 +364,28 @@ func TestForeignSender(t *testing.T) {
 	})
 }
 
+// A connection that breaks ends reads with an error and no bytes, as callers of
+// net.Conn rely on: end of file, and a reset because something was left unread.
+func TestReadAfterTheEnd(t *testing.T) {
+	for _, unread := range []bool{false, true} {
+		l, path := listen(t, process.Auto)
+		client, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn := accept(t, l)
+		if unread {
+			if _, err := conn.Write([]byte("x")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		client.Close()
+		if n, err := conn.Read(make([]byte, 10)); n != 0 || err == nil || (err == io.EOF) == unread {
+			t.Errorf("unread %v: Read() = %d, %v", unread, n, err)
+		}
+	}
+}
+
 // Descriptors that a caller passes do not pile up here (R50).
 func TestPassedDescriptorsAreDropped(t *testing.T) {
 	l, path := listen(t, process.Auto)

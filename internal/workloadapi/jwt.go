@@ -50,7 +50,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest)
 		resp.Svids = append(resp.Svids, &workload.JWTSVID{SpiffeId: token.ID.String(), Svid: token.Token, Hint: token.Hint})
 	}
 	if len(resp.GetSvids()) == 0 {
-		s.explain(c, view, errNoIdentity)
+		s.explain(c, errNoIdentity)
 		return nil, errNoIdentity
 	}
 	return resp, c.Check() // R38: a caller that has gone or changed gets nothing

@@ -59,7 +59,7 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 		}
 		msg, err := answer(view)
 		if err != nil {
-			s.explain(c, view, err)
+			s.explain(c, err)
 			return err
 		}
 		if !sent || !proto.Equal(msg, last) {
@@ -116,10 +116,10 @@ func (s *Server) deliver(c *caller, send func() error) error {
 
 // explain leaves a trace for the operator of why nobody got anything. It names
 // no selector: they may be private (RG72).
-func (s *Server) explain(c *caller, view mirror.View, err error) {
+func (s *Server) explain(c *caller, err error) {
 	p, perr := c.Peer()
 	if perr != nil {
 		return
 	}
-	s.quiet.log(s.cfg.Log, "no identity for a caller", "pid", p.PID, "uid", p.UID, "reason", fault.ReasonOf(err), "next", len(view.Trace.Near))
+	s.quiet.log(s.cfg.Log, "no identity for a caller", "pid", p.PID, "uid", p.UID, "reason", fault.ReasonOf(err))
 }

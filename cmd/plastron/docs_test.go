@@ -3,8 +3,13 @@ package main
 import (
 	"bytes"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -63,4 +68,119 @@ func TestCommandDocs(t *testing.T) {
 		fmt.Fprint(&text, "```\n\n")
 	})
 	generated(t, "cli.md", text.String())
+}
+
+// TestConfigurationDocs keeps docs/configuration.md equal to the comments of the
+// structs that the files are decoded into: the comment is the manual.
+func TestConfigurationDocs(t *testing.T) {
+	var text bytes.Buffer
+	for _, role := range []string{"server", "agent"} {
+		m := manual{t: t, w: &text, structs: map[string]*ast.StructType{}}
+		m.load(filepath.Join("..", "..", "internal", role))
+		m.block(role, "Config", "")
+	}
+	generated(t, "configuration.md", text.String())
+}
+
+// manual writes a configuration struct as a page.
+type manual struct {
+	t       *testing.T
+	w       *bytes.Buffer
+	structs map[string]*ast.StructType
+}
+
+func (m *manual) load(dir string) {
+	m.t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+	if err != nil || len(files) == 0 {
+		m.t.Fatalf("no source in %s: %v", dir, err)
+	}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.TypeSpec); ok {
+				if s, ok := spec.Type.(*ast.StructType); ok {
+					m.structs[spec.Name.Name] = s
+				}
+			}
+			return true
+		})
+	}
+}
+
+// block writes the keys of one struct, then the blocks inside it.
+func (m *manual) block(path, name, doc string) {
+	fmt.Fprintf(m.w, "## %s\n\n", path)
+	if doc != "" {
+		fmt.Fprintf(m.w, "%s\n\n", doc)
+	}
+	type inner struct{ path, name, doc string }
+	var blocks []inner
+	for _, f := range m.structs[name].Fields.List {
+		if f.Tag == nil {
+			continue
+		}
+		tag, err := strconv.Unquote(f.Tag.Value)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		key, _, _ := strings.Cut(reflect.StructTag(tag).Get("hcl"), ",")
+		if key == "" || key == "-" {
+			continue
+		}
+		doc := strings.Join(strings.Fields(f.Doc.Text()), " ")
+		if doc == "" {
+			doc = strings.Join(strings.Fields(f.Comment.Text()), " ")
+		}
+		if doc == "" {
+			m.t.Errorf("%s: the field of %q has no comment, so the manual says nothing of it", path, key)
+		}
+		kind, nested := m.kind(f.Type)
+		if nested != "" {
+			blocks = append(blocks, inner{path + "." + key, nested, doc})
+			continue
+		}
+		fmt.Fprintf(m.w, "- `%s` (%s): %s\n", key, kind, doc)
+	}
+	fmt.Fprintln(m.w)
+	for _, b := range blocks {
+		m.block(b.path, b.name, b.doc)
+	}
+}
+
+// kind says how a value of a type is written, or which struct a block is.
+func (m *manual) kind(e ast.Expr) (kind, nested string) {
+	switch e := e.(type) {
+	case *ast.StarExpr:
+		return m.kind(e.X)
+	case *ast.ArrayType:
+		kind, nested = m.kind(e.Elt)
+		return "list of " + kind, nested
+	case *ast.MapType:
+		kind, nested = m.kind(e.Value)
+		return "blocks with a label", nested
+	case *ast.SelectorExpr:
+		names := map[string]string{"Duration": "duration", "TrustDomain": "trust domain", "Node": "block", "Plugin": "blocks TYPE \"NAME\""}
+		if name, ok := names[e.Sel.Name]; ok {
+			return name, ""
+		}
+		return strings.ToLower(e.Sel.Name), ""
+	case *ast.Ident:
+		if m.structs[e.Name] != nil {
+			return "", e.Name
+		}
+		names := map[string]string{"string": "string", "bool": "true or false", "int": "number", "int64": "number", "uint16": "number", "uint32": "number", "float64": "number"}
+		if name, ok := names[e.Name]; ok {
+			return name, ""
+		}
+		return strings.ToLower(e.Name), ""
+	}
+	m.t.Fatalf("a field of type %T has no place in the manual", e)
+	return "", ""
 }

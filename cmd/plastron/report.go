@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/plastron/plastron/internal/fault"
 	"google.golang.org/grpc/codes"
@@ -13,14 +14,40 @@ import (
 // report prints an error as a person wants it: what happened and why, then what
 // to do. Causes that are meant for logs are left out.
 func (p *program) report(err error) {
-	if f, ok := errors.AsType[*fault.Error](err); ok {
-		fmt.Fprintf(p.stderr, "Error: %s\n", f.Message)
-		if f.Remedy != "" {
-			fmt.Fprintf(p.stderr, "  Fix: %s\n", f.Remedy)
+	for _, one := range flatten(err) {
+		text, remedy := words(one)
+		fmt.Fprintf(p.stderr, "Error: %s\n", text)
+		if remedy != "" {
+			fmt.Fprintf(p.stderr, "  Fix: %s\n", remedy)
 		}
-		return
 	}
-	fmt.Fprintf(p.stderr, "Error: %v\n", err)
+}
+
+// flatten takes joined errors apart.
+func flatten(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, one := range joined.Unwrap() {
+		all = append(all, flatten(one)...)
+	}
+	return all
+}
+
+// words returns what an error says and what to do. What was wrapped around a fault
+// stays in front of the fault's message.
+func words(err error) (text, remedy string) {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok {
+		return err.Error(), ""
+	}
+	around, _ := strings.CutSuffix(err.Error(), f.Error())
+	if around == err.Error() {
+		around = ""
+	}
+	return around + f.Message, f.Remedy
 }
 
 // about names the flag or key that an error is about.

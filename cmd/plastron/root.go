@@ -14,8 +14,10 @@ import (
 // root returns the whole tree of commands.
 func (p *program) root() *cobra.Command {
 	root := group("plastron", "A runtime for SPIFFE identities: server, agent and tools",
+		p.devCommand(),
 		p.runCommand(),
 		group("server", "Run and administer a server",
+			p.serverRunCommand(),
 			group("entry", "Registrations: which process gets which identity",
 				p.entryCreateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand()),
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),
@@ -23,6 +25,7 @@ func (p *program) root() *cobra.Command {
 			p.serverHealthcheckCommand(),
 		),
 		group("agent", "Run an agent and use its Workload API",
+			p.agentRunCommand(),
 			group("api", "Use the Workload API as a workload does",
 				p.fetchCommand(),
 				group("validate", "Check a credential", p.validateJWTCommand()),

@@ -11,14 +11,14 @@ import (
 
 // link is two network namespaces of the test's own, joined by a veth pair.
 type link struct {
-	t            testing.TB
-	server       string
-	agent        string
-	serverAddr   string
-	ruleInServer []string
+	t          testing.TB
+	server     string
+	agent      string
+	serverAddr string
 }
 
-func newLink(t testing.TB) *link {
+// newLink makes link number n.
+func newLink(t testing.TB, number int) *link {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("CI") == "true" {
@@ -26,7 +26,7 @@ func newLink(t testing.TB) *link {
 		}
 		t.Skip("needs root for network namespaces")
 	}
-	n := fmt.Sprint(os.Getpid())
+	n := fmt.Sprintf("%d-%d", os.Getpid(), number)
 	l := &link{t: t, server: "ps" + n, agent: "pa" + n, serverAddr: "10.231.7.1"}
 	t.Cleanup(func() {
 		exec.Command("ip", "netns", "del", l.server).Run()
@@ -77,9 +77,11 @@ func (l *link) connections(port int) map[string]bool {
 // Packets of the sync connection vanish in one direction only; the agent notices,
 // dials anew and is in step again within 90 s.
 func TestOneWayDropHeals(t *testing.T) {
-	for _, direction := range []string{"server to agent", "agent to server"} {
+	t.Parallel()
+	for i, direction := range []string{"server to agent", "agent to server"} {
 		t.Run(direction, func(t *testing.T) {
-			l := newLink(t)
+			t.Parallel()
+			l := newLink(t, i)
 			d := newDeployment(t)
 			d.host = l.serverAddr
 			d.serverPrefix, d.agentPrefix = enter(l.server), enter(l.agent)

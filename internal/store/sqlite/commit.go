@@ -187,6 +187,7 @@ func (s *Store) append(r row, writes []store.Write) error {
 	if isReason(err, "disk_full") || isReason(err, "busy") {
 		return err // SQLite has rolled it back: no row, no sync that could have failed
 	}
+	s.log.Error("store write failed, reopening", "dir", s.dir, "revision", r.rev, "error", err)
 	s.broken, s.pending = err, &r
 	if again := s.reopen(); again != nil {
 		return fault.New(fault.Unavailable, "outcome_unknown", "the store failed while it was written, and is not readable").

@@ -18,7 +18,10 @@ import (
 // conn is one connection, used by one goroutine at a time. It speaks to the
 // driver directly: database/sql would add its pool, locks and conversions to
 // every commit.
-type conn struct{ c driver.Conn }
+type conn struct {
+	c    driver.Conn
+	kept []*stmt
+}
 
 // openConn opens the database with the settings that every connection needs.
 // Checkpoints are made by the fold loop only, never inside a commit.
@@ -44,7 +47,14 @@ func openConn(path string) (*conn, error) {
 	return &conn{c: c}, nil
 }
 
-func (c *conn) close() error { return c.c.Close() }
+// close finalizes the kept statements first: SQLite would otherwise keep the
+// connection, its files and its locks for as long as they live.
+func (c *conn) close() error {
+	for _, s := range c.kept {
+		s.close()
+	}
+	return c.c.Close()
+}
 
 // exec runs one statement without parameters.
 func (c *conn) exec(sql string) error {
@@ -66,7 +76,7 @@ func (c *conn) query(sql string, f func(row []driver.Value) error, args ...drive
 	return s.query(f, args...)
 }
 
-// stmt is a prepared statement.
+// stmt is a prepared statement. Who prepared it closes it.
 type stmt struct {
 	s    driver.Stmt
 	args []driver.NamedValue
@@ -78,6 +88,15 @@ func (c *conn) prepare(sql string) (*stmt, error) {
 		return nil, describe(err)
 	}
 	return &stmt{s: s}, nil
+}
+
+// keep prepares a statement that lives as long as the connection.
+func (c *conn) keep(sql string) (*stmt, error) {
+	s, err := c.prepare(sql)
+	if err == nil {
+		c.kept = append(c.kept, s)
+	}
+	return s, err
 }
 
 func (s *stmt) close() error { return s.s.Close() }

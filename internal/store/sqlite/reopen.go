@@ -23,13 +23,15 @@ import (
 func (s *Store) reopen() error {
 	s.files.Lock()
 	defer s.files.Unlock()
-	s.log.Error("store failed, reopening", "dir", s.dir, "revision", s.head, "error", s.broken)
-	err := s.reopenFiles()
-	if err != nil {
+	if err := s.reopenFiles(); err != nil {
 		s.disconnect()
 		s.broken = err
-		return fault.New(fault.Unavailable, "store_unavailable", "the store cannot be used").
-			Fix("see the server's log for the failing disk operation; it is tried again by itself").Because(err)
+		reason := "store_unavailable"
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			reason = f.Reason
+		}
+		return fault.New(fault.Unavailable, reason, "the store cannot be used").
+			Fix("see to the disk operation named in the server's log; it is tried again by itself").Because(err)
 	}
 	s.broken = nil
 	s.log.Warn("store reopened", "dir", s.dir, "revision", s.head)
@@ -85,7 +87,8 @@ func rewriteWAL(path string) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(f, old)
+	// Bare, so that the bytes are read and written and not cloned in the disk.
+	_, err = io.Copy(struct{ io.Writer }{f}, struct{ io.Reader }{old})
 	if err == nil {
 		err = f.Sync()
 	}

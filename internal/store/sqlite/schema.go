@@ -129,7 +129,7 @@ func (w *writer) prepareStatements() error {
 		{&w.put, "REPLACE INTO kv (key, rev, value) VALUES (?, ?, ?)"},
 		{&w.del, "DELETE FROM kv WHERE key = ?"},
 	} {
-		s, err := w.prepare(p.sql)
+		s, err := w.keep(p.sql)
 		if err != nil {
 			return err
 		}
@@ -199,7 +199,7 @@ func (r *reader) rows(after uint64, f func(row) bool) error {
 	r.Lock()
 	defer r.Unlock()
 	if r.after == nil {
-		s, err := r.prepare(selectLog)
+		s, err := r.keep(selectLog)
 		if err != nil {
 			return err
 		}

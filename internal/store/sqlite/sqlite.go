@@ -173,18 +173,18 @@ func (c Config) Open(ctx context.Context, log *slog.Logger) (*Store, error) {
 	return open(ctx, c.Dir, log, defaultLimits())
 }
 
-func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (s *Store, err error) {
-	if dir, err = filepath.Abs(dir); err != nil {
-		return nil, err
-	}
-	s = &Store{
-		dir: dir, log: log, limit: limit,
+func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (_ *Store, err error) {
+	s := &Store{
+		log: log, limit: limit,
 		changed: make(chan struct{}), wakeCommit: make(chan struct{}, 1), wakeFold: make(chan struct{}, 1),
 	}
-	if err := prepareDir(dir); err != nil {
+	if s.dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	if s.lock, err = lockDir(dir); err != nil {
+	if err := prepareDir(s.dir); err != nil {
+		return nil, err
+	}
+	if s.lock, err = lockDir(s.dir); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -192,10 +192,10 @@ func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (s *S
 			s.release()
 		}
 	}()
-	if s.position, err = openPosition(dir); err != nil {
+	if s.position, err = openPosition(s.dir); err != nil {
 		return nil, err
 	}
-	if err := prepareDatabase(dir, s.position.found); err != nil {
+	if err := prepareDatabase(s.dir, s.position.found); err != nil {
 		return nil, err
 	}
 	if err := s.connect(); err != nil {
@@ -211,7 +211,7 @@ func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (s *S
 	if err := s.settleEpoch(m); err != nil {
 		return nil, err
 	}
-	s.log.InfoContext(ctx, "store opened", "dir", dir, "epoch", s.epoch.String(), "revision", s.head, "keys", len(s.revs.of))
+	s.log.InfoContext(ctx, "store opened", "dir", s.dir, "epoch", s.epoch.String(), "revision", s.head, "keys", len(s.revs.of))
 	s.loops.Go(s.commitLoop)
 	s.loops.Go(s.foldLoop)
 	return s, nil
@@ -227,12 +227,14 @@ func (s *Store) settleEpoch(m meta) error {
 	switch was := s.position.found; {
 	case m.fresh:
 		s.Opened = Opened{NewEpoch: true, Reason: "created"}
-	case was == nil || was.file != file:
+	case was == nil:
 		s.Opened = Opened{NewEpoch: true, Reason: "copied"}
 	case was.epoch != m.epoch:
 		s.Opened = Opened{NewEpoch: true, Reason: "replaced"}
 	case was.revision > s.head:
 		s.Opened = Opened{NewEpoch: true, Reason: "restored"}
+	case was.file != file:
+		s.Opened = Opened{NewEpoch: true, Reason: "copied"}
 	}
 	s.epoch = m.epoch
 	if s.Opened.NewEpoch && !m.fresh {

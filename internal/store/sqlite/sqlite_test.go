@@ -28,3 +28,13 @@ func create(open sqlite.OpenFunc) func(t *testing.T) storetest.Open {
 		}
 	}
 }
+
+// openDir opens the store in a directory. The test closes it.
+func openDir(t *testing.T, dir string) *sqlite.Store {
+	t.Helper()
+	s, err := sqlite.Config{Dir: dir}.Open(t.Context(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatalf("Open(%s) = %v", dir, err)
+	}
+	return s
+}

@@ -187,7 +187,7 @@ func (s *Store) append(r row, writes []store.Write) error {
 	if isReason(err, "disk_full") || isReason(err, "busy") {
 		return err // SQLite has rolled it back: no row, no sync that could have failed
 	}
-	s.log.Error("store write failed, reopening", "dir", s.dir, "revision", r.rev, "error", err)
+	s.log.Error("store write failed, reopening", "dir", s.dir, "revision", r.rev, "err", err)
 	s.broken, s.pending = err, &r
 	if again := s.reopen(); again != nil {
 		return fault.New(fault.Unavailable, "outcome_unknown", "the store failed while it was written, and is not readable").
@@ -203,7 +203,7 @@ func (s *Store) append(r row, writes []store.Write) error {
 // publish makes a durable row visible: to later conditions, watchers and Open.
 func (s *Store) publish(r row, writes []store.Write) {
 	if err := s.position.write(r.rev); err != nil {
-		s.log.Error("store position not written", "dir", s.dir, "revision", r.rev, "error", err)
+		s.log.Error("store position not written", "dir", s.dir, "revision", r.rev, "err", err)
 	}
 	s.revs.apply(r.rev, writes)
 	s.mu.Lock()
@@ -221,10 +221,10 @@ func (s *Store) publish(r row, writes []store.Write) {
 // usable returns nil when the open files may be used, and first tries to bring
 // that about. The caller holds writing.
 func (s *Store) usable() error {
-	if s.broken == nil {
-		return nil
+	if s.broken != nil {
+		return s.reopen()
 	}
-	return s.reopen()
+	return s.ready()
 }
 
 // resolve decides, from the log itself, whether the row whose write failed is

@@ -146,6 +146,8 @@ func describe(err error) error {
 	case sqlite3.SQLITE_FULL:
 		return fault.New(fault.Unavailable, "disk_full", "the disk that holds the store is full").
 			Fix("free some space; nothing needs a restart").Because(err)
+	case sqlite3.SQLITE_IOERR:
+		return fault.New(fault.Unavailable, "disk_error", "a disk operation of the store failed").Because(err)
 	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
 		return corrupt("SQLite cannot read it").Because(err)
 	case sqlite3.SQLITE_READONLY:

@@ -5,29 +5,13 @@ package sqlite_test
 import (
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
-	"github.com/plastron/plastron/internal/store/sqlite"
 )
-
-// refuses opens a directory, which must fail with fault.Precondition.
-func refuses(t *testing.T, dir, reason string) error {
-	t.Helper()
-	s, err := sqlite.Config{Dir: dir}.Open(t.Context(), slog.New(slog.DiscardHandler))
-	if err == nil {
-		s.Close()
-	}
-	if fault.KindOf(err) != fault.Precondition || fault.ReasonOf(err) != reason {
-		t.Fatalf("Open(%s) = %v (%s), want precondition, %s", dir, err, fault.ReasonOf(err), reason)
-	}
-	return err
-}
 
 // F13: one process, one store; and the refusal names the other.
 func TestLock(t *testing.T) {

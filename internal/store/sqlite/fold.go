@@ -31,7 +31,7 @@ func (s *Store) foldLoop() {
 		if err != nil {
 			s.fail(err)
 			if !failing { // once, not at every commit until it works again
-				s.log.Error("store fold", "dir", s.dir, "error", err)
+				s.log.Error("store fold", "dir", s.dir, "err", err)
 			}
 		}
 		failing = err != nil
@@ -104,8 +104,8 @@ func (s *Store) chunk(keys []string, tail map[string]change) int {
 func (s *Store) foldChunk(keys []string, tail map[string]change, folded uint64, weight int) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if s.broken != nil {
-		return s.broken
+	if err := s.ready(); err != nil {
+		return err
 	}
 	err := s.writer.transaction(func() error {
 		for _, key := range keys {
@@ -133,7 +133,9 @@ func (s *Store) foldChunk(keys []string, tail map[string]change, folded uint64, 
 	s.unchecked += len(keys) * 4096
 	if folded != s.folded {
 		s.folded = folded
-		s.tail -= weight
+		if s.tail -= weight; folded == s.head {
+			s.tail = 0 // whatever a failed round left in the count
+		}
 	}
 	return nil
 }
@@ -168,39 +170,31 @@ func (s *Store) readLog(after uint64, f func(row, []store.Write) bool) error {
 	return err
 }
 
-// checkpoint copies the WAL into the database while commits go on, then once
-// more between two commits: only when all of it is copied does the next commit
-// begin the WAL anew.
+// checkpoint copies the WAL into the database while commits go on, then the
+// little that came meanwhile, between two commits: only when all of it is copied
+// does the next commit begin the WAL anew.
 func (s *Store) checkpoint() error {
-	left, err := s.copyWAL()
-	if err != nil {
+	if err := s.copyWAL(); err != nil {
 		return err
 	}
-	if left > 0 {
-		s.writing.Lock()
-		defer s.writing.Unlock()
-		_, err = s.copyWAL()
-	}
-	return err
-}
-
-// copyWAL returns how many pages are left to copy.
-func (s *Store) copyWAL() (left int64, err error) {
-	s.files.RLock()
-	defer s.files.RUnlock()
-	if s.keeper == nil {
-		return 0, closedFault()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.copyWAL(); err != nil {
+		return err
 	}
 	s.mu.Lock()
 	s.unchecked = 0
 	s.mu.Unlock()
-	err = s.keeper.query("PRAGMA wal_checkpoint(PASSIVE)", func(v []driver.Value) error {
-		pages, _ := v[1].(int64)
-		copied, _ := v[2].(int64)
-		left = pages - copied
-		return nil
-	})
-	return left, err
+	return nil
+}
+
+func (s *Store) copyWAL() error {
+	s.files.RLock()
+	defer s.files.RUnlock()
+	if s.keeper == nil {
+		return closedFault()
+	}
+	return s.keeper.exec("PRAGMA wal_checkpoint(PASSIVE)")
 }
 
 // Compact implements store.Store. A revision past the end means all of the log.
@@ -231,11 +225,8 @@ func (s *Store) compact(ctx context.Context, before uint64) error {
 	step := func(f func() error) error {
 		s.writing.Lock()
 		defer s.writing.Unlock()
-		if s.broken != nil {
-			return s.broken
-		}
-		if s.writer == nil {
-			return closedFault()
+		if err := s.ready(); err != nil {
+			return err
 		}
 		return f()
 	}

@@ -126,9 +126,6 @@ func (s *Store) Load(ctx context.Context, f func(key string, rev uint64, value [
 func (s *Store) snapshot() (c *conn, m meta, err error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if s.writer == nil && s.broken == nil {
-		return nil, m, closedFault()
-	}
 	if err := s.usable(); err != nil {
 		return nil, m, err
 	}

@@ -59,10 +59,20 @@ func (s *Store) reopenFiles() error {
 	return s.resolve(m)
 }
 
-// fail marks the open files as not to be used, after a failure outside a commit.
-// A full disk is none: what SQLite could not write it has rolled back.
+// ready returns why the open files may not be used. The caller holds writing.
+func (s *Store) ready() error {
+	if s.broken == nil && s.writer == nil {
+		return closedFault()
+	}
+	return s.broken
+}
+
+// fail marks the open files as not to be used, after a failure outside a commit,
+// unless opening them again would not help. A full disk is no failure of theirs:
+// what SQLite could not write it has rolled back.
 func (s *Store) fail(err error) {
-	if isReason(err, "disk_full") || isReason(err, "busy") || isReason(err, "closed") {
+	switch fault.ReasonOf(err) {
+	case "disk_full", "busy", "closed", "store_corrupt":
 		return
 	}
 	s.writing.Lock()

@@ -86,7 +86,8 @@ import (
 type Config struct {
 	// Dir is the directory that holds the database. It is created (0700) when it
 	// is missing; its parent must exist. It must be on a local disk: neither
-	// SQLite's locks nor its WAL work over a network file system.
+	// SQLite's locks nor its WAL work over a network file system, and one that
+	// numbers its files anew at each mount makes every start look like a copy.
 	Dir string
 }
 
@@ -211,7 +212,7 @@ func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (_ *S
 	if err := s.settleEpoch(m); err != nil {
 		return nil, err
 	}
-	s.log.InfoContext(ctx, "store opened", "dir", s.dir, "epoch", s.epoch.String(), "revision", s.head, "keys", len(s.revs.of))
+	s.log.InfoContext(ctx, "store opened", "dir", s.dir, "epoch", s.epoch.String(), "revision", s.head, "count", len(s.revs.of))
 	s.loops.Go(s.commitLoop)
 	s.loops.Go(s.foldLoop)
 	return s, nil
@@ -248,7 +249,7 @@ func (s *Store) settleEpoch(m meta) error {
 			return err
 		}
 		s.log.Warn("store has a new epoch", "dir", s.dir, "reason", s.Opened.Reason,
-			"old_epoch", m.epoch.String(), "epoch", s.epoch.String(), "revision", s.head)
+			"epoch", s.epoch.String(), "revision", s.head)
 	}
 	return s.position.settle(mark{epoch: s.epoch, revision: s.head, file: file})
 }

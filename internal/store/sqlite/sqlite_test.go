@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"testing"
 
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/plastron/plastron/internal/store/storetest"
@@ -37,4 +38,17 @@ func openDir(t *testing.T, dir string) *sqlite.Store {
 		t.Fatalf("Open(%s) = %v", dir, err)
 	}
 	return s
+}
+
+// refuses opens a directory, which must fail with fault.Precondition.
+func refuses(t *testing.T, dir, reason string) error {
+	t.Helper()
+	s, err := sqlite.Config{Dir: dir}.Open(t.Context(), slog.New(slog.DiscardHandler))
+	if err == nil {
+		s.Close()
+	}
+	if fault.KindOf(err) != fault.Precondition || fault.ReasonOf(err) != reason {
+		t.Fatalf("Open(%s) = %v (%s), want precondition, %s", dir, err, fault.ReasonOf(err), reason)
+	}
+	return err
 }

@@ -1,0 +1,83 @@
+//go:build linux
+
+package sqlite_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/plastron/plastron/internal/store"
+	"github.com/plastron/plastron/internal/store/sqlite"
+	"github.com/plastron/plastron/internal/store/storetest"
+)
+
+// R106: an open and closed store leaves no file and no goroutine behind, nor
+// does one that failed to open, had watchers or was read to the end of its log.
+func TestLeavesNothingOpen(t *testing.T) {
+	use := func() {
+		dir := t.TempDir()
+		s, err := sqlite.OpenSmall(sqlite.Config{Dir: dir}, context.Background(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := fill(t, s, 0, 50)
+		storetest.Replay(t, s, store.Position{Epoch: at.Epoch}, at)
+		if err := s.Compact(t.Context(), at.Revision/2); err != nil {
+			t.Fatal(err)
+		}
+		refuses(t, dir, "store_in_use")
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func() string {
+		files, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%d files, %d goroutines", len(files), runtime.NumGoroutine())
+	}
+	use()
+	before := count()
+	for range 5 {
+		use()
+	}
+	for begin := time.Now(); count() != before; runtime.Gosched() { // goroutines end a moment after they were waited for
+		if time.Since(begin) > deadline/6 {
+			t.Fatalf("%s, before %s", count(), before)
+		}
+	}
+}
+
+// The WAL is copied and begun anew while writers never pause.
+func TestWALStaysSmall(t *testing.T) {
+	dir := t.TempDir()
+	s, err := sqlite.OpenCheckpointing(sqlite.Config{Dir: dir}, t.Context(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	written, largest := 0, int64(0)
+	for i := range 300 {
+		value := make([]byte, 3000)
+		if r := s.Commit(t.Context(), []store.Txn{{Puts: []store.Put{{Key: fmt.Sprint("k", i), Value: value}}}})[0]; r.Err != nil {
+			t.Fatal(r.Err)
+		}
+		info, err := os.Stat(filepath.Join(dir, "plastron.db-wal"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		written += len(value)
+		largest = max(largest, info.Size())
+	}
+	t.Logf("%d bytes of values, WAL at most %d", written, largest)
+	if largest > 1<<20 { // without checkpoints it reaches four times that
+		t.Errorf("the WAL grew to %d bytes", largest)
+	}
+}

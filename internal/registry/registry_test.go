@@ -3,7 +3,6 @@ package registry
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"slices"
@@ -14,7 +13,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
-	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -164,5 +162,4 @@ func TestUpdateAndView(t *testing.T) {
 			t.Errorf("digest %x at %v after loading, was %x at %v", v.Digest(), v.Position(), digest, p)
 		}
 	})
-	_ = fmt.Sprint(fault.Invalid)
 }

@@ -14,6 +14,7 @@ import (
 const (
 	visibleWithin = 2 * time.Second // how long Update waits for its own change (R76)
 	maxReruns     = 64              // of one closure, after conflicts
+	turnAfter     = 3               // conflicts, after which a closure waits for its turn
 	maxCollected  = 4 * store.MaxGroup
 	backoffFirst  = 50 * time.Millisecond
 	backoffMost   = 5 * time.Second
@@ -42,7 +43,15 @@ func (r *Registry) Run(ctx context.Context) error {
 // "committed_not_visible" says that it is durable but not seen here yet, and
 // comes with its position. A closure that writes nothing commits nothing.
 func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error) (store.Position, error) {
-	for range maxReruns {
+	for run := range maxReruns {
+		if run == turnAfter { // those that keep colliding go one after the other
+			select {
+			case r.turn <- struct{}{}:
+				defer func() { <-r.turn }()
+			case <-ctx.Done():
+				return store.Position{}, fmt.Errorf("wait to commit: %w", ctx.Err())
+			}
+		}
 		r.mu.RLock()
 		at := r.state.position
 		txn, err := plan(r.state, caller, f)

@@ -404,4 +404,3 @@ func contentHash(name string) (hash [32]byte, ok bool) {
 	n, err := hex.Decode(hash[:], []byte(name[:min(len(name), 64)]))
 	return hash, err == nil && n == 32 && len(name) == 64 && hex.EncodeToString(hash[:]) == name
 }
-

@@ -8,6 +8,8 @@ import (
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/store"
+
+	"github.com/plastron/plastron/internal/api/plastron/state/v1"
 )
 
 // typical is entry i of a fleet: 50 workloads on each node, parented to it.
@@ -24,6 +26,50 @@ func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapAlloc
+}
+
+// BenchmarkLoad opens a registry over a store of 100,000 entries.
+func BenchmarkLoad(b *testing.B) {
+	const n = 100_000
+	st := openStore(b, b.TempDir())
+	for i := 0; i < n; i += 1000 {
+		var txn store.Txn
+		for j := i; j < i+1000; j++ {
+			e := typical(j)
+			hash := entry.ContentHash(&e)
+			txn.Puts = append(txn.Puts, store.Put{Key: keyOf(kindEntry, e.ID), Value: sealed(b, entryMessage(&e))},
+				store.Put{Key: keyOf(kindContent, hexOf(hash)), Value: sealed(b, &statev1.EntryContent{EntryId: e.ID})})
+		}
+		if res := st.Commit(b.Context(), []store.Txn{txn}); res[0].Err != nil {
+			b.Fatal(res[0].Err)
+		}
+	}
+	for b.Loop() {
+		r, err := Open(b.Context(), st, td, quiet())
+		if err != nil {
+			b.Fatal(err)
+		}
+		r.View(func(v *Snapshot) {
+			if v.EntryCount() != n {
+				b.Fatalf("%d entries", v.EntryCount())
+			}
+		})
+	}
+}
+
+// BenchmarkCount counts by a filter that no index helps, among 100,000 entries.
+func BenchmarkCount(b *testing.B) {
+	s := newState(td)
+	for i := range 100_000 {
+		e := typical(i)
+		s.putEntry(&e, nil, nil)
+	}
+	v, hint := Snapshot{s}, "none"
+	for b.Loop() {
+		if n := v.Count(Filter{Hint: &hint}); n != 0 {
+			b.Fatal(n)
+		}
+	}
 }
 
 // BenchmarkEntries folds 100,000 entries into an empty state, as commits.

@@ -83,7 +83,7 @@ func (v *Snapshot) Count(f Filter) int {
 	}
 	q := v.s.query(f)
 	if q.few == nil {
-		q.few = v.s.rows.after("")
+		q.few = v.s.rows.all()
 	}
 	n := 0
 	for h := range q.few {

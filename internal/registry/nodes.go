@@ -57,8 +57,13 @@ func (n *nodes) drop(path string) {
 // after yields the nodes whose path is greater.
 func (n *nodes) after(path string) iter.Seq[*node] {
 	return func(yield func(*node) bool) {
-		for h := range n.order.from(n.comparePath(path)) {
-			if node := n.list[h]; node.path != path && !yield(node) {
+		for h := range n.order.from(func(h uint32) int {
+			if n.list[h].path > path {
+				return 1
+			}
+			return -1
+		}) {
+			if !yield(n.list[h]) {
 				return
 			}
 		}

@@ -25,7 +25,7 @@ type reach struct {
 	showing map[uint32]map[uint32]struct{} // by selector symbol: the live nodes with it
 	at      map[uint32]uint32              // by path symbol: the live node there
 	naming  map[string]map[uint32]struct{} // by trust domain name: the groups that federate with it
-	visits  int                            // groups, entries and nodes looked at; tests read it
+	visits  int                            // groups, entries and nodes that changes looked at; tests read it
 }
 
 // group is the entries with one parent.
@@ -257,7 +257,6 @@ func (x *reach) reached(n uint32) []uint32 {
 	var found []uint32
 	var seen map[uint32]struct{} // only for long lists
 	add := func(path uint32) {
-		x.visits++
 		if x.groups[path] == nil {
 			return
 		}
@@ -399,6 +398,7 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 	before := make(map[uint32][]uint32, len(asked))
 	for n := range asked {
 		before[n] = x.reached(n)
+		x.visits += 1 + len(before[n])
 	}
 
 	apply()
@@ -413,7 +413,9 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 		}
 	}
 	for n := range asked {
-		groups := difference(before[n], x.reached(n))
+		after := x.reached(n)
+		x.visits += 1 + len(after)
+		groups := difference(before[n], after)
 		if _, both := direct[n]; both {
 			on(x.nodes.at(n), touched{entry: id, domains: domains, groups: groups})
 		} else if len(groups) > 0 {

@@ -9,8 +9,7 @@
 // nothing more and nothing less; a reader sees one position; a row that cannot
 // be read disturbs no other.
 //
-// plan, apply and all that they use are pure. Only run.go has loops, time and
-// contexts.
+// plan, apply and all that they use are pure: only run.go has loops and timers.
 package registry
 
 import (

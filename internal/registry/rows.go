@@ -111,8 +111,9 @@ func (r *rows) findContent(hash [32]byte) uint32 {
 func contentKey(hash uint32) uint64 { return uint64(hash) << 32 }
 
 // put stores an entry and returns its handle: a new one, or the one that it had.
-// sum is the hash of the entry's body; unknown are fields that a newer version wrote.
-func (r *rows) put(e *entry.Entry, unknown []byte, sum [32]byte) uint32 {
+// content is the hash of the entry's content and sum that of its body; unknown
+// are fields that a newer version wrote.
+func (r *rows) put(e *entry.Entry, unknown []byte, content, sum [32]byte) uint32 {
 	h := r.find(e.ID)
 	fresh := h == 0
 	if fresh {
@@ -130,14 +131,13 @@ func (r *rows) put(e *entry.Entry, unknown []byte, sum [32]byte) uint32 {
 		}
 		rest = string(b)
 	}
-	hash := entry.ContentHash(e)
 	*r.at(h) = row{
 		revision: e.Revision, sum: sum, created: unixOf(e.CreatedAt), expires: unixOf(e.ExpiresAt),
 		data: r.arena.put(e.ID, rest), idSize: uint8(len(e.ID)), restSize: uint32(len(rest)),
 		x509TTL: int32(e.X509TTL / time.Second), jwtTTL: int32(e.JWTTL / time.Second),
 		path: r.paths.intern(e.SPIFFEID.Path()), parent: r.paths.intern(e.ParentID.Path()), set: r.sets.intern(e.Selectors),
 		federates: r.word(joinDomains(e.FederatesWith)), hint: r.word(e.Hint),
-		contentHash: binary.BigEndian.Uint32(hash[:]), flags: flagsOf(e),
+		contentHash: binary.BigEndian.Uint32(content[:]), flags: flagsOf(e),
 	}
 	row := r.at(h)
 	for int(row.path) >= len(r.named) {
@@ -286,9 +286,19 @@ func (r *rows) domains(word uint32) []spiffeid.TrustDomain {
 
 // after yields the entries whose id is greater, in the order of ids.
 func (r *rows) after(id string) iter.Seq[uint32] {
+	return r.order.from(func(h uint32) int {
+		if string(r.idBytes(h)) > id {
+			return 1
+		}
+		return -1
+	})
+}
+
+// all yields the entries in no order.
+func (r *rows) all() iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
-		for h := range r.order.from(r.compareID(id)) {
-			if string(r.idBytes(h)) != id && !yield(h) {
+		for h := uint32(1); h < r.next; h++ {
+			if r.at(h).path != 0 && !yield(h) {
 				return
 			}
 		}

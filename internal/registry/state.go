@@ -213,37 +213,28 @@ func (s *state) forget(key string, on observer) {
 }
 
 func (s *state) putEntry(e *entry.Entry, unknown []byte, on observer) {
-	sum := sumOf(grantBody(e))
+	content, sum := entry.ContentHash(e), sumOf(grantBody(e))
 	was := s.rows.find(e.ID)
 	s.reach.change(was, e, func() {
 		if was != 0 {
 			s.reach.unlink(was)
 			s.keepContent(was)
 		}
-		h := s.rows.put(e, unknown, sum)
-		s.takeContent(h)
+		h := s.rows.put(e, unknown, content, sum)
+		if rev := s.orphans[content]; rev != 0 {
+			s.rows.at(h).contentRevision = rev
+			delete(s.orphans, content)
+		}
 		s.reach.link(h)
 	}, on)
 }
 
 // keepContent sets aside the revision of an entry's content key, before the
-// entry goes or changes; takeContent takes it back.
+// entry goes or changes; it is the new one's if that has the same content.
 func (s *state) keepContent(h uint32) {
 	if rev := s.rows.at(h).contentRevision; rev != 0 {
 		e := s.rows.entry(h)
 		s.orphans[entry.ContentHash(&e)] = rev
-	}
-}
-
-func (s *state) takeContent(h uint32) {
-	if len(s.orphans) == 0 {
-		return
-	}
-	e := s.rows.entry(h)
-	hash := entry.ContentHash(&e)
-	if rev := s.orphans[hash]; rev != 0 {
-		s.rows.at(h).contentRevision = rev
-		delete(s.orphans, hash)
 	}
 }
 

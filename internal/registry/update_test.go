@@ -491,3 +491,61 @@ func TestOtherTrustDomain(t *testing.T) {
 		})
 	}
 }
+
+// Readers of every kind beside writers: under the race detector this shows that
+// reading writes nothing.
+func TestReadersBesideWriters(t *testing.T) {
+	r := start(t, openStore(t, t.TempDir()))
+	x := spiffeid.RequireTrustDomainFromString("x")
+	var agents []spiffeid.ID
+	update(t, r, func(tx *Tx) error {
+		for i := range 8 {
+			n := agent(fmt.Sprint("a", i), "n:1")
+			agents = append(agents, n.ID)
+			if err := tx.PutNode(n); err != nil {
+				return err
+			}
+		}
+		return errors.Join(tx.PutEntry(grant("alias", "/spire/server", "/all", "n:1")), tx.PutBundle(&bundle.Bundle{TrustDomain: td, Sequence: 1}))
+	})
+	stop := make(chan struct{})
+	var readers, writers sync.WaitGroup
+	for _, id := range agents {
+		readers.Go(func() {
+			f := r.Follow(id)
+			defer f.Close()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-f.Wake():
+				}
+				if d := f.Delta(); d.Resync {
+					inv := f.Inventory()
+					f.Bodies([]string{inv.Items[0].ID}, []string{"td"})
+				}
+				r.View(func(v *Snapshot) {
+					v.Hash(id)
+					v.AuthorizedEntry(id, "e1")
+					v.List(Filter{ParentID: &id}, "", 3)
+					for range v.Authorized(id) {
+					}
+				})
+			}
+		})
+	}
+	for w := range 4 {
+		writers.Go(func() {
+			for i := range 25 {
+				e := grant(fmt.Sprint("e", w), "/all", fmt.Sprintf("/w%d/%d", w, i), "u:1")
+				e.FederatesWith = []spiffeid.TrustDomain{x}
+				if _, err := r.Update(t.Context(), "test", func(tx *Tx) error { return tx.PutEntry(e) }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	close(stop)
+	readers.Wait()
+}

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/crypto/cryptobyte/asn1"
 
 	"github.com/plastron/plastron/internal/fault"
-	"github.com/plastron/plastron/internal/identity"
 )
 
 // MaxJWT is the size in bytes above which a token is neither made nor read.
@@ -73,7 +72,7 @@ func (i *JWTIssuer) KeyID() string { return i.keyID }
 
 // Prepare checks what a token shall say and cuts its end to the key's (R10).
 func (i *JWTIssuer) Prepare(jwt JWT) (*PreparedJWT, error) {
-	if _, err := identity.ParseMember(jwt.ID.TrustDomain(), jwt.ID.String()); err != nil {
+	if err := checkID(jwt.ID); err != nil {
 		return nil, err
 	}
 	if len(jwt.Audience) == 0 {

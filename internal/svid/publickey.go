@@ -195,7 +195,7 @@ func roca(n []byte) bool {
 // number of steps.
 func closePrimes(N *big.Int) bool {
 	a := new(big.Int).Sqrt(N)
-	if a.Cmp(new(big.Int).Div(N, a)) == 0 && new(big.Int).Mul(a, a).Cmp(N) == 0 {
+	if new(big.Int).Mul(a, a).Cmp(N) == 0 {
 		return true // a square
 	}
 	a.Add(a, big.NewInt(1))
@@ -203,15 +203,29 @@ func closePrimes(N *big.Int) bool {
 	step := new(big.Int).Add(new(big.Int).Lsh(a, 1), big.NewInt(1))
 	two, b := big.NewInt(2), new(big.Int)
 	for range 128 {
-		// Few numbers are squares modulo 64; the root is taken of those only.
-		switch b2.Bits()[0] & 63 {
-		case 0, 1, 4, 9, 16, 17, 25, 33, 36, 41, 49, 57:
+		// Few numbers are squares modulo all of these; the root is taken of those only.
+		if squareModulo(b2, 64) && squareModulo(b2, 63) && squareModulo(b2, 65) && squareModulo(b2, 11) {
 			if b.Sqrt(b2); new(big.Int).Mul(b, b).Cmp(b2) == 0 {
 				return true
 			}
 		}
 		b2.Add(b2, step)
 		step.Add(step, two)
+	}
+	return false
+}
+
+// squareModulo reports whether n is congruent to a square modulo a small m.
+func squareModulo(n *big.Int, m uint) bool {
+	var r uint
+	words := n.Bits()
+	for i := len(words) - 1; i >= 0; i-- {
+		r = bits.Rem(r, uint(words[i]), m)
+	}
+	for x := range m/2 + 1 {
+		if x*x%m == r {
+			return true
+		}
 	}
 	return false
 }

@@ -131,7 +131,7 @@ func (i *X509Issuer) AuthorityID() string { return fmt.Sprintf("%x", i.keyID) }
 // Prepare checks what a leaf shall say, cuts its validity to the issuer's (R8),
 // assembles the bytes to be signed and lints them.
 func (i *X509Issuer) Prepare(leaf Leaf) (*PreparedX509, error) {
-	if _, err := identity.ParseMember(leaf.ID.TrustDomain(), leaf.ID.String()); err != nil {
+	if err := checkID(leaf.ID); err != nil {
 		return nil, err
 	}
 	if err := checkDNSNames(leaf.DNSNames); err != nil {
@@ -230,6 +230,19 @@ func newSerial() (*big.Int, error) {
 			return serial, nil
 		}
 	}
+}
+
+// checkID wants an ID with a path, not longer than the standard lets anyone
+// issue. That it is well formed its type says.
+func checkID(id spiffeid.ID) error {
+	if id.Path() == "" {
+		return fault.New(fault.Invalid, "spiffe_id_no_path", "%q has no path", id)
+	}
+	if len(id.String()) > identity.MaxID || len(id.TrustDomain().Name()) > identity.MaxTrustDomain {
+		return fault.New(fault.Invalid, "spiffe_id_invalid", "the SPIFFE ID is longer than %d bytes, or its trust domain than %d",
+			identity.MaxID, identity.MaxTrustDomain)
+	}
+	return nil
 }
 
 // checkDNSNames refuses what a certificate cannot carry. What a grant may name

@@ -363,3 +363,17 @@ func wantCode(t *testing.T, what string, err error, code codes.Code, reason stri
 		t.Errorf("%s = %v (%s), want %v (%s)", what, err, reasonOf(err), code, reason)
 	}
 }
+
+// until waits for a condition that no event announces.
+func until(t *testing.T, what string, holds func() bool) {
+	t.Helper()
+	look, late := time.NewTicker(2*time.Millisecond), time.After(deadline)
+	defer look.Stop()
+	for !holds() {
+		select {
+		case <-look.C:
+		case <-late:
+			t.Fatalf("it does not come that %s", what)
+		}
+	}
+}

@@ -333,14 +333,7 @@ func TestBanCutsStreamOfSilentReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Until someone follows, and then far more than the windows hold.
-	for wait := time.Now().Add(deadline); ; {
-		if n, _ := r.api.Acknowledged(1); n == 1 {
-			break
-		}
-		if time.Now().After(wait) {
-			t.Fatal("nobody follows")
-		}
-	}
+	until(t, "somebody follows", func() bool { n, _ := r.api.Acknowledged(1); return n == 1 })
 	if err := stream.Send(&syncv1.AgentMessage{Message: &syncv1.AgentMessage_Want{Want: &syncv1.Want{}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -356,14 +349,7 @@ func TestBanCutsStreamOfSilentReader(t *testing.T) {
 	if _, err := agentv1.NewAgentClient(r.admin).BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: wireID(agent.id.Path())}); err != nil {
 		t.Fatal(err)
 	}
-	for wait := time.Now().Add(deadline); ; {
-		if n, _ := r.api.Acknowledged(1); n == 0 {
-			return
-		}
-		if time.Now().After(wait) {
-			t.Fatal("the stream of a banned agent that does not read stays open")
-		}
-	}
+	until(t, "the stream of a banned agent that does not read is gone", func() bool { n, _ := r.api.Acknowledged(1); return n == 0 })
 }
 
 func TestFollowRefuses(t *testing.T) { // Q8
@@ -447,15 +433,10 @@ func TestAcknowledgements(t *testing.T) {
 	d := f.sync()
 	expect := func(sequence uint64, want []spiffeid.ID) {
 		t.Helper()
-		for wait := time.Now().Add(deadline); ; {
+		until(t, fmt.Sprintf("at sequence %d the laggards are %v", sequence, want), func() bool {
 			n, laggards := r.api.Acknowledged(sequence)
-			if n == 1 && fmt.Sprint(laggards) == fmt.Sprint(want) {
-				return
-			}
-			if time.Now().After(wait) {
-				t.Fatalf("Acknowledged(%d) = %d, %v, want %v", sequence, n, laggards, want)
-			}
-		}
+			return n == 1 && fmt.Sprint(laggards) == fmt.Sprint(want)
+		})
 	}
 	expect(5, []spiffeid.ID{agent.id})
 	f.say(&syncv1.AgentMessage{Message: &syncv1.AgentMessage_Ack{Ack: &syncv1.Ack{Position: d.Position, Hash: d.Hash, BundleSequence: 5}}})

@@ -40,6 +40,9 @@ func listenSocket(path string) (*socket, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
+	if err := checkParents(path); err != nil {
+		return nil, err
+	}
 	if err := clearSocket(path); err != nil {
 		return nil, err
 	}

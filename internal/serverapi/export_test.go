@@ -1,0 +1,50 @@
+package serverapi
+
+import (
+	"time"
+
+	"google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// Methods returns the full names of every RPC that is registered anywhere.
+func (s *Server) Methods() (methods []string) {
+	g := s.grpcServer(nil)
+	s.register(g)
+	grpc_health_v1.RegisterHealthServer(g, health{server: s})
+	for service, info := range g.GetServiceInfo() {
+		for _, m := range info.Methods {
+			methods = append(methods, "/"+service+"/"+m.Name)
+		}
+	}
+	return methods
+}
+
+// AccessRows returns the methods that the table has a row for.
+func AccessRows() (rows []string) {
+	for method := range access() {
+		rows = append(rows, method)
+	}
+	return rows
+}
+
+// Gate is a gate for tests.
+type Gate struct{ g *gate }
+
+func NewGate(rate, burst float64, width int) Gate { return Gate{newGate(pace{rate, burst}, width)} }
+
+func (g Gate) Enter(caller string, now time.Time) (func(), error) { return g.g.enter(caller, now) }
+func (g Gate) Buckets() int                                       { return len(g.g.buckets) }
+
+const MaxBuckets = maxBuckets
+
+// AddressKey is addressKey.
+func AddressKey(address string) string { return addressKey(address) }
+
+// ListenSocket is listenSocket.
+func ListenSocket(path string) (interface{ Close() error }, error) {
+	s, err := listenSocket(path)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}

@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"errors"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"

@@ -231,16 +231,20 @@ func (m *Mirror) ticks(ctx context.Context) {
 		case <-m.kick:
 		case <-timer.C:
 		}
-		m.mu.Lock()
-		now := wallClock()
-		next, last := m.machine.next, m.machine.now
-		m.mu.Unlock()
-		if !now.Before(next) || now.Before(last) {
+		next, last := m.nextTick()
+		if now := wallClock(); !now.Before(next) || now.Before(last) {
 			m.step(tick{})
-			continue // with what is due after it
+			next, _ = m.nextTick()
 		}
-		timer.Reset(min(next.Sub(now), pulse))
+		timer.Reset(min(max(next.Sub(wallClock()), 0), pulse))
 	}
+}
+
+// nextTick returns when something is due, and when the machine last looked.
+func (m *Mirror) nextTick() (next, last time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.machine.next, m.machine.now
 }
 
 // sign has one batch signed after the other. Each SVID has a new key, which

@@ -356,6 +356,15 @@ func (s *sim) check() {
 	for _, key := range slices.Sorted(maps.Keys(s.subs)) {
 		sub := s.subs[key]
 		v := s.m.view(sub.group, s.now)
+		var all []entry.Entry
+		for _, g := range s.m.grants {
+			if g.usable {
+				all = append(all, g.entry)
+			}
+		}
+		if want, _ := entry.Match(all, entry.Facts{Selectors: sub.group.selectors}, s.now); fmt.Sprint(want) != fmt.Sprint(v.Matched) {
+			s.t.Fatalf("%s matches %v, by the oracle %v", key, v.Matched, want)
+		}
 		for _, id := range v.Identities {
 			g := s.m.grants[id.GrantID]
 			switch {

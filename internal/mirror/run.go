@@ -201,7 +201,7 @@ func (m *Mirror) step(what any) effects {
 	m.mu.Unlock()
 
 	for _, n := range fx.notes {
-		m.cfg.Log.Warn(n.message, "id", n.id, "reason", n.reason, "count", n.count)
+		m.cfg.Log.Warn("sync notice", "kind", n.message, "id", n.id, "reason", n.reason, "count", n.count)
 	}
 	for _, d := range fx.directives {
 		if m.cfg.Directive != nil {
@@ -258,7 +258,7 @@ func (m *Mirror) sign(ctx context.Context) {
 			items, err := m.signBatch(ctx, batch)
 			if err != nil {
 				if ctx.Err() == nil {
-					m.cfg.Log.Warn("X.509-SVIDs could not be signed", "count", len(batch), "reason", fault.ReasonOf(err), "err", err)
+					m.cfg.Log.Warn("batch was not signed", "count", len(batch), "reason", fault.ReasonOf(err), "err", err)
 				}
 				m.step(signFailed{})
 				continue

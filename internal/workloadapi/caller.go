@@ -56,7 +56,9 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 		c.uid = int64(p.UID)
 	}
 	if err := t.server.users.connect(c.uid); err != nil {
-		t.server.quiet.log(t.server.cfg.Log, "connection refused", "uid", c.uid, "reason", fault.ReasonOf(err))
+		if n := t.server.quiet.due(); n > 0 {
+			t.server.cfg.Log.Info("connection refused", "uid", c.uid, "reason", fault.ReasonOf(err), "count", n)
+		}
 		return nil, nil, err
 	}
 	c.gone = sync.OnceFunc(func() { t.server.users.disconnect(c.uid) })
@@ -125,7 +127,9 @@ func (s *Server) attest(ctx context.Context, c *caller) ([]entry.Selector, error
 	for i, a := range found {
 		if errs[i] != nil {
 			failed++
-			s.quiet.log(s.cfg.Log, "attestor failed", "kind", s.cfg.Attestors[i].Name, "pid", p.PID, "err", errs[i])
+			if n := s.quiet.due(); n > 0 {
+				s.cfg.Log.Info("attestor failed", "kind", s.cfg.Attestors[i].Name, "pid", p.PID, "err", errs[i], "count", n)
+			}
 			continue
 		}
 		selectors = append(selectors, a.Selectors...)

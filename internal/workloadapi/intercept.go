@@ -50,7 +50,9 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 		return err
 	}
 	if err := s.users.begin(c.uid); err != nil {
-		s.quiet.log(s.cfg.Log, "call refused", "rpc", method, "uid", c.uid, "reason", fault.ReasonOf(err))
+		if n := s.quiet.due(); n > 0 {
+			s.cfg.Log.Info("call refused", "rpc", method, "uid", c.uid, "reason", fault.ReasonOf(err), "count", n)
+		}
 		return err
 	}
 	defer s.users.end(c.uid)
@@ -63,7 +65,9 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 	}()
 	err = call()
 	if err != nil && fault.KindOf(err) == fault.Internal && ctx.Err() == nil {
-		s.quiet.log(s.cfg.Log, "call failed", "rpc", method, "uid", c.uid, "err", err)
+		if n := s.quiet.due(); n > 0 {
+			s.cfg.Log.Info("call failed", "rpc", method, "uid", c.uid, "err", err, "count", n)
+		}
 	}
 	return err
 }

@@ -1,7 +1,6 @@
 package workloadapi
 
 import (
-	"log/slog"
 	"sync"
 	"time"
 
@@ -131,16 +130,15 @@ type quiet struct {
 	suppressed int
 }
 
-func (q *quiet) log(log *slog.Logger, message string, args ...any) {
+// due returns how many events a line written now stands for; 0: write none.
+func (q *quiet) due() int {
 	q.mu.Lock()
+	defer q.mu.Unlock()
 	now := time.Now()
-	if now.Sub(q.last) < time.Second {
-		q.suppressed++
-		q.mu.Unlock()
-		return
+	if q.suppressed++; now.Sub(q.last) < time.Second {
+		return 0
 	}
 	n := q.suppressed
 	q.last, q.suppressed = now, 0
-	q.mu.Unlock()
-	log.Info(message, append(args, "count", n+1)...)
+	return n
 }

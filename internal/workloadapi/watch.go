@@ -121,5 +121,7 @@ func (s *Server) explain(c *caller, err error) {
 	if perr != nil {
 		return
 	}
-	s.quiet.log(s.cfg.Log, "no identity for a caller", "pid", p.PID, "uid", p.UID, "reason", fault.ReasonOf(err))
+	if n := s.quiet.due(); n > 0 {
+		s.cfg.Log.Info("no identity for a caller", "pid", p.PID, "uid", p.UID, "reason", fault.ReasonOf(err), "count", n)
+	}
 }

@@ -3,6 +3,7 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"database/sql/driver"
 	"time"
@@ -144,13 +145,16 @@ func (s *Store) commitAll(queue []*request) {
 func (s *Store) commitGroup(txns []store.Txn, slots []slot) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	unusable := s.usable()
+	cannot := s.usable()
+	if cannot == nil && s.revs == nil {
+		cannot = s.learn()
+	}
 	at := store.Position{Epoch: s.epoch, Revision: s.head}
 	writes := make([]store.Write, 0, len(txns))
 	for i := range txns {
 		result := &slots[i].req.results[slots[i].i]
 		result.Position = at
-		if result.Err = unusable; result.Err != nil {
+		if result.Err = cannot; result.Err != nil {
 			continue
 		}
 		if err := slots[i].req.ctx.Err(); err != nil {
@@ -272,6 +276,12 @@ type revisions struct {
 	seed [8]byte
 	of   map[[16]byte]uint64
 	buf  []byte
+}
+
+func newRevisions() *revisions {
+	r := &revisions{of: make(map[[16]byte]uint64)}
+	rand.Read(r.seed[:]) // never fails (crypto/rand)
+	return r
 }
 
 func (r *revisions) hash(key string) (h [16]byte) {

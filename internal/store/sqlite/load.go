@@ -10,29 +10,52 @@ import (
 	"github.com/plastron/plastron/internal/store"
 )
 
-// load fills the map of revisions and finds the end of the log, at Open.
-func (s *Store) load(ctx context.Context, m meta) error {
-	s.revs = &revisions{seed: newSeed(), of: make(map[[16]byte]uint64)}
-	s.folded, s.compacted = m.folded, m.compacted
-	s.head = m.folded
+// findEnd finds the end of the log, at Open, and checks that its tail is one
+// chain. It reads no batches and no keys: the first Load or Commit does.
+func (s *Store) findEnd(m meta) error {
+	s.folded, s.compacted, s.head = m.folded, m.compacted, m.folded
+	return s.writer.query(`SELECT count(*), coalesce(min(rev), 0), coalesce(max(rev), 0), coalesce(sum(prev <> rev - 1), 0), coalesce(sum(length(batch)), 0)
+		FROM log WHERE rev > ?`, func(v []driver.Value) error {
+		var n [5]int64
+		for i := range n {
+			n[i], _ = v[i].(int64)
+		}
+		count, first, last, loose, size := n[0], n[1], n[2], n[3], n[4]
+		if count == 0 {
+			return nil
+		}
+		if uint64(first) != m.folded+1 || last-first+1 != count || loose != 0 {
+			return corrupt("the log after revision %d has a hole", m.folded)
+		}
+		s.head = uint64(last)
+		s.tail = int(size + count*rowWeight)
+		return nil
+	}, int64(m.folded))
+}
+
+// learn fills the map of revisions for a commit that comes before any Load. The
+// caller holds writing.
+func (s *Store) learn() error {
+	revs := newRevisions()
 	err := s.writer.query("SELECT key, rev FROM kv", func(v []driver.Value) error {
 		key, ok := v[0].([]byte)
 		rev, ok2 := revision(v[1])
 		if !ok || !ok2 {
 			return corrupt("a row of the table kv has a column of the wrong kind")
 		}
-		s.revs.of[s.revs.hash(string(key))] = rev
-		return ctx.Err()
+		revs.of[revs.hash(string(key))] = rev
+		return nil
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		err = readTail(context.Background(), s.writer.conn, s.folded, func(r row, writes []store.Write) {
+			revs.apply(r.rev, writes)
+		})
 	}
-	return readTail(ctx, s.writer.conn, m.folded, func(r row, writes []store.Write) {
-		s.head = r.rev
-		s.tail += r.weight()
-		s.revs.apply(r.rev, writes)
-		s.remember(r)
-	})
+	if err != nil {
+		return unusable(err)
+	}
+	s.revs = revs
+	return nil
 }
 
 // readTail calls f with each log row after a revision.
@@ -60,17 +83,35 @@ func readTail(ctx context.Context, c *conn, after uint64, f func(row, []store.Wr
 
 // Load implements store.Store. f must not call the store.
 func (s *Store) Load(ctx context.Context, f func(key string, rev uint64, value []byte) error) (store.Position, error) {
-	c, m, err := s.snapshot()
+	c, m, revs, err := s.snapshot()
 	if err != nil {
 		return store.Position{}, err
 	}
-	defer s.files.RUnlock()
-	defer c.close()
+	at, err := s.read(ctx, c, m, func(key string, rev uint64, value []byte) error {
+		if revs != nil {
+			revs.of[revs.hash(key)] = rev
+		}
+		return f(key, rev, value)
+	})
+	c.close()
+	s.files.RUnlock()
+	if err != nil {
+		return store.Position{}, err
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if s.revs == nil { // then nothing was committed since the snapshot
+		s.revs = revs
+	}
+	return at, nil
+}
 
+// read calls f with what a snapshot holds.
+func (s *Store) read(ctx context.Context, c *conn, m meta, f func(key string, rev uint64, value []byte) error) (store.Position, error) {
 	// The tail's changes win over kv, which may already hold some of them.
 	at := store.Position{Epoch: s.epoch, Revision: m.folded}
 	tail := make(map[string]change)
-	err = readTail(ctx, c, m.folded, func(r row, writes []store.Write) {
+	err := readTail(ctx, c, m.folded, func(r row, writes []store.Write) {
 		at.Revision = r.rev
 		overlay(tail, r.rev, writes)
 	})
@@ -122,12 +163,16 @@ func (s *Store) Load(ctx context.Context, f func(key string, rev uint64, value [
 
 // snapshot opens a connection that sees one state of the database, and that
 // state is published: no row is between the disk and the watchers. The caller
-// closes the connection and releases files.
-func (s *Store) snapshot() (c *conn, m meta, err error) {
+// closes the connection and then releases files. If revs is not nil nobody has
+// filled the map of revisions yet, and the caller may.
+func (s *Store) snapshot() (c *conn, m meta, revs *revisions, err error) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	if err := s.usable(); err != nil {
-		return nil, m, err
+		return nil, m, nil, err
+	}
+	if s.revs == nil {
+		revs = newRevisions()
 	}
 	s.files.RLock()
 	if c, err = openConn(filepath.Join(s.dir, databaseName)); err == nil {
@@ -141,7 +186,7 @@ func (s *Store) snapshot() (c *conn, m meta, err error) {
 	if err != nil {
 		s.files.RUnlock()
 	}
-	return c, m, err
+	return c, m, revs, err
 }
 
 // change is the newest change of one key.

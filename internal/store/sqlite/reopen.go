@@ -26,12 +26,7 @@ func (s *Store) reopen() error {
 	if err := s.reopenFiles(); err != nil {
 		s.disconnect()
 		s.broken = err
-		reason := "store_unavailable"
-		if f, ok := errors.AsType[*fault.Error](err); ok {
-			reason = f.Reason
-		}
-		return fault.New(fault.Unavailable, reason, "the store cannot be used").
-			Fix("see to the disk operation named in the server's log; it is tried again by itself").Because(err)
+		return unusable(err)
 	}
 	s.broken = nil
 	s.log.Warn("store reopened", "dir", s.dir, "revision", s.head)
@@ -57,6 +52,16 @@ func (s *Store) reopenFiles() error {
 	s.folded, s.compacted = m.folded, m.compacted
 	s.mu.Unlock()
 	return s.resolve(m)
+}
+
+// unusable tells a caller that the store does not work now, whatever the cause.
+func unusable(err error) error {
+	reason := "store_unavailable"
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		reason = f.Reason
+	}
+	return fault.New(fault.Unavailable, reason, "the store cannot be used").
+		Fix("see to the failure named in the server's log; the next use tries again").Because(err)
 }
 
 // ready returns why the open files may not be used. The caller holds writing.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -207,16 +208,17 @@ func TestDatabaseMissing(t *testing.T) {
 func TestDamaged(t *testing.T) {
 	for _, tc := range []struct {
 		name, sql, reason string
-	}{
+	}{ // the rows' contents are read by Load, all else by Open
 		{"newer schema", "UPDATE meta SET schema = 2", "schema_newer"},
 		{"older schema than the first", "UPDATE meta SET schema = 0", "store_corrupt"},
 		{"no meta", "DELETE FROM meta", "store_corrupt"},
 		{"folded past the log", "UPDATE meta SET folded = 5, compacted = 6", "store_corrupt"},
 		{"hole in the log", "DELETE FROM log WHERE rev = 5", "store_corrupt"},
+		{"kv of the wrong kind, read by Load", "UPDATE meta SET folded = 10; DELETE FROM log; INSERT INTO kv (key, rev, value) VALUES (x'61', -1, NULL)", "store_corrupt"},
 		{"wrong predecessor", "UPDATE log SET prev = 2 WHERE rev = 5", "store_corrupt"},
-		{"row of a newer version", "UPDATE log SET batch = x'02' WHERE rev = 5", "store_corrupt"},
-		{"row cut short", "UPDATE log SET batch = substr(batch, 1, length(batch) - 1) WHERE rev = 5", "store_corrupt"},
-		{"row with more", "UPDATE log SET batch = CAST(batch || x'00' AS BLOB) WHERE rev = 5", "store_corrupt"},
+		{"row of a newer version, read by Load", "UPDATE log SET batch = x'02' WHERE rev = 5", "store_corrupt"},
+		{"row cut short, read by Load", "UPDATE log SET batch = substr(batch, 1, length(batch) - 1) WHERE rev = 5", "store_corrupt"},
+		{"row with more, read by Load", "UPDATE log SET batch = CAST(batch || x'00' AS BLOB) WHERE rev = 5", "store_corrupt"},
 		{"another program's", "PRAGMA application_id = 7", "foreign_database"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -227,7 +229,20 @@ func TestDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			query(t, filepath.Join(dir, "plastron.db"), tc.sql)
-			refuses(t, dir, tc.reason)
+			if !strings.HasSuffix(tc.name, "read by Load") {
+				refuses(t, dir, tc.reason)
+				return
+			}
+			s = openDir(t, dir)
+			defer s.Close()
+			r := s.Commit(t.Context(), []store.Txn{{Puts: []store.Put{{Key: "k"}}}})[0]
+			if fault.KindOf(r.Err) != fault.Unavailable || fault.ReasonOf(r.Err) != tc.reason {
+				t.Errorf("Commit() = %v", r.Err)
+			}
+			_, err := s.Load(t.Context(), func(string, uint64, []byte) error { return nil })
+			if fault.KindOf(err) != fault.Precondition || fault.ReasonOf(err) != tc.reason {
+				t.Errorf("Load() = %v", err)
+			}
 		})
 	}
 	t.Run("not a database", func(t *testing.T) {

@@ -73,7 +73,6 @@ package sqlite
 
 import (
 	"context"
-	"crypto/rand"
 	"log/slog"
 	"path/filepath"
 	"sync"
@@ -117,9 +116,9 @@ type Store struct {
 	writing  sync.Mutex
 	writer   *writer
 	position *positionFile
-	revs     *revisions
-	broken   error // why the open files may not be used; nil when they may
-	pending  *row  // the row whose fate is unknown while broken
+	revs     *revisions // nil until the first Load or Commit
+	broken   error      // why the open files may not be used; nil when they may
+	pending  *row       // the row whose fate is unknown while broken
 
 	// folding is held by the one fold that is under way; it is taken before all others.
 	folding sync.Mutex
@@ -161,9 +160,11 @@ func defaultLimits() limits {
 	return limits{recentRows: 4096, recentBytes: 8 << 20, fold: 32 << 20, foldChunk: 1024, foldBytes: 1 << 20, checkpoint: 16 << 20}
 }
 
-// weight is what a log row adds to the tail: its bytes, and the room its keys
-// take while they are folded.
-func (r *row) weight() int { return len(r.batch) + 256 }
+// weight is what a log row adds to the tail: its bytes, and some for its keys
+// while they are folded.
+func (r *row) weight() int { return len(r.batch) + rowWeight }
+
+const rowWeight = 256
 
 // Open opens the store, and creates it when the directory is empty. It fails
 // with fault.Precondition when another process holds it ("store_in_use"), when
@@ -206,13 +207,13 @@ func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (_ *S
 	if err != nil {
 		return nil, err
 	}
-	if err := s.load(ctx, m); err != nil {
+	if err := s.findEnd(m); err != nil {
 		return nil, err
 	}
 	if err := s.settleEpoch(m); err != nil {
 		return nil, err
 	}
-	s.log.InfoContext(ctx, "store opened", "dir", s.dir, "epoch", s.epoch.String(), "revision", s.head, "count", len(s.revs.of))
+	s.log.InfoContext(ctx, "store opened", "dir", s.dir, "epoch", s.epoch.String(), "revision", s.head)
 	s.loops.Go(s.commitLoop)
 	s.loops.Go(s.foldLoop)
 	return s, nil
@@ -327,9 +328,3 @@ func wake(c chan struct{}) {
 }
 
 func closedFault() error { return fault.New(fault.Unavailable, "closed", "the store is closed") }
-
-// newSeed makes the map of revisions unpredictable from outside.
-func newSeed() (seed [8]byte) {
-	rand.Read(seed[:])
-	return seed
-}

@@ -76,9 +76,10 @@ type Result struct {
 	// position at which the condition was judged.
 	Position Position
 	// Err is nil if the transaction is durable. fault.Conflict: a condition did
-	// not hold, nothing was written. fault.Invalid: over a limit, or a key twice.
-	// fault.Unavailable: the store could not be written; the transaction may or
-	// may not be in the log.
+	// not hold. fault.Invalid: see Txn.Validate. fault.Unavailable: the store
+	// could not be written, or ctx ended. Nothing of the transaction is in the
+	// log then, with one exception: after fault.Unavailable with the reason
+	// "outcome_unknown" it may be, or may still come.
 	Err error
 }
 
@@ -108,12 +109,14 @@ type Batch struct {
 type Store interface {
 	// Load calls f for each live key in byte order, with the revision that wrote
 	// it, from one consistent snapshot, and returns the snapshot's position.
-	// value is only valid during the call.
+	// value is only valid during the call. f must not call the store.
 	Load(ctx context.Context, f func(key string, rev uint64, value []byte) error) (Position, error)
 
 	// Commit applies transactions in order and returns one result for each. It
 	// groups neighbours whose read and written keys are disjoint (see Groups) and
-	// returns when all are durable or refused.
+	// returns when all are durable or refused, or ctx ends. The transactions must
+	// not be changed afterwards. One without changes is judged and adds no batch;
+	// its position is where it was judged.
 	Commit(ctx context.Context, txns []Txn) []Result
 
 	// Watch yields every batch after the position, in order, and then waits for
@@ -121,13 +124,17 @@ type Store interface {
 	// It yields an error and ends when the position is of another epoch
 	// (fault.Precondition, reason "epoch_changed"), was compacted away
 	// (fault.Precondition, "compacted") or lies in the future
-	// (fault.Precondition, "position_unknown"): the consumer loads afresh.
+	// (fault.Precondition, "position_unknown"): the consumer loads afresh. Any
+	// other error (fault.Unavailable, "closed" after Close) says that it cannot go
+	// on now; watching again from the last position may work. Watchers may share
+	// the values' memory: nobody changes them.
 	Watch(ctx context.Context, after Position) iter.Seq2[Batch, error]
 
 	// Compact drops the log's batches up to and including revision before. Live
 	// keys are untouched.
 	Compact(ctx context.Context, before uint64) error
 
-	// Close releases the store. Commits under way are finished first.
+	// Close releases the store. Commits under way are finished first; every later
+	// call answers fault.Unavailable, "closed".
 	Close() error
 }

@@ -26,8 +26,7 @@ type request struct {
 // Commit implements store.Store. Transactions of concurrent calls share groups.
 // When ctx ends before the loop has taken the call, nothing of it is written
 // ("canceled"); later, what was not yet judged is not written and the call
-// returns at once with "outcome_unknown" for all. The values of txns must not
-// be changed afterwards, not even after such a return.
+// returns at once with "outcome_unknown" for all.
 func (s *Store) Commit(ctx context.Context, txns []store.Txn) []store.Result {
 	r := &request{ctx: ctx, txns: txns, results: make([]store.Result, len(txns)), done: make(chan struct{})}
 	for i := range txns {

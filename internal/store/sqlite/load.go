@@ -81,7 +81,7 @@ func readTail(ctx context.Context, c *conn, after uint64, f func(row, []store.Wr
 	return err
 }
 
-// Load implements store.Store. f must not call the store.
+// Load implements store.Store.
 func (s *Store) Load(ctx context.Context, f func(key string, rev uint64, value []byte) error) (store.Position, error) {
 	c, m, revs, err := s.snapshot()
 	if err != nil {

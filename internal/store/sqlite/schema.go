@@ -68,7 +68,21 @@ func openWriter(path string) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &writer{conn: c}, nil
+	w := &writer{conn: c}
+	var mode string
+	err = w.query("PRAGMA journal_mode", func(v []driver.Value) error {
+		mode, _ = v[0].(string)
+		return nil
+	})
+	if err == nil && mode != "wal" { // SQLite falls back without a word
+		err = fault.New(fault.Precondition, "no_wal", "the file system under %s cannot hold SQLite's WAL", path).
+			Fix("put the store on a local disk")
+	}
+	if err != nil {
+		w.close()
+		return nil, err
+	}
+	return w, nil
 }
 
 // prepareSchema makes the tables in an empty database and refuses one that is

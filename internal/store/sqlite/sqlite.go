@@ -123,8 +123,8 @@ type Store struct {
 	// folding is held by the one fold that is under way; it is taken before all others.
 	folding sync.Mutex
 
-	// files is held for reading by whoever uses a connection, for writing while
-	// they are all replaced.
+	// files is held for reading by whoever uses a connection other than writer,
+	// for writing while they are all replaced.
 	files  sync.RWMutex
 	reader *reader // for log rows; has its own lock
 	keeper *conn   // for checkpoints; only the fold loop uses it

@@ -16,9 +16,7 @@ const (
 	roundBytes = 1 << 20
 )
 
-// Watch implements store.Store. When the store is closed it yields
-// fault.Unavailable ("closed") and ends. Several watchers may be yielded
-// batches that share memory: they must not change the values.
+// Watch implements store.Store.
 func (s *Store) Watch(ctx context.Context, after store.Position) iter.Seq2[store.Batch, error] {
 	return func(yield func(store.Batch, error) bool) {
 		if after.Epoch != s.epoch {

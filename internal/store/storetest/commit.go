@@ -374,17 +374,13 @@ func cancel(t *testing.T, open Open) {
 	// was acknowledged is there.
 	rnd := random(t)
 	var wg sync.WaitGroup
-	acked := make([]bool, 300)
-	for i := range acked {
+	results := make([]store.Result, 300)
+	for i := range results {
 		ctx, stop := context.WithCancel(limited(t))
 		wg.Go(func() {
 			txn := put(fmt.Sprintf("x%d/1", i), "1")
 			txn.Puts = append(txn.Puts, store.Put{Key: fmt.Sprintf("x%d/2", i), Value: []byte("2")})
-			r := s.Commit(ctx, []store.Txn{txn})[0]
-			acked[i] = r.Err == nil
-			if r.Err != nil {
-				must(t, "Commit", r.Err, fault.Unavailable, "")
-			}
+			results[i] = s.Commit(ctx, []store.Txn{txn})[0]
 		})
 		if rnd.IntN(2) == 0 {
 			wg.Go(stop)
@@ -395,11 +391,14 @@ func cancel(t *testing.T, open Open) {
 	wg.Wait()
 	commit(t, s, put("last", "")) // whatever was under way is decided before this
 	rows, _ := State(t, s)
-	for i, ok := range acked {
+	for i, r := range results {
 		_, one := rows[fmt.Sprintf("x%d/1", i)]
 		_, two := rows[fmt.Sprintf("x%d/2", i)]
-		if one != two || ok && !one {
-			t.Errorf("transaction %d: acknowledged %t, keys there %t and %t", i, ok, one, two)
+		if unknown := fault.ReasonOf(r.Err) == "outcome_unknown"; one != two || !unknown && one != (r.Err == nil) {
+			t.Errorf("transaction %d: %v, keys there %t and %t", i, r.Err, one, two)
+		}
+		if r.Err != nil {
+			must(t, "Commit", r.Err, fault.Unavailable, "")
 		}
 	}
 }

@@ -59,7 +59,12 @@ func TestBrokenRows(t *testing.T) {
 	self := entryMessage(&good)
 	self.Id, self.ParentId = "self", self.SpiffeId
 	banned := agent("b")
-	newer, err := proto.Marshal(&statev1.Envelope{Format: 2, Reader: 2, Payload: []byte{1}})
+	readable := grant("newer", "/spire/agent/a", "/newer", "u:1") // were it not for its envelope
+	payload, err := proto.Marshal(entryMessage(&readable))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer, err := proto.Marshal(&statev1.Envelope{Format: 2, Reader: 2, Payload: payload})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -54,6 +54,14 @@ func TestBodiesAreShared(t *testing.T) {
 	for _, f := range followers {
 		f.Inventory()
 	}
+	h.commit(h.putEntry(grant("before", "/all", "/b", "u:1"))...)
+	for _, f := range followers {
+		woken(t, f)
+		f.Inventory() // instead of a delta: it says all, and nothing is pending any more
+		if d := f.Delta(); len(d.Bodies) != 0 {
+			t.Fatalf("after an inventory %d bodies are pending", len(d.Bodies))
+		}
+	}
 	partner := spiffeid.RequireTrustDomainFromString("partner")
 	e := grant("e", "/all", "/w", "u:1")
 	e.FederatesWith = []spiffeid.TrustDomain{partner}
@@ -152,6 +160,9 @@ func TestPendingIsBounded(t *testing.T) {
 			inv := f.Inventory()
 			if len(inv.Items) != maxPending+1 || inv.Hash != hashOf(h.holds(n.ID.Path())) {
 				t.Fatalf("%d items in the inventory", len(inv.Items))
+			}
+			if d := f.Delta(); len(d.Bodies) != 0 || d.Previous != inv.Position {
+				t.Errorf("what the inventory said is said again: %d bodies", len(d.Bodies))
 			}
 			h.commit(h.putEntry(grant("last", parent, "/last", "u:1"))...)
 			if d := f.Delta(); d.Resync || len(d.Bodies) != 1 || d.Previous != inv.Position {

@@ -114,6 +114,9 @@ func TestFilters(t *testing.T) {
 					for _, e := range page {
 						got = append(got, e.ID)
 					}
+					if limit > 0 && len(page) > limit {
+						t.Fatalf("a page of at most %d holds %d", limit, len(page))
+					}
 					if limit == 0 || len(page) < limit {
 						break
 					}

@@ -57,6 +57,7 @@ func TestArenaIsReused(t *testing.T) {
 	for round := range 30 {
 		for i := range 200 {
 			e := grant(fmt.Sprint("e", i), "/spire/agent/a", fmt.Sprintf("/w%d/x%s", i, strings.Repeat("x", round*7%50)), fmt.Sprint("u:", i))
+			e.Hint = fmt.Sprint(round, i, strings.Repeat("h", 1000))
 			h.commit(h.putEntry(e)...)
 		}
 		if round == 20 {

@@ -78,7 +78,7 @@ func (s *state) revision(key string) uint64 {
 		}
 	case kindContent:
 		if hash, ok := contentHash(name); ok {
-			if h := s.rows.findContent(hash); h != 0 && s.rows.at(h).contentRevision != 0 {
+			if h := s.rows.findContent(hash); h != 0 {
 				return s.rows.at(h).contentRevision
 			}
 			return s.orphans[hash]

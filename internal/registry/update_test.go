@@ -55,7 +55,8 @@ func isFault(t testing.TB, err error, kind fault.Kind, reason string) {
 }
 
 func TestEntriesAreUnique(t *testing.T) {
-	r := start(t, openStore(t, t.TempDir()))
+	st := openStore(t, t.TempDir())
+	r := start(t, st)
 	e := grant("e1", "/spire/agent/a", "/web", "unix:uid:1")
 	first := update(t, r, func(tx *Tx) error { return tx.PutEntry(e) })
 
@@ -75,6 +76,11 @@ func TestEntriesAreUnique(t *testing.T) {
 	moved := e
 	moved.SPIFFEID = id("/moved")
 	update(t, r, func(tx *Tx) error { return tx.PutEntry(moved) })
+	for e, there := range map[*entry.Entry]bool{&e: false, &moved: true} {
+		if found := stored(t, st, keyOf(kindContent, hexOf(entry.ContentHash(e)))) != nil; found != there {
+			t.Errorf("the content key of %s is stored: %v, want %v", e.SPIFFEID, found, there)
+		}
+	}
 	update(t, r, func(tx *Tx) error { return tx.PutEntry(twin) })
 	update(t, r, func(tx *Tx) error { return tx.DeleteEntry("e2") })
 	again := update(t, r, func(tx *Tx) error { return tx.PutEntry(e) })

@@ -62,12 +62,12 @@ func (i *X509Issuer) assemble(leaf *Leaf, serial *big.Int) ([]byte, error) {
 				b.AddBytes([]byte(extKeyUsage))
 				b.AddBytes([]byte(extExtKeyUsage))
 				b.AddBytes([]byte(extBasicConstraints))
-				addExtension(b, oidSubjectKeyID, false, func(b *cryptobyte.Builder) {
+				addExtension(b, oidSubjectKeyID, func(b *cryptobyte.Builder) {
 					b.AddASN1OctetString(keyIdentifier(point))
 				})
 				b.AddBytes(i.authority)
 				// Not critical: the subject is never empty (RFC 5280 section 4.1.2.6).
-				addExtension(b, oidSubjectAltName, false, func(b *cryptobyte.Builder) {
+				addExtension(b, oidSubjectAltName, func(b *cryptobyte.Builder) {
 					b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 						for _, name := range leaf.DNSNames {
 							addString(b, asn1.Tag(2).ContextSpecific(), name)
@@ -92,12 +92,22 @@ func keyIdentifier(bits []byte) []byte {
 	return sum[:]
 }
 
-func addExtension(b *cryptobyte.Builder, oid string, critical bool, value cryptobyte.BuilderContinuation) {
+// authorityKeyID is the extension of that name, which all leaves of an
+// authority share.
+func authorityKeyID(keyID []byte) ([]byte, error) {
+	var b cryptobyte.Builder
+	addExtension(&b, oidAuthorityKeyID, func(b *cryptobyte.Builder) {
+		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
+			b.AddASN1(asn1.Tag(0).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(keyID) })
+		})
+	})
+	return b.Bytes()
+}
+
+// addExtension adds one that is not critical.
+func addExtension(b *cryptobyte.Builder, oid string, value cryptobyte.BuilderContinuation) {
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		addString(b, asn1.OBJECT_IDENTIFIER, oid)
-		if critical {
-			b.AddASN1Boolean(true)
-		}
 		b.AddASN1(asn1.OCTET_STRING, value)
 	})
 }

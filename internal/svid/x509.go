@@ -109,14 +109,7 @@ func NewX509Issuer(caChain [][]byte, signer crypto.Signer) (*X509Issuer, error) 
 			i.chain = append(i.chain, slices.Clone(der))
 		}
 	}
-	var b cryptobyte.Builder
-	addExtension(&b, oidAuthorityKeyID, false, func(b *cryptobyte.Builder) {
-		b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
-			b.AddASN1(asn1.Tag(0).ContextSpecific(), func(b *cryptobyte.Builder) { b.AddBytes(i.keyID) })
-		})
-	})
-	i.authority, err = b.Bytes()
-	if err != nil {
+	if i.authority, err = authorityKeyID(i.keyID); err != nil {
 		return nil, fmt.Errorf("encode authority key identifier: %w", err)
 	}
 	return i, nil

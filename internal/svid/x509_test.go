@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	mathrand "math/rand/v2"
@@ -116,7 +117,7 @@ func TestTBSEqualsCryptoX509(t *testing.T) {
 		publicKey(t, newEC(t, elliptic.P256())), publicKey(t, newEC(t, elliptic.P384())), publicKey(t, newRSA(t, 2048)),
 	}
 	random := mathrand.New(mathrand.NewPCG(1, 2))
-	for range 500 {
+	for range 200 {
 		ca := cas[random.IntN(len(cas))]
 		ca.issuer.notAfter = time.Date(9000, 1, 1, 0, 0, 0, 0, time.UTC) // so that both forms of time occur
 		leaf := Leaf{ID: spiffeid.RequireFromString("spiffe://example.org" + strings.Repeat("/segment", 1+random.IntN(40))),
@@ -437,5 +438,56 @@ func TestSelfSignedCA(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("foo..bar")
 	if _, err := SelfSignedCA(td, key, now, now.Add(time.Hour)); fault.ReasonOf(err) != "trust_domain_unusable" {
 		t.Errorf("SelfSignedCA(foo..bar) = %v", err)
+	}
+}
+
+// RG31: the bytes that are signed, for each feature of an entry that shows in a
+// certificate. A change of these files is a change of the profile.
+func TestGolden(t *testing.T) {
+	update := os.Getenv("PLASTRON_TEST_UPDATE") == "1"
+	// A fixed point on P-256 (its base point) stands for authority and leaf.
+	c := elliptic.P256().Params()
+	spki := spkiOf(t, &ecdsa.PublicKey{Curve: elliptic.P256(), X: c.Gx, Y: c.Gy})
+	key, err := ParsePublicKey(spki)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	name := mustDER(t, pkix.Name{Country: []string{"US"}, Organization: []string{"SPIFFE"}, SerialNumber: "1"}.ToRDNSequence())
+	issuer := &X509Issuer{scheme: scheme{algorithm: sigECDSA256}, name: name, keyID: make([]byte, 20), notBefore: at, notAfter: at.Add(24 * time.Hour)}
+	if issuer.authority, err = authorityKeyID(issuer.keyID); err != nil {
+		t.Fatal(err)
+	}
+	leaf := func(path string, ttl time.Duration, dns ...string) Leaf {
+		return Leaf{ID: spiffeid.RequireFromString("spiffe://example.org" + path), Key: key, DNSNames: dns, NotBefore: at.Add(-Backdate), NotAfter: at.Add(ttl)}
+	}
+	for file, leaf := range map[string]Leaf{
+		"plain":        leaf("/web", time.Hour),
+		"short":        leaf("/web", 6*time.Second),
+		"dns":          leaf("/web", time.Hour, "web.example.org"),
+		"dns-several":  leaf("/web", time.Hour, "web.example.org", "web", "*.web.example.org"),
+		"dns-wildcard": leaf("/web", time.Hour, "*.web.example.org"),
+		"dns-long":     leaf("/web", time.Hour, strings.Repeat("a", 63)+".example.org"),
+		"agent":        leaf("/spire/agent/join_token/0123456789abcdef", time.Hour),
+		"server":       leaf("/spire/server", time.Hour),
+		"year-2050":    leaf("/web", 24*365*25*time.Hour),
+	} {
+		t.Run(file, func(t *testing.T) {
+			tbs, err := issuer.assemble(&leaf, big.NewInt(0x0102030405))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := fmt.Sprintf("%x\n", tbs)
+			path := filepath.Join("testdata", "golden", file+".hex")
+			if update {
+				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(got), 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(path)
+			if err != nil || string(want) != got {
+				t.Errorf("the bytes to be signed are not those of %s (set PLASTRON_TEST_UPDATE=1 to change it): %v\n%s", path, err, got)
+			}
+		})
 	}
 }

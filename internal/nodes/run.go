@@ -3,11 +3,11 @@ package nodes
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"log/slog"
 	"maps"
-	mathrand "math/rand/v2"
 	"strings"
 	"sync"
 	"time"
@@ -434,7 +434,7 @@ func (e *Engine) Prune(ctx context.Context) error {
 // tried again at the next.
 func (e *Engine) Run(ctx context.Context) error {
 	for {
-		wait := time.NewTimer(pruneEvery - pruneEvery/10 + mathrand.N(pruneEvery/5)) // R110
+		wait := time.NewTimer(pruneEvery - pruneEvery/10 + jitter(pruneEvery/5)) // R110
 		select {
 		case <-ctx.Done():
 			wait.Stop()
@@ -445,6 +445,13 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// jitter draws a time below limit.
+func jitter(limit time.Duration) time.Duration {
+	var b [8]byte
+	rand.Read(b[:])
+	return time.Duration(binary.LittleEndian.Uint64(b[:]) % uint64(limit))
 }
 
 // identify turns evidence into the agent's ID and selectors, or refuses what an

@@ -29,7 +29,6 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -111,30 +110,44 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 	s.register(localServer)
 	grpc_health_v1.RegisterHealthServer(localServer, health{server: s})
 
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return remoteServer.Serve(capped(tcp)) })
-	g.Go(func() error { return localServer.Serve(capped(local)) })
-	g.Go(func() error {
-		<-ctx.Done()
-		close(s.closing)
-		drained := make(chan struct{})
-		go func() {
-			defer close(drained)
-			remoteServer.GracefulStop()
-			localServer.GracefulStop()
-		}()
-		select {
-		case <-drained:
-		case <-time.After(drainLimit):
-			remoteServer.Stop()
-			localServer.Stop()
+	// Each returns nil when it is stopped, an error when its listener breaks,
+	// which takes the other down too.
+	ended := make(chan error, 2)
+	serve := func(g *grpc.Server, l net.Listener) {
+		err := g.Serve(capped(l))
+		if errors.Is(err, grpc.ErrServerStopped) { // before it began
+			err = nil
 		}
-		return nil
-	})
+		ended <- err
+	}
+	go serve(remoteServer, tcp)
+	go serve(localServer, local)
 	if ready != nil {
 		ready()
 	}
-	return g.Wait()
+	running := 2
+	select {
+	case <-ctx.Done():
+	case err = <-ended:
+		running--
+	}
+	close(s.closing)
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		remoteServer.GracefulStop()
+		localServer.GracefulStop()
+	}()
+	select {
+	case <-drained:
+	case <-time.After(drainLimit):
+		remoteServer.Stop()
+		localServer.Stop()
+	}
+	for range running {
+		err = errors.Join(err, <-ended)
+	}
+	return err
 }
 
 func (s *Server) grpcServer(config *tls.Config) *grpc.Server {

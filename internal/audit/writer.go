@@ -107,6 +107,7 @@ func (w *Writer) write(events []Event) (sequence, life uint64, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.closed {
+		w.dropped += uint64(len(events))
 		return 0, 0, errors.New("the trail is closed")
 	}
 	now := time.Now()

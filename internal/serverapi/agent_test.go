@@ -18,6 +18,7 @@ import (
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodes"
+	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -455,5 +456,38 @@ func TestAdmissionIsOnRecord(t *testing.T) { // R14
 	}
 	if s, err := audit.Verify(r.trail); err != nil || s.Records == 0 {
 		t.Errorf("Verify() = %+v, %v", s, err)
+	}
+}
+
+func TestPruning(t *testing.T) { // expired tokens with their aliases, and entries
+	r := newRig(t)
+	admin := agentv1.NewAgentClient(r.admin)
+	if _, err := admin.CreateJoinToken(t.Context(), &agentv1.CreateJoinTokenRequest{Ttl: 1, AgentId: wireID("/alias")}); err != nil {
+		t.Fatal(err)
+	}
+	lasting := r.token()
+	short := entryUnder(someAgent, "/short")
+	short.ExpiresAt = time.Now().Add(2 * time.Second).Unix()
+	r.create(short, entryUnder(someAgent, "/long"))
+	until(t, "what has expired is gone", func() bool {
+		if err := r.nodes.Prune(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		tokens, entries := 0, 0
+		r.registry.View(func(s *registry.Snapshot) {
+			entries = s.EntryCount()
+			for range s.Tokens() {
+				tokens++
+			}
+		})
+		return tokens == 1 && entries == 1
+	})
+	writes := r.store.writes.Load()
+	if err := r.nodes.Prune(t.Context()); err != nil || r.store.writes.Load() != writes {
+		t.Errorf("pruning nothing: %v, %d writes", err, r.store.writes.Load()-writes)
+	}
+	key := newKey(t)
+	if _, err := r.attest(r.connect(nil), lasting, key, newCSR(t, key)); err != nil {
+		t.Errorf("a token that has not expired: %v", err)
 	}
 }

@@ -212,3 +212,14 @@ func TestHealth(t *testing.T) { // R105
 	_, err = grpc_health_v1.NewHealthClient(r.connect(nil)).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
 	wantCode(t, "over TCP", err, codes.Unimplemented, "")
 }
+
+func TestPanicIsContained(t *testing.T) { // R99
+	r := newRig(t, func(c *serverapi.Config, _ *nodes.Config) { c.Health = func() error { panic("oops") } })
+	r.panics = 1
+	client := grpc_health_v1.NewHealthClient(r.admin)
+	_, err := client.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{})
+	wantCode(t, "a handler that panics", err, codes.Internal, "panic")
+	if _, err := bundlev1.NewBundleClient(r.admin).GetBundle(t.Context(), &bundlev1.GetBundleRequest{}); err != nil {
+		t.Errorf("the next call: %v", err)
+	}
+}

@@ -116,18 +116,42 @@ func (f *follow) hello(ctx context.Context) (*syncv1.Hello, error) {
 func (f *follow) next(ctx context.Context) (*syncv1.AgentMessage, error) {
 	limit := time.NewTimer(firstWords)
 	defer limit.Stop()
-	select {
-	case m := <-f.heard:
-		return m, nil
-	case err := <-f.ended:
-		return nil, heardEnd(err)
-	case <-limit.C:
-		return nil, context.DeadlineExceeded
-	case <-f.closing:
-		return nil, errClosing()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	for {
+		select {
+		case m := <-f.heard:
+			return m, nil
+		case err := <-f.ended:
+			return nil, heardEnd(err)
+		case <-limit.C:
+			return nil, context.DeadlineExceeded
+		case <-f.closing:
+			return nil, errClosing()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-f.wake():
+			if err := f.interrupted(); err != nil {
+				return nil, err
+			}
+		}
 	}
+}
+
+// wake is the follower's, once there is one.
+func (f *follow) wake() <-chan struct{} {
+	if f.follower == nil {
+		return nil
+	}
+	return f.follower.Wake()
+}
+
+// interrupted is for a change that comes while something else is waited for: it
+// is looked at afterwards, unless it is that the agent is out.
+func (f *follow) interrupted() error {
+	f.dirty = true
+	if _, err := f.cfg.Nodes.Standing(f.caller.presented()); err != nil {
+		return errCut
+	}
+	return nil
 }
 
 // begin brings the agent to a known state: it holds the same already, or gets
@@ -249,7 +273,9 @@ func (f *follow) forwardDelta(ctx context.Context, d registry.Delta, confirm boo
 		return f.difference(ctx, d.Previous)
 	case len(d.Bodies) > 0:
 		return f.sendDelta(ctx, d)
-	case confirm:
+	case confirm || d.Previous != d.Position:
+		// Also when nothing came of a change: the next Delta will say that it
+		// leads on from here.
 		return f.say(ctx, current(d.Position, d.Hash))
 	}
 	return nil
@@ -355,11 +381,10 @@ func (f *follow) say(ctx context.Context, m *syncv1.ServerMessage) error {
 			return ctx.Err()
 		case <-f.closing:
 			return errClosing()
-		case <-f.follower.Wake():
-			f.dirty = true
-			if _, err := f.cfg.Nodes.Standing(f.caller.presented()); err != nil {
+		case <-f.wake():
+			if err := f.interrupted(); err != nil {
 				f.stuck = true
-				return errCut
+				return err
 			}
 		}
 	}

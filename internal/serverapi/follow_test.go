@@ -25,6 +25,7 @@ type follower struct {
 	heard  chan *syncv1.ServerMessage
 	ended  chan error
 	held   map[string][]byte // bodies by grant id or trust domain
+	at     *syncv1.Position  // where the last delta led to
 }
 
 func follow(t *testing.T, conn *grpc.ClientConn, hello *syncv1.Hello) *follower {
@@ -125,6 +126,10 @@ func (f *follower) delta() *syncv1.Delta {
 			break
 		}
 	}
+	if f.at != nil && !proto.Equal(whole.Previous, f.at) {
+		f.t.Errorf("a delta from %v, but the one before led to %v", whole.Previous, f.at)
+	}
+	f.at = whole.Position
 	for _, raw := range whole.Bodies {
 		body := new(syncv1.Body)
 		if err := proto.Unmarshal(raw, body); err != nil {
@@ -350,6 +355,21 @@ func TestBanCutsStreamOfSilentReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "the stream of a banned agent that does not read is gone", func() bool { n, _ := r.api.Acknowledged(1); return n == 0 })
+}
+
+func TestBanCutsStreamBeforeTheFirstDelta(t *testing.T) { // R30
+	r := newRig(t)
+	agent := r.agent()
+	f := follow(t, r.connect(&agent), nil)
+	if f.next().GetInventory() == nil {
+		t.Fatal("not an inventory")
+	}
+	if _, err := agentv1.NewAgentClient(r.admin).BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: wireID(agent.id.Path())}); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	wantCode(t, "the stream", f.end(), codes.PermissionDenied, "agent_banned")
+	t.Logf("cut after %v", time.Since(began))
 }
 
 func TestFollowRefuses(t *testing.T) { // Q8

@@ -13,7 +13,10 @@ import (
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -233,4 +236,39 @@ func TestBannedAgentGetsNothingSigned(t *testing.T) { // R30, in the same instan
 	}
 	_, err := issuev1.NewIssueClient(conn).X509(context.Background(), &issuev1.X509Request{Items: []*issuev1.X509Item{{GrantId: made.Id, Csr: csr}}})
 	wantCode(t, "signing for a banned agent", err, codes.PermissionDenied, "agent_banned")
+}
+
+func TestNothingIsSignedOffTheRecord(t *testing.T) { // R14
+	for _, isStrict := range []bool{true, false} {
+		t.Run(fmt.Sprintf("strict=%v", isStrict), func(t *testing.T) {
+			var options []option
+			if isStrict {
+				options = append(options, strict(t))
+			}
+			var trail *audit.Writer
+			options = append(options, func(c *serverapi.Config, _ *nodes.Config) { trail = c.Audit })
+			r := newRig(t, options...)
+			agent := r.agent()
+			conn := r.connect(&agent)
+			made := r.create(entryUnder(agent.id, "/web"))[0]
+			trail.Close() // from here on it cannot be written
+			_, err := issuev1.NewIssueClient(conn).X509(t.Context(), &issuev1.X509Request{Items: []*issuev1.X509Item{{GrantId: made.Id, Csr: newCSR(t, newKey(t))}}})
+			_, jwtErr := issuev1.NewIssueClient(conn).JWT(t.Context(), &issuev1.JWTRequest{GrantId: made.Id, Audience: []string{"a"}})
+			if !isStrict {
+				if err != nil || jwtErr != nil || trail.Dropped() != 2 {
+					t.Errorf("signing: %v, %v, %d events lost, want it to go on and to be counted", err, jwtErr, trail.Dropped())
+				}
+				return
+			}
+			wantCode(t, "X.509", err, codes.Unavailable, "audit_unavailable")
+			wantCode(t, "JWT", jwtErr, codes.Unavailable, "audit_unavailable")
+			token := r.token()
+			key := newKey(t)
+			_, err = r.attest(r.connect(nil), token, key, newCSR(t, key))
+			wantCode(t, "attesting", err, codes.Unavailable, "audit_unavailable")
+			if _, err := renew(t, conn); reasonOf(err) != "audit_unavailable" {
+				t.Errorf("renewing: %v", err)
+			}
+		})
+	}
 }

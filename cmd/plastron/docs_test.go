@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/plastron/plastron/internal/builtin"
 	"github.com/spf13/cobra"
 )
 
@@ -77,9 +79,47 @@ func TestConfigurationDocs(t *testing.T) {
 	for _, role := range []string{"server", "agent"} {
 		m := manual{t: t, w: &text, structs: map[string]*ast.StructType{}}
 		m.load(filepath.Join("..", "..", "internal", role))
-		m.block(role, "Config", "")
+		m.block(role, "Settings", "")
+		fmt.Fprintf(&text, "### Plugins of %s\n\n", role)
+		plugins(&text, role)
+		fmt.Fprintln(&text)
 	}
 	generated(t, "configuration.md", text.String())
+}
+
+// plugins lists what is built in, with the keys of plugin_data.
+func plugins(w *bytes.Buffer, role string) {
+	row := func(kind, name, doc string, config any) {
+		fmt.Fprintf(w, "- `%s \"%s\"`: %s", kind, name, doc)
+		var keys []string
+		for _, f := range reflect.VisibleFields(reflect.TypeOf(config).Elem()) {
+			if key, _, _ := strings.Cut(f.Tag.Get("hcl"), ","); key != "" {
+				keys = append(keys, "`"+key+"`")
+			}
+		}
+		if len(keys) > 0 {
+			fmt.Fprintf(w, " (%s)", strings.Join(keys, ", "))
+		}
+		fmt.Fprintln(w)
+	}
+	if role == "server" {
+		for _, p := range builtin.KeyManagers() {
+			row("KeyManager", p.Name, p.Doc, p.New())
+		}
+		for _, p := range builtin.NodeAttestors() {
+			row("NodeAttestor", p.Name, p.Doc, p.New())
+		}
+		return
+	}
+	for _, p := range builtin.AgentKeepers() {
+		row("KeyManager", p.Name, p.Doc, p.New())
+	}
+	for _, p := range builtin.NodeProvers() {
+		row("NodeAttestor", p.Name, p.Doc, p.New())
+	}
+	for _, p := range builtin.WorkloadAttestors() {
+		row("WorkloadAttestor", p.Name, p.Doc, p.New())
+	}
 }
 
 // manual writes a configuration struct as a page.
@@ -114,45 +154,87 @@ func (m *manual) load(dir string) {
 	}
 }
 
-// block writes the keys of one struct, then the blocks inside it.
+// block writes the keys of one struct, then the blocks inside it. A comment is
+// about its field and those after it that have none. Keys of type Node are
+// those that SPIRE has and we refuse.
 func (m *manual) block(path, name, doc string) {
+	type inner struct{ path, name, doc string }
+	var blocks []inner
+	var items, refused, names []string
+	keys := map[string]string{}
+	about := ""
+	flush := func() {
+		switch {
+		case len(items) > 0 && about != "":
+			fmt.Fprintf(m.w, "- %s: %s\n", strings.Join(items, ", "), about)
+		case len(items) > 0:
+			fmt.Fprintf(m.w, "- %s\n", strings.Join(items, ", "))
+		}
+		items = nil
+	}
+	fields := m.structs[name].Fields.List
+	for _, f := range fields {
+		if key := keyOf(m.t, f); key != "" {
+			keys[f.Names[0].Name] = "`" + key + "`"
+			names = append(names, f.Names[0].Name)
+		}
+	}
+	word := regexp.MustCompile(`\b(` + strings.Join(names, "|") + `)\b`)
+	comment := func(f *ast.Field) string {
+		text := strings.Join(strings.Fields(f.Doc.Text()+" "+f.Comment.Text()), " ")
+		return word.ReplaceAllStringFunc(text, func(name string) string { return keys[name] })
+	}
 	fmt.Fprintf(m.w, "## %s\n\n", path)
 	if doc != "" {
 		fmt.Fprintf(m.w, "%s\n\n", doc)
 	}
-	type inner struct{ path, name, doc string }
-	var blocks []inner
-	for _, f := range m.structs[name].Fields.List {
-		if f.Tag == nil {
+	for _, f := range fields {
+		key := keyOf(m.t, f)
+		if key == "" {
 			continue
-		}
-		tag, err := strconv.Unquote(f.Tag.Value)
-		if err != nil {
-			m.t.Fatal(err)
-		}
-		key, _, _ := strings.Cut(reflect.StructTag(tag).Get("hcl"), ",")
-		if key == "" || key == "-" {
-			continue
-		}
-		doc := strings.Join(strings.Fields(f.Doc.Text()), " ")
-		if doc == "" {
-			doc = strings.Join(strings.Fields(f.Comment.Text()), " ")
-		}
-		if doc == "" {
-			m.t.Errorf("%s: the field of %q has no comment, so the manual says nothing of it", path, key)
 		}
 		kind, nested := m.kind(f.Type)
-		if nested != "" {
-			blocks = append(blocks, inner{path + "." + key, nested, doc})
+		if kind == refusedKind {
+			refused = append(refused, "`"+key+"`")
 			continue
 		}
-		fmt.Fprintf(m.w, "- `%s` (%s): %s\n", key, kind, doc)
+		if text := comment(f); text != "" {
+			flush()
+			about = text
+		} else if len(items) == 0 && doc == "" {
+			m.t.Errorf("%s: the field of %q has no comment, so the manual says nothing of it", path, key)
+		}
+		if nested != "" {
+			blocks = append(blocks, inner{path + "." + key, nested, about})
+			continue
+		}
+		items = append(items, fmt.Sprintf("`%s` (%s)", key, kind))
+	}
+	flush()
+	if len(refused) > 0 {
+		fmt.Fprintf(m.w, "\nSPIRE has these too; they are refused, since they are not offered yet: %s.\n", strings.Join(refused, ", "))
 	}
 	fmt.Fprintln(m.w)
 	for _, b := range blocks {
 		m.block(b.path, b.name, b.doc)
 	}
 }
+
+// keyOf returns the key of a field, or nothing.
+func keyOf(t *testing.T, f *ast.Field) string {
+	t.Helper()
+	if f.Tag == nil {
+		return ""
+	}
+	tag, err := strconv.Unquote(f.Tag.Value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, _, _ := strings.Cut(reflect.StructTag(tag).Get("hcl"), ",")
+	return key
+}
+
+const refusedKind = "refused"
 
 // kind says how a value of a type is written, or which struct a block is.
 func (m *manual) kind(e ast.Expr) (kind, nested string) {
@@ -166,7 +248,7 @@ func (m *manual) kind(e ast.Expr) (kind, nested string) {
 		kind, nested = m.kind(e.Value)
 		return "blocks with a label", nested
 	case *ast.SelectorExpr:
-		names := map[string]string{"Duration": "duration", "TrustDomain": "trust domain", "Node": "block", "Plugin": "blocks TYPE \"NAME\""}
+		names := map[string]string{"Duration": "duration", "TrustDomain": "trust domain", "Node": refusedKind}
 		if name, ok := names[e.Sel.Name]; ok {
 			return name, ""
 		}

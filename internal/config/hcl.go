@@ -2,7 +2,7 @@ package config
 
 import (
 	"github.com/hashicorp/hcl/hcl/scanner"
-	hclstrconv "github.com/hashicorp/hcl/hcl/strconv"
+	"github.com/hashicorp/hcl/hcl/strconv"
 	"github.com/hashicorp/hcl/hcl/token"
 	"github.com/plastron/plastron/internal/fault"
 )
@@ -186,7 +186,7 @@ func (p *parser) tooDeep() *fault.Error {
 }
 
 func (p *parser) unquote() (string, error) {
-	text, err := hclstrconv.Unquote(p.tok.Text)
+	text, err := strconv.Unquote(p.tok.Text)
 	if err != nil {
 		return "", p.fail("a string here is not well formed; its escapes are those of Go")
 	}

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"flag"
 	"fmt"
 	"math/big"
 	mathrand "math/rand/v2"
@@ -29,6 +30,8 @@ import (
 
 	"github.com/plastron/plastron/internal/fault"
 )
+
+var update = flag.Bool("update", false, "write the golden files anew")
 
 func newEC(t testing.TB, curve elliptic.Curve) *ecdsa.PrivateKey {
 	t.Helper()
@@ -444,7 +447,6 @@ func TestSelfSignedCA(t *testing.T) {
 // RG31: the bytes that are signed, for each feature of an entry that shows in a
 // certificate. A change of these files is a change of the profile.
 func TestGolden(t *testing.T) {
-	update := os.Getenv("PLASTRON_TEST_UPDATE") == "1"
 	// A fixed point on P-256 (its base point) stands for authority and leaf.
 	c := elliptic.P256().Params()
 	spki := spkiOf(t, &ecdsa.PublicKey{Curve: elliptic.P256(), X: c.Gx, Y: c.Gy})
@@ -479,14 +481,14 @@ func TestGolden(t *testing.T) {
 			}
 			got := fmt.Sprintf("%x\n", tbs)
 			path := filepath.Join("testdata", "golden", file+".hex")
-			if update {
+			if *update {
 				if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(got), 0o644)); err != nil {
 					t.Fatal(err)
 				}
 			}
 			want, err := os.ReadFile(path)
 			if err != nil || string(want) != got {
-				t.Errorf("the bytes to be signed are not those of %s (set PLASTRON_TEST_UPDATE=1 to change it): %v\n%s", path, err, got)
+				t.Errorf("the bytes to be signed are not those of %s (-update writes it anew): %v\n%s", path, err, got)
 			}
 		})
 	}

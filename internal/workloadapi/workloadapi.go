@@ -94,6 +94,9 @@ func (s *Server) Close() error {
 	return errors.Join(s.socket.remove(), s.listener.Close())
 }
 
+// SocketPath returns where the API is served.
+func (s *Server) SocketPath() string { return s.socket.path }
+
 // Panics returns how many calls ended in a panic. Any number but zero is a bug (R99).
 func (s *Server) Panics() uint64 { return s.panics.Load() }
 

@@ -498,6 +498,47 @@ func TestKeeperAway(t *testing.T) {
 	})
 }
 
+// lossyKeeper makes the key and then fails, as a process does that dies between
+// the two, or a key service whose answer is lost.
+type lossyKeeper struct {
+	keys.Keeper
+	fails int
+}
+
+func (k *lossyKeeper) Generate(ctx context.Context, id string, t keys.Type) (keys.Key, error) {
+	key, err := k.Keeper.Generate(ctx, id, t)
+	if k.fails > 0 && err == nil {
+		k.fails--
+		return keys.Key{}, fault.New(fault.Unavailable, "answer_lost", "lost")
+	}
+	return key, err
+}
+
+// R66: a start that was cut off is taken up by the next one; nothing is left over.
+func TestStartCutOff(t *testing.T) {
+	keeper := &lossyKeeper{Keeper: memory(t), fails: 2}
+	w := newWorld(t, keeper, 24*time.Hour)
+	for range 2 {
+		a := w.authority("s1")
+		if err := a.Start(t.Context()); fault.KindOf(err) != fault.Unavailable {
+			t.Fatalf("Start() = %v", err)
+		}
+		if _, err := a.X509(time.Now()); err == nil {
+			t.Error("an authority that was not published signs")
+		}
+		w.stop()
+		w.open()
+	}
+	a, stop := w.start("s1")
+	defer stop()
+	if err := w.verify(sign(t, a, time.Hour)); err != nil {
+		t.Error(err)
+	}
+	if b := w.bundle(); len(b.X509) != 1 || len(b.JWT) != 1 {
+		t.Errorf("%d and %d authorities", len(b.X509), len(b.JWT))
+	}
+}
+
 // The authority's own certificate is what SPIRE's users expect (spire-interop §6.1).
 func TestAuthorityCertificate(t *testing.T) {
 	w := newWorld(t, memory(t), 24*time.Hour)

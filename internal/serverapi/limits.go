@@ -77,6 +77,7 @@ type gate struct {
 	mu       sync.Mutex
 	buckets  map[string]*bucket
 	overflow bucket
+	swept    time.Time
 }
 
 // newGate makes a gate; a zero pace means no limit on the rate.
@@ -115,8 +116,13 @@ func (g *gate) take(caller string, n float64, now time.Time) (wait time.Duration
 	return 0, true
 }
 
-// sweepLocked drops the buckets that have filled up again.
+// sweepLocked drops the buckets that have filled up again, not more often than
+// each second: a crowd of callers must not buy a walk over the table with each call.
 func (g *gate) sweepLocked(now time.Time) {
+	if now.Sub(g.swept) < time.Second {
+		return
+	}
+	g.swept = now
 	for caller, b := range g.buckets {
 		if b.tokens+now.Sub(b.at).Seconds()*g.pace.rate >= g.pace.burst {
 			delete(g.buckets, caller)

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -10,7 +11,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -96,18 +99,17 @@ func (d *domain) start() {
 	d.cfg.Server.BindPort, _ = strconv.Atoi(port) // a restart listens there again
 }
 
-// run runs a role until the returned function is called.
+// run runs a role until the returned function is called, once or more often.
 func run(t *testing.T, f func(context.Context) error) func() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- f(ctx) }()
-	return func() {
+	return sync.OnceFunc(func() {
 		cancel()
-		if err, ok := <-done; ok && err != nil && !errors.Is(err, context.Canceled) {
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) {
 			t.Errorf("role ended: %v", err)
 		}
-		close(done)
-	}
+	})
 }
 
 func within(t *testing.T, c <-chan struct{}) {
@@ -128,19 +130,33 @@ func (d *domain) token() string {
 	return resp.GetValue()
 }
 
-func (d *domain) agentID() *spiretypes.SPIFFEID {
+// agentIDs are those of all agents, the oldest first.
+func (d *domain) agentIDs() []*spiretypes.SPIFFEID {
 	d.t.Helper()
 	resp, err := agentv1.NewAgentClient(d.conn).ListAgents(d.t.Context(), &agentv1.ListAgentsRequest{})
-	if err != nil || len(resp.GetAgents()) == 0 {
-		d.t.Fatal(err, "no agent")
+	if err != nil {
+		d.t.Fatal(err)
 	}
-	return resp.GetAgents()[0].GetId()
+	agents := resp.GetAgents()
+	slices.SortFunc(agents, func(a, b *spiretypes.Agent) int { return cmp.Compare(a.GetX509SvidExpiresAt(), b.GetX509SvidExpiresAt()) })
+	var ids []*spiretypes.SPIFFEID
+	for _, a := range agents {
+		ids = append(ids, a.GetId())
+	}
+	return ids
+}
+
+func (d *domain) ban() {
+	d.t.Helper()
+	if _, err := agentv1.NewAgentClient(d.conn).BanAgent(d.t.Context(), &agentv1.BanAgentRequest{Id: d.agentIDs()[0]}); err != nil {
+		d.t.Fatal(err)
+	}
 }
 
 func (d *domain) entry(path string, change ...func(*spiretypes.Entry)) string {
 	d.t.Helper()
 	e := &spiretypes.Entry{
-		SpiffeId: &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: path}, ParentId: d.agentID(),
+		SpiffeId: &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: path}, ParentId: d.agentIDs()[0],
 		Selectors: []*spiretypes.Selector{{Type: "unix", Value: "uid:" + strconv.Itoa(os.Getuid())}},
 	}
 	for _, c := range change {

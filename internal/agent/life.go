@@ -142,6 +142,13 @@ func (l *life) attest(ctx context.Context) error {
 		}
 		got, err = l.link.Attest(ctx, a.attestor, prover, csr)
 	}
+	if fault.ReasonOf(err) == "key_taken" {
+		// The key of an earlier identity of this node; with a new one it goes on.
+		if l.pending, err = l.keeper.Generate(ctx, l.nextKey(), keys.ECP256); err != nil {
+			return wrap("make the agent's key", err)
+		}
+		return l.attest(ctx)
+	}
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/plastron/plastron/internal/authority"
@@ -148,6 +149,8 @@ func (c *Config) plan() (plan, error) {
 	}
 
 	check(!s.TrustDomain.IsZero(), "server.trust_domain: must be set")
+	check(s.TrustDomain.IsZero() || !slices.Contains(strings.Split(s.TrustDomain.Name(), "."), ""),
+		"server.trust_domain: %q has an empty label, and crypto/x509 reads no certificate with such a name", s.TrustDomain.Name())
 	check(s.DataDir != "", "server.data_dir: must be set")
 	check(net.ParseIP(s.BindAddress) != nil, "server.bind_address: %q is not an IP address", s.BindAddress)
 	check(s.BindPort >= 0 && s.BindPort <= 65535, "server.bind_port: %d is not a port", s.BindPort)

@@ -59,6 +59,7 @@ func TestConfigFaults(t *testing.T) { // F1, F5, F8, R121
 		want     []string
 	}{
 		"F1 no keys":             {goodFile, "server {}", []string{"trust_domain: must be set", "data_dir: must be set"}},
+		"T-ID-2":                 {`"example.org"`, `"example..org"`, []string{"trust_domain", "empty label"}},
 		"an address":             {`"127.0.0.1"`, `"localhost"`, []string{"bind_address", "localhost"}},
 		"a port":                 {`"8081"`, `"70000"`, []string{"bind_port", "70000"}},
 		"a key type":             {"ec-p384", "ec-p521", []string{"ca_key_type", "ec-p521"}},

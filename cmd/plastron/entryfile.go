@@ -89,7 +89,7 @@ func readIDs(path string, stdin io.Reader) ([]string, error) {
 // readInput decodes a file, or the standard input for "-", strictly.
 func readInput(path string, stdin io.Reader, dst any) error {
 	if path != "-" {
-		return config.Load(path, config.Options{}, dst)
+		return config.Load(path, dst)
 	}
 	src, err := io.ReadAll(io.LimitReader(stdin, config.MaxSize+1))
 	if err != nil {

@@ -27,26 +27,11 @@ const (
 	maxDepth = 32
 )
 
-// Options say how Load reads a file.
-type Options struct {
-	ExpandEnv bool                        // replace $VAR and ${VAR} before parsing
-	LookupEnv func(string) (string, bool) // where variables are found; os.LookupEnv if nil
-}
-
 // Load reads the file at path into dst, a pointer to a struct. See Decode.
-func Load(path string, options Options, dst any) error {
+func Load(path string, dst any) error {
 	src, err := ReadFile(path)
 	if err != nil {
 		return err
-	}
-	if options.ExpandEnv {
-		lookup := options.LookupEnv
-		if lookup == nil {
-			lookup = os.LookupEnv
-		}
-		if src, err = Expand(path, src, lookup); err != nil {
-			return err
-		}
 	}
 	return Decode(path, src, dst)
 }

@@ -61,7 +61,7 @@ type peer struct {
 func TestDecode(t *testing.T) {
 	var got role
 	got.Server.Level = "INFO" // a default, absent in the file
-	if err := Load("testdata/whole.hcl", Options{}, &got); err != nil {
+	if err := Load("testdata/whole.hcl", &got); err != nil {
 		t.Fatal(err)
 	}
 	yes := true
@@ -111,7 +111,7 @@ func TestDecode(t *testing.T) {
 func TestDecodeJSON(t *testing.T) {
 	var hcl, nested, lists role
 	for file, dst := range map[string]*role{"whole.hcl": &hcl, "whole.json": &nested, "whole-lists.json": &lists} {
-		if err := Load(filepath.Join("testdata", file), Options{}, dst); err != nil {
+		if err := Load(filepath.Join("testdata", file), dst); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -195,7 +195,7 @@ func TestBounds(t *testing.T) {
 	if err := os.WriteFile(path, make([]byte, MaxSize+1), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Load(path, Options{}, new(role)); fault.ReasonOf(err) != "config_too_large" {
+	if err := Load(path, new(role)); fault.ReasonOf(err) != "config_too_large" {
 		t.Errorf("Load() = %v", err)
 	}
 }
@@ -294,7 +294,7 @@ func TestPluginData(t *testing.T) {
 }
 
 func TestUnreadable(t *testing.T) {
-	err := Load(filepath.Join(t.TempDir(), "none.conf"), Options{}, new(role))
+	err := Load(filepath.Join(t.TempDir(), "none.conf"), new(role))
 	if !errors.Is(err, &fault.Error{Kind: fault.Invalid, Reason: "config_unreadable"}) {
 		t.Errorf("error = %v", err)
 	}

@@ -85,11 +85,7 @@ func (p Plugin) Decode(dst any) error {
 	if p.Data.Present() {
 		return p.Data.Fault("plugin_data and plugin_data_file exclude each other")
 	}
-	src, err := ReadFile(p.DataFile)
-	if err != nil {
-		return err
-	}
-	return Decode(p.DataFile, src, dst)
+	return Load(p.DataFile, dst)
 }
 
 // On reports whether the plugin is to be used.

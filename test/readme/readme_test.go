@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// patience is far more than anything in the README takes.
-const patience = 5 * time.Minute
+// patience is far more than anything in the README takes; most of it goes into a first build.
+const patience = 15 * time.Minute
 
 // block is one fenced block: sh is run, text must then be in what was printed.
 type block struct {

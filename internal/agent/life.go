@@ -67,7 +67,9 @@ func (l *life) begin(ctx context.Context) error {
 				}
 			}
 			a.log.Warn("stored SVID is not usable", "reason", fault.ReasonOf(err), "err", err)
-			if l.pending, err = l.keeper.Generate(ctx, keyA, keys.ECP256); err != nil {
+			// Its key stays until there is an SVID for another: what is wrong now, such
+			// as the clock, may be right at the next start.
+			if l.pending, err = l.keeper.Generate(ctx, otherKey(stored.KeyID), keys.ECP256); err != nil {
 				return wrap("make the agent's key", err)
 			}
 		}
@@ -237,7 +239,14 @@ func (l *life) use(own *credential) {
 
 // nextKey returns the name of the key that is not in use.
 func (l *life) nextKey() string {
-	if own := l.agent.own.Load(); own != nil && own.keyID == keyA {
+	if own := l.agent.own.Load(); own != nil {
+		return otherKey(own.keyID)
+	}
+	return keyA
+}
+
+func otherKey(name string) string {
+	if name == keyA {
 		return keyB
 	}
 	return keyA

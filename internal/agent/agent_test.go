@@ -1,7 +1,6 @@
 package agent_test
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -11,7 +10,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -130,17 +128,15 @@ func (d *domain) token() string {
 	return resp.GetValue()
 }
 
-// agentIDs are those of all agents, the oldest first.
+// agentIDs are those of all agents.
 func (d *domain) agentIDs() []*spiretypes.SPIFFEID {
 	d.t.Helper()
 	resp, err := agentv1.NewAgentClient(d.conn).ListAgents(d.t.Context(), &agentv1.ListAgentsRequest{})
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	agents := resp.GetAgents()
-	slices.SortFunc(agents, func(a, b *spiretypes.Agent) int { return cmp.Compare(a.GetX509SvidExpiresAt(), b.GetX509SvidExpiresAt()) })
 	var ids []*spiretypes.SPIFFEID
-	for _, a := range agents {
+	for _, a := range resp.GetAgents() {
 		ids = append(ids, a.GetId())
 	}
 	return ids

@@ -149,7 +149,7 @@ func (l *life) attest(ctx context.Context) error {
 		if l.pending, err = l.keeper.Generate(ctx, l.nextKey(), keys.ECP256); err != nil {
 			return wrap("make the agent's key", err)
 		}
-		return l.attest(ctx)
+		return fault.New(fault.Unavailable, "key_taken", "the agent's key was used before")
 	}
 	if err != nil {
 		return err

@@ -30,8 +30,11 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// watch opens a raw stream of X.509-SVIDs.
-func watch(t *testing.T, a *agent.Agent) grpc.ServerStreamingClient[workload.X509SVIDResponse] {
+type stream = grpc.ServerStreamingClient[workload.X509SVIDResponse]
+
+// watch opens a raw stream of X.509-SVIDs and receives until a message shows
+// these paths, trying again as clients do while there is no identity yet.
+func watch(t *testing.T, a *agent.Agent, paths ...string) stream {
 	t.Helper()
 	conn, err := grpc.NewClient("unix:"+a.SocketPath(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -40,27 +43,43 @@ func watch(t *testing.T, a *agent.Agent) grpc.ServerStreamingClient[workload.X50
 	t.Cleanup(func() { conn.Close() })
 	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "workload.spiffe.io", "true"), wait)
 	t.Cleanup(cancel)
-	s, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
-	if err != nil {
-		t.Fatal(err)
+	for {
+		s, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.Recv()
+		switch {
+		case status.Code(err) == codes.PermissionDenied:
+			continue
+		case err != nil:
+			t.Fatal(err)
+		case slices.Equal(pathsOf(m), paths):
+			return s
+		}
+		until(t, s, paths...)
+		return s
 	}
-	return s
+}
+
+func pathsOf(m *workload.X509SVIDResponse) []string {
+	var got []string
+	for _, x := range m.GetSvids() {
+		got = append(got, strings.TrimPrefix(x.GetSpiffeId(), "spiffe://example.org"))
+	}
+	slices.Sort(got)
+	return got
 }
 
 // until receives until a message shows these paths.
-func until(t *testing.T, s grpc.ServerStreamingClient[workload.X509SVIDResponse], paths ...string) *workload.X509SVIDResponse {
+func until(t *testing.T, s stream, paths ...string) *workload.X509SVIDResponse {
 	t.Helper()
 	for {
 		m, err := s.Recv()
 		if err != nil {
 			t.Fatal(err)
 		}
-		var got []string
-		for _, x := range m.GetSvids() {
-			got = append(got, strings.TrimPrefix(x.GetSpiffeId(), "spiffe://example.org"))
-		}
-		slices.Sort(got)
-		if slices.Equal(got, paths) {
+		if slices.Equal(pathsOf(m), paths) {
 			return m
 		}
 	}
@@ -71,8 +90,7 @@ func TestChangesReachOpenStreams(t *testing.T) {
 	d := newDomain(t)
 	a, _ := d.agent(d.agentConfig())
 	keep := d.entry("/keep")
-	s := watch(t, a)
-	until(t, s, "/keep")
+	s := watch(t, a, "/keep")
 	start := time.Now()
 	id := d.entry("/web")
 	first := until(t, s, "/keep", "/web")
@@ -126,7 +144,7 @@ func leafOf(t *testing.T, m *workload.X509SVIDResponse, path string) *x509.Certi
 func TestShortLives(t *testing.T) {
 	t.Parallel()
 	d := newDomain(t, func(c *server.Config) {
-		c.Server.CATTL = config.Duration(36 * time.Second)
+		c.Server.CATTL = config.Duration(24 * time.Second)
 		c.Server.DefaultX509SVIDTTL = config.Duration(6 * time.Second)
 		c.Server.DefaultJWTSVIDTTL = config.Duration(6 * time.Second)
 		c.Server.AgentTTL = config.Duration(6 * time.Second)
@@ -189,11 +207,10 @@ func TestServerRestart(t *testing.T) {
 	d := newDomain(t, disk)
 	a, _ := d.agent(d.agentConfig())
 	d.entry("/web")
-	s := watch(t, a)
-	until(t, s, "/web")
+	s := watch(t, a, "/web")
 	for range 2 {
 		d.stop()
-		until(t, watch(t, a), "/web")
+		watch(t, a, "/web")
 		d.start()
 		start := time.Now()
 		id := d.entry("/more")
@@ -231,7 +248,7 @@ func TestAgentRestart(t *testing.T) {
 	cfg.Plugins[0] = config.Plugin{Type: "KeyManager", Name: "disk", Data: node}
 	a, stop := d.agent(cfg)
 	d.entry("/web")
-	until(t, watch(t, a), "/web")
+	watch(t, a, "/web")
 
 	// R61, F13: no second agent on this directory, nor on this socket.
 	second, err := agent.New(cfg, logger(t, "second"))
@@ -248,7 +265,7 @@ func TestAgentRestart(t *testing.T) {
 	// Restarted without any token.
 	cfg.Agent.JoinToken = ""
 	a, stop = d.agent(cfg)
-	until(t, watch(t, a), "/web")
+	watch(t, a, "/web")
 	stop()
 
 	// The file holds no secret and nobody else may write it.
@@ -270,15 +287,15 @@ func TestAgentRestart(t *testing.T) {
 	if aside, _ := filepath.Glob(state + ".*.bad"); len(aside) != 1 {
 		t.Errorf("set aside: %v", aside)
 	}
+	before := d.agentIDs()[0].GetPath()
 	cfg.Agent.JoinToken = d.token()
 	a, _ = d.agent(cfg)
-	d.entry("/again", func(e *spiretypes.Entry) { e.ParentId = d.lastAgentID() })
-	until(t, watch(t, a), "/again")
-}
-
-// lastAgentID is the ID of the agent that attested with the newest token.
-func (d *domain) lastAgentID() *spiretypes.SPIFFEID {
-	return d.agentIDs()[len(d.agentIDs())-1]
+	for _, id := range d.agentIDs() {
+		if id.GetPath() != before {
+			d.entry("/again", func(e *spiretypes.Entry) { e.ParentId = id })
+		}
+	}
+	watch(t, a, "/again")
 }
 
 // A store restored from a backup is a new epoch: the agent compares and goes on.
@@ -287,8 +304,7 @@ func TestStoreRestored(t *testing.T) {
 	d := newDomain(t, disk)
 	a, _ := d.agent(d.agentConfig())
 	d.entry("/web")
-	s := watch(t, a)
-	until(t, s, "/web")
+	s := watch(t, a, "/web")
 	d.stop()
 	backup := filepath.Join(shortDir(t), "backup")
 	copyDir(t, d.cfg.Server.DataDir, backup)

@@ -41,9 +41,9 @@ type sim struct {
 	grants   map[string]*syncv1.Grant
 	authorities,
 	revoked int // of cas: published so far, and the oldest of them that are gone
-	stream  []*syncv1.ServerMessage // on their way
-	open    bool
-	follow  bool
+	stream []*syncv1.ServerMessage // on their way
+	open   bool
+	follow bool
 
 	batch []want // being signed
 	subs  map[string]*simSub

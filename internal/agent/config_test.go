@@ -1,0 +1,133 @@
+package agent_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/plastron/plastron/internal/agent"
+	"github.com/plastron/plastron/internal/config"
+	"github.com/plastron/plastron/internal/fault"
+)
+
+const goodConfig = `
+agent {
+	trust_domain = "example.org"
+	server_address = "localhost"
+	server_port = 8081
+	trust_bundle_path = "/etc/bundle.pem"
+	join_token = "3f0c8b39-5a55-4e5b-a0b6-6f7f1a1d9f3c"
+	%s
+}
+plugins {
+	KeyManager "memory" {}
+	NodeAttestor "join_token" {}
+	WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
+	%s
+}
+%s`
+
+func load(t *testing.T, inAgent, inPlugins, outside string) (*agent.Agent, error) {
+	t.Helper()
+	cfg := agent.Default()
+	if err := config.Decode("agent.conf", fmt.Appendf(nil, goodConfig, inAgent, inPlugins, outside), &cfg); err != nil {
+		return nil, err
+	}
+	return agent.New(cfg, logger(t, "agent"))
+}
+
+func TestConfig(t *testing.T) {
+	if a, err := load(t, "", "", ""); err != nil || a.SocketPath() != "/tmp/spire-agent/public/api.sock" {
+		t.Fatal(a, err)
+	}
+	for name, c := range map[string]struct{ inAgent, inPlugins, outside, want string }{
+		"F28 insecure and a bundle": {inAgent: "insecure_bootstrap = true", want: "exclude each other"},
+		"hash and a bundle":         {inAgent: `trust_bundle_hash = "` + strings.Repeat("ab", 32) + `"`, want: "exclude each other"},
+		"bad hash":                  {inAgent: `trust_bundle_hash = "xy"`, want: "64 hex digits"},
+		"two tokens":                {inAgent: `join_token_file = "/t"`, want: "exclude each other"},
+		"F8 long socket":            {inAgent: `socket_path = "/` + strings.Repeat("x", 108) + `"`, want: "109 bytes"},
+		"relative socket":           {inAgent: `socket_path = "s"`, want: "not an absolute path"},
+		"format":                    {inAgent: `trust_bundle_format = "der"`, want: "pem or spiffe"},
+		"cache":                     {inAgent: `x509_svid_cache_max_size = 0`, want: "must be positive"},
+		"key type":                  {inAgent: `workload_x509_svid_key_type = "rsa-2048"`, want: "only ec-p256"},
+		"key of SPIRE's":            {inAgent: `admin_socket_path = "/x"`, want: "admin_socket_path is not offered yet"},
+		"block of SPIRE's":          {inAgent: `sds { default_svid_name = "x" }`, want: "agent.conf:8: agent.sds"},
+		"telemetry":                 {outside: `telemetry { Prometheus { port = 1 } }`, want: "telemetry is not offered yet"},
+		"unknown key":               {inAgent: `socket_pth = "/x"`, want: "socket_path"},
+		"second key manager":        {inPlugins: `KeyManager "disk" { plugin_data { directory = "/x" } }`, want: "exactly one KeyManager"},
+		"unknown attestor":          {inPlugins: `WorkloadAttestor "k8s" {}`, want: "known are unix"},
+		"unknown type":              {inPlugins: `SVIDStore "aws" {}`, want: "SVIDStore is not a type"},
+		"external plugin":           {inPlugins: `WorkloadAttestor "mine" { plugin_cmd = "/x" }`, want: "not offered yet"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := load(t, c.inAgent, c.inPlugins, c.outside)
+			if err == nil || !strings.Contains(err.Error(), c.want) || fault.KindOf(err) != fault.Invalid {
+				t.Errorf("got %v, want %q in it", err, c.want)
+			}
+		})
+	}
+	// Everything at once.
+	cfg := agent.Default()
+	err := cfg.Validate()
+	for _, want := range []string{"trust_domain", "server_address", "server_port", "trust_bundle_path", "KeyManager", "NodeAttestor", "WorkloadAttestor"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not name %s", err, want)
+		}
+	}
+}
+
+// R112: the join token is in no print of the configuration.
+func TestTokenIsNotPrinted(t *testing.T) {
+	cfg := agent.Default()
+	cfg.Agent.JoinToken = "very-secret"
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s"} {
+		if s := fmt.Sprintf(verb, cfg); strings.Contains(s, "very-secret") {
+			t.Errorf("%s prints the token", verb)
+		}
+	}
+}
+
+// F29: one line end is taken off a token file and nothing else is.
+func TestJoinTokenFile(t *testing.T) {
+	d := newDomain(t)
+	for name, c := range map[string]struct{ before, after, reason string }{
+		"newline": {after: "\n"}, "plain": {}, "CRLF": {after: "\r\n"},
+		"space":         {before: " ", reason: "join_token_malformed"},
+		"two newlines":  {after: "\n\n", reason: "join_token_malformed"},
+		"far too large": {after: strings.Repeat("x", 1<<20), reason: "join_token_malformed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := d.agentConfig()
+			file := filepath.Join(shortDir(t), "token")
+			os.WriteFile(file, []byte(c.before+cfg.Agent.JoinToken+c.after), 0o600)
+			cfg.Agent.JoinToken, cfg.Agent.JoinTokenFile = "", file
+			if c.reason == "" {
+				_, stop := d.agent(cfg)
+				stop()
+				return
+			}
+			a, err := agent.New(cfg, logger(t, "agent"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := a.Run(t.Context()); fault.ReasonOf(err) != c.reason {
+				t.Errorf("Run() = %v", err)
+			}
+		})
+	}
+	for name, content := range map[string]string{"empty": "", "only a newline": "\n"} {
+		cfg := d.agentConfig()
+		file := filepath.Join(shortDir(t), "token")
+		os.WriteFile(file, []byte(content), 0o600)
+		cfg.Agent.JoinToken, cfg.Agent.JoinTokenFile = "", file
+		a, err := agent.New(cfg, logger(t, "agent"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Run(t.Context()); fault.ReasonOf(err) != "join_token_malformed" {
+			t.Errorf("%s: Run() = %v", name, err)
+		}
+	}
+}

@@ -146,7 +146,7 @@ func (l *life) attest(ctx context.Context) error {
 	}
 	if fault.ReasonOf(err) == "key_taken" {
 		// The key of an earlier identity of this node; with a new one it goes on.
-		if l.pending, err = l.keeper.Generate(ctx, l.nextKey(), keys.ECP256); err != nil {
+		if l.pending, err = l.keeper.Generate(ctx, l.pending.ID, keys.ECP256); err != nil {
 			return wrap("make the agent's key", err)
 		}
 		return fault.New(fault.Unavailable, "key_taken", "the agent's key was used before")

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"maps"
 	mathrand "math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -452,7 +454,11 @@ func authoritiesForSim(t *testing.T) [][]byte {
 
 func TestSimulation(t *testing.T) {
 	cas := authoritiesForSim(t)
-	for seed := range uint64(300) {
+	seeds := uint64(100)
+	if s := os.Getenv("PLASTRON_SIM_SEEDS"); s != "" { // the soak asks for more
+		seeds, _ = strconv.ParseUint(s, 10, 64)
+	}
+	for seed := range seeds {
 		a, b := newSim(t, seed, cas), newSim(t, seed, cas)
 		func() {
 			defer func() {

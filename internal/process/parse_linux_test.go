@@ -1,9 +1,12 @@
 package process
 
 import (
+	"context"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -56,4 +59,34 @@ func TestParseStatus(t *testing.T) {
 func FuzzParsePeer(f *testing.F) {
 	f.Add(make([]byte, 48))
 	f.Fuzz(func(t *testing.T, b []byte) { parsePeer(b) })
+}
+
+// W22: with every reader stuck on a file system that hangs, a caller waits no
+// longer than its own deadline, and no further goroutine gets stuck.
+func TestReadersAreBounded(t *testing.T) {
+	var progs Programs
+	release := make(chan struct{})
+	var wg sync.WaitGroup
+	for range maxReading {
+		started := make(chan struct{})
+		wg.Go(func() {
+			await(t.Context(), &progs, func() (int, error) { close(started); <-release; return 0, nil })
+		})
+		<-started
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	answers := make(chan error)
+	go func() {
+		_, err := progs.SHA256(ctx, os.Getpid(), 0)
+		answers <- err
+	}()
+	cancel()
+	if err := <-answers; !errors.Is(err, context.Canceled) {
+		t.Errorf("SHA256() = %v", err)
+	}
+	close(release)
+	wg.Wait()
+	if _, err := progs.SHA256(t.Context(), os.Getpid(), 0); err != nil {
+		t.Error(err)
+	}
 }

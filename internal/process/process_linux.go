@@ -100,25 +100,6 @@ func peer(c *net.UnixConn, via Via) (*Process, error) {
 	return p, nil
 }
 
-// Open takes hold of the process with that number, whatever it is.
-func Open(pid int) (*Process, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return nil, openFault(err)
-	}
-	p, err := hold(pid, fd)
-	if err != nil {
-		return nil, err
-	}
-	st, err := ReadStatus(pid)
-	p.UID, p.GID = st.UID, st.GID
-	if err = errors.Join(err, p.Check()); err != nil {
-		p.Close()
-		return nil, err
-	}
-	return p, nil
-}
-
 func openFault(err error) error {
 	switch {
 	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODATA):

@@ -2,7 +2,6 @@ package process_test
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -499,24 +498,6 @@ func TestForcedPIDReuse(t *testing.T) {
 	})
 }
 
-func TestOpen(t *testing.T) {
-	p, err := process.Open(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Check(); err != nil {
-		t.Error(err)
-	}
-	p.Close()
-	wantReason(t, p.Check(), "peer_exited")
-	c := start(t, "idle")
-	c.line("ready")
-	c.in.Close()
-	c.cmd.Wait()
-	_, err = process.Open(c.cmd.Process.Pid)
-	wantReason(t, err, "peer_exited")
-}
-
 func TestPath(t *testing.T) {
 	dir := t.TempDir()
 	var progs process.Programs
@@ -612,20 +593,6 @@ func TestHashedOnce(t *testing.T) {
 	// W22: over the limit it is not read at all.
 	if _, err := progs.SHA256(t.Context(), cmd.Process.Pid, 1<<30-1); fault.ReasonOf(err) != "program_too_large" {
 		t.Errorf("over the limit: %v", err)
-	}
-}
-
-// W22: the caller's deadline holds while all readers are busy.
-func TestHashDeadline(t *testing.T) {
-	var progs process.Programs
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range 100 {
-		if _, err := progs.SHA256(ctx, os.Getpid(), 0); err == nil {
-			continue // both were ready
-		} else if !errors.Is(err, context.Canceled) {
-			t.Fatal(err)
-		}
 	}
 }
 

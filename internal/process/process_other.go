@@ -20,9 +20,6 @@ func peer(*net.UnixConn, Via) (*Process, error) { return nil, errUnsupported }
 // Listen opens a unix socket whose connections know their process.
 func Listen(string, Via) (*Listener, error) { return nil, errUnsupported }
 
-// Open takes hold of the process with that number.
-func Open(int) (*Process, error) { return nil, errUnsupported }
-
 // Check returns nil as long as the process lives and is what it was.
 func (p *Process) Check() error { return errUnsupported }
 

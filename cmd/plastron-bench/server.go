@@ -24,15 +24,15 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// server is the system under test, seen from outside.
-type server struct {
+// target is the system under test, seen from outside.
+type target struct {
 	options     options
 	admin       *grpc.ClientConn
 	trustDomain string
 	roots       *x509.CertPool
 }
 
-func dialServer(ctx context.Context, o options) (*server, error) {
+func dialServer(ctx context.Context, o options) (*target, error) {
 	admin, err := grpc.NewClient("passthrough:///"+o.admin, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			var d net.Dialer
@@ -46,7 +46,7 @@ func dialServer(ctx context.Context, o options) (*server, error) {
 		admin.Close()
 		return nil, fmt.Errorf("ask the admin socket for the bundle: %w", err)
 	}
-	s := &server{options: o, admin: admin, trustDomain: bundle.GetTrustDomain(), roots: x509.NewCertPool()}
+	s := &target{options: o, admin: admin, trustDomain: bundle.GetTrustDomain(), roots: x509.NewCertPool()}
 	for _, authority := range bundle.GetX509Authorities() {
 		certs, err := x509.ParseCertificates(authority.GetAsn1())
 		if err != nil {
@@ -59,11 +59,11 @@ func dialServer(ctx context.Context, o options) (*server, error) {
 	return s, nil
 }
 
-func (s *server) Close() error { return s.admin.Close() }
+func (s *target) Close() error { return s.admin.Close() }
 
 // dial opens a TLS connection to the server's port, as an agent if it has an
 // SVID. The server's certificate is verified against the bundle.
-func (s *server) dial(own ...tls.Certificate) (*grpc.ClientConn, error) {
+func (s *target) dial(own ...tls.Certificate) (*grpc.ClientConn, error) {
 	verify := func(state tls.ConnectionState) error {
 		leaf := state.PeerCertificates[0]
 		if len(leaf.URIs) != 1 || leaf.URIs[0].String() != "spiffe://"+s.trustDomain+"/spire/server" {
@@ -82,7 +82,7 @@ func (s *server) dial(own ...tls.Certificate) (*grpc.ClientConn, error) {
 	})))
 }
 
-func (s *server) tokens(ctx context.Context, count int) ([]string, error) {
+func (s *target) tokens(ctx context.Context, count int) ([]string, error) {
 	var tokens []string
 	for range count {
 		token, err := agentv1.NewAgentClient(s.admin).CreateJoinToken(ctx, &agentv1.CreateJoinTokenRequest{Ttl: 3600})
@@ -115,8 +115,8 @@ func attest(ctx context.Context, conn *grpc.ClientConn, token string, csr []byte
 	return reply.GetResult().GetSvid(), nil
 }
 
-// agent is an agent that this program plays.
-type agent struct {
+// player is an agent that this program plays.
+type player struct {
 	conn *grpc.ClientConn
 	id   *spiretypes.SPIFFEID
 	// entryIDs are entries below this agent, made for the benchmark.
@@ -124,7 +124,7 @@ type agent struct {
 }
 
 // join attests one agent and registers entries below it.
-func (s *server) join(ctx context.Context, entries int) (*agent, func(), error) {
+func (s *target) join(ctx context.Context, entries int) (*player, func(), error) {
 	key, csr, err := newCSR()
 	if err != nil {
 		return nil, nil, err
@@ -146,7 +146,7 @@ func (s *server) join(ctx context.Context, entries int) (*agent, func(), error) 
 	if err != nil {
 		return nil, nil, err
 	}
-	a := &agent{conn: conn, id: svid.GetId()}
+	a := &player{conn: conn, id: svid.GetId()}
 	made, err := s.create(ctx, a.id, 0, entries)
 	a.entryIDs = made
 	clean := func() {
@@ -163,7 +163,7 @@ func (s *server) join(ctx context.Context, entries int) (*agent, func(), error) 
 }
 
 // create registers count entries below a parent and returns their IDs.
-func (s *server) create(ctx context.Context, parent *spiretypes.SPIFFEID, from, count int) ([]string, error) {
+func (s *target) create(ctx context.Context, parent *spiretypes.SPIFFEID, from, count int) ([]string, error) {
 	request := &entryv1.BatchCreateEntryRequest{OutputMask: &spiretypes.EntryMask{}}
 	for i := range count {
 		request.Entries = append(request.Entries, &spiretypes.Entry{
@@ -185,7 +185,7 @@ func (s *server) create(ctx context.Context, parent *spiretypes.SPIFFEID, from, 
 	return ids, nil
 }
 
-func (s *server) remove(ctx context.Context, ids []string) error {
+func (s *target) remove(ctx context.Context, ids []string) error {
 	for len(ids) > 0 {
 		n := min(len(ids), 500)
 		if _, err := entryv1.NewEntryClient(s.admin).BatchDeleteEntry(ctx, &entryv1.BatchDeleteEntryRequest{Ids: ids[:n]}); err != nil {

@@ -129,6 +129,7 @@ type deployment struct {
 	dir           string
 	host          string // address the server listens on
 	port          int
+	trustDomain   string
 	server, agent *process
 	serverOptions string // extra lines for the server block
 	agentOptions  string
@@ -147,7 +148,7 @@ func newDeployment(t testing.TB) *deployment {
 	if err := os.Chmod(dir, 0o755); err != nil { // other uids reach the socket
 		t.Fatal(err)
 	}
-	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t)}
+	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t), trustDomain: "example.org"}
 }
 
 func freePort(t testing.TB) int {
@@ -171,7 +172,7 @@ func (d *deployment) startServer() {
   bind_address = %q
   bind_port    = %d
   socket_path  = %q
-  trust_domain = "example.org"
+  trust_domain = %q
   data_dir     = %q
   %s
 }
@@ -180,7 +181,7 @@ plugins {
   KeyManager "disk" { plugin_data { keys_path = %q } }
   NodeAttestor "join_token" { plugin_data {} }
 }
-`, d.host, d.port, d.adminSocket(), d.path("server"), d.serverOptions, d.path("server/keys.json")))
+`, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.path("server/keys.json")))
 	args := append(append([]string{}, d.serverPrefix...), plastron, "server", "run", "-config", d.path("server.conf"))
 	d.server = start(d.t, exec.Command(args[0], args[1:]...))
 	d.waitHealthy("server")
@@ -198,7 +199,7 @@ func (d *deployment) startAgent(token string) {
   server_address    = %q
   server_port       = %d
   socket_path       = %q
-  trust_domain      = "example.org"
+  trust_domain      = %q
   trust_bundle_path = %q
   %s
   %s
@@ -208,7 +209,7 @@ plugins {
   KeyManager "disk" { plugin_data { directory = %q } }
   WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
 }
-`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.path("bundle.pem"), token, d.agentOptions, d.path("agent")))
+`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), token, d.agentOptions, d.path("agent")))
 	args := append(append([]string{}, d.agentPrefix...), plastron, "agent", "run", "-config", d.path("agent.conf"))
 	d.agent = start(d.t, exec.Command(args[0], args[1:]...))
 	d.waitHealthy("agent")
@@ -321,7 +322,7 @@ func (d *deployment) createEntry(parent, path string, edit func(*spiretypes.Entr
 	d.t.Helper()
 	e := &spiretypes.Entry{
 		ParentId: wireID(parent),
-		SpiffeId: wireID("spiffe://example.org" + path),
+		SpiffeId: wireID("spiffe://" + d.trustDomain + path),
 	}
 	for _, s := range selectors {
 		typ, value, _ := strings.Cut(s, ":")

@@ -48,6 +48,8 @@ type Agent struct {
 
 	own    atomic.Pointer[credential]    // the SVID in use; nil before the first attestation
 	bundle atomic.Pointer[bundle.Bundle] // the own trust domain's, as last known
+	// anonymous says that own is not shown: the server has refused it.
+	anonymous atomic.Bool
 }
 
 type workloadPlugin struct {
@@ -133,9 +135,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer link.Close()
 
 	l := &life{agent: a, dir: dir, keeper: keeper, link: link,
-		trouble: make(chan error, 1), directives: make(chan *syncv1.Directive, 16), changed: make(chan struct{}, 1)}
+		trouble: make(chan refusal, 1), directives: make(chan *syncv1.Directive, 16), changed: make(chan struct{}, 1)}
 	m := mirror.New(mirror.Config{
-		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Link: mirrorLink{link}, Version: Version,
+		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Link: mirrorLink{link, l}, Version: Version,
 		CacheSize: a.cfg.Agent.X509SVIDCacheMaxSize, JWTCacheSize: a.cfg.Agent.JWTSVIDCacheMaxSize,
 		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Log: a.log,
 	})
@@ -185,7 +187,7 @@ func (a *Agent) linkConfig() serverlink.Config {
 			return nil
 		},
 		Certificate: func() *tls.Certificate {
-			if own := a.own.Load(); own != nil {
+			if own := a.own.Load(); own != nil && !a.anonymous.Load() {
 				return &tls.Certificate{Certificate: own.chain, PrivateKey: own.key}
 			}
 			return nil
@@ -194,10 +196,14 @@ func (a *Agent) linkConfig() serverlink.Config {
 }
 
 // mirrorLink is the link as the mirror wants it.
-type mirrorLink struct{ *serverlink.Client }
+type mirrorLink struct {
+	*serverlink.Client
+	life *life
+}
 
 // Follow implements mirror.Link.
 func (l mirrorLink) Follow(ctx context.Context) (mirror.Stream, error) {
+	l.life.shown = l.life.agent.own.Load()
 	s, err := l.Client.Follow(ctx)
 	if err != nil {
 		return nil, err

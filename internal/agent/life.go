@@ -35,16 +35,25 @@ type life struct {
 	keeper keys.Keeper
 	link   *serverlink.Client
 
-	trouble    chan error // a refusal by the server that concerns the agent as such
+	trouble    chan refusal
 	directives chan *syncv1.Directive
 	changed    chan struct{} // the bundle is to be stored
-	lastEnd    string        // why the last stream ended; only streamEnded touches it
+
+	// Only the mirror's goroutine touches what follows.
+	lastEnd string      // why the last stream ended
+	shown   *credential // when the last stream was opened
 
 	// Only begin and run touch what follows.
 	pending  keys.Key  // made for a renewal whose answer has not come
 	renewAt  time.Time // when the own SVID is to be renewed
 	failures int
 	fresh    bool // the bundle came from the configured source in this life
+}
+
+// refusal is a server's word that concerns the agent as such.
+type refusal struct {
+	err error
+	own *credential // that was shown
 }
 
 // begin brings the agent to where it has an SVID of its own: the stored one if
@@ -74,17 +83,20 @@ func (l *life) begin(ctx context.Context) error {
 			}
 		}
 	}
-	return l.admit(ctx)
+	return l.admit(ctx, nil)
 }
 
-// admit attests until it is let in, or until it is told why not.
-func (l *life) admit(ctx context.Context) error {
+// admit attests until it is let in, or until it is told why not. Where there is
+// an SVID already, mended says whether that is good after all, and a server that
+// is not ours may give way to one that is.
+func (l *life) admit(ctx context.Context, mended func() bool) error {
 	for failures := 1; ; failures++ {
 		err := l.attest(ctx)
 		if err == nil || ctx.Err() != nil {
 			return errors.Join(err, ctx.Err())
 		}
-		if kind := fault.KindOf(err); kind != fault.Unavailable && kind != fault.Exhausted {
+		kind, foreign := fault.KindOf(err), fault.ReasonOf(err) == "server_untrusted"
+		if kind != fault.Unavailable && kind != fault.Exhausted && (mended == nil || !foreign) {
 			return err
 		}
 		wait := backoff(failures, attestFloor, attestCeiling)
@@ -93,6 +105,9 @@ func (l *life) admit(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(wait):
+		}
+		if mended != nil && mended() {
+			return nil
 		}
 	}
 }
@@ -227,12 +242,18 @@ func (l *life) adopt(got serverlink.SVID) error {
 	}
 	l.pending = keys.Key{}
 	l.use(own)
-	return l.link.Redial("") // show it from now on
+	return l.show(true)
+}
+
+// show says whether connections from now on show the agent's own SVID.
+func (l *life) show(own bool) error {
+	l.agent.anonymous.Store(!own)
+	return l.link.Redial("")
 }
 
 func (l *life) use(own *credential) {
 	l.agent.own.Store(own)
-	half := time.Until(own.expiresAt) / 2
+	half := max(time.Until(own.expiresAt), 0) / 2 // a slow disk or a set clock may have used it up
 	l.renewAt = time.Now().Round(0).Add(half - half/10 + rand.N(half/5+1))
 	l.failures = 0
 }
@@ -267,8 +288,11 @@ func (l *life) run(ctx context.Context) error {
 		case <-ctx.Done():
 			timer.Stop()
 			return ctx.Err()
-		case err := <-l.trouble:
-			if err := l.recover(ctx, err); err != nil {
+		case refused := <-l.trouble:
+			if refused.own != l.agent.own.Load() {
+				break // there is another by now
+			}
+			if err := l.recover(ctx, refused.err); err != nil {
 				return err
 			}
 		case <-l.changed:
@@ -278,7 +302,9 @@ func (l *life) run(ctx context.Context) error {
 		case d := <-l.directives:
 			switch d := d.GetDirective().(type) {
 			case *syncv1.Directive_Renew:
-				l.renewAt = now.Add(within(d.Renew.GetWithinMs()))
+				if at := now.Add(within(d.Renew.GetWithinMs())); at.Before(l.renewAt) {
+					l.renewAt = at
+				}
 			case *syncv1.Directive_Reconnect:
 				redialAt, redialTo = now.Add(within(d.Reconnect.GetWithinMs())), d.Reconnect.GetAddress()
 			case *syncv1.Directive_Reattest:
@@ -291,13 +317,13 @@ func (l *life) run(ctx context.Context) error {
 		}
 		timer.Stop()
 		now = time.Now().Round(0)
-		if !redialAt.IsZero() && !now.Before(redialAt) {
+		if !redialAt.IsZero() && due(redialAt, now, maxWindow) {
 			if err := l.link.Redial(redialTo); err != nil {
 				l.agent.log.Warn("connection could not be moved", "err", err)
 			}
 			redialAt = time.Time{}
 		}
-		if !now.Before(l.renewAt) {
+		if due(l.renewAt, now, max(l.agent.own.Load().expiresAt.Sub(now), renewCeiling)) {
 			if err := l.renew(ctx); err != nil {
 				return err
 			}
@@ -316,7 +342,8 @@ func (l *life) renew(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	if lost(err) || time.Now().After(l.agent.own.Load().expiresAt) {
+	// What the server has just signed and our clock refuses, attesting does not mend.
+	if lost(err) || l.ended() && fault.ReasonOf(err) != "svid_refused" {
 		return l.recover(ctx, err)
 	}
 	l.failures++
@@ -344,6 +371,9 @@ func (l *life) renewOnce(ctx context.Context) (err error) {
 	return l.adopt(got)
 }
 
+// ended reports whether the own SVID has expired by our clock.
+func (l *life) ended() bool { return !time.Now().Before(l.agent.own.Load().expiresAt) }
+
 // lost reports whether the server says that the agent's own credential is no
 // longer good.
 func lost(err error) bool {
@@ -369,11 +399,21 @@ func (l *life) recover(ctx context.Context, why error) error {
 		return wrap("make the agent's key", err)
 	}
 	l.pending = key
-	if err := l.admit(ctx); err != nil {
+	// A server that does not know the authority of the old SVID any more breaks off
+	// connections that show it, and with them the attestation.
+	if err := l.show(false); err != nil {
+		return err
+	}
+	own := a.own.Load()
+	if err := l.admit(ctx, func() bool { return !lost(why) && !l.ended() }); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		return stuck(errors.Join(why, err), "make a join token with 'plastron server token generate' and start the agent with it")
+	}
+	if a.own.Load() == own { // the clock was wrong and is right again (R107)
+		l.renewAt = time.Now().Round(0)
+		return l.show(true)
 	}
 	return nil
 }
@@ -404,10 +444,16 @@ func (l *life) streamEnded(err error) {
 	l.lastEnd = reason
 	if lost(err) {
 		select {
-		case l.trouble <- err:
+		case l.trouble <- refusal{err, l.shown}:
 		default:
 		}
 	}
+}
+
+// due reports whether t has come. A time further away than the longest wait was
+// set by a clock that has been put back since: it has come (R107).
+func due(t, now time.Time, longest time.Duration) bool {
+	return !now.Before(t) || t.Sub(now) > longest
 }
 
 // within picks a moment in the next milliseconds (R110).

@@ -217,7 +217,7 @@ func (d *development) print(w io.Writer, took time.Duration) {
 	expires := d.proof.Certificates[0].NotAfter
 	fmt.Fprintf(w, `plastron dev is ready in %.1f s. Ctrl-C stops it and removes everything.
 
-For programs in another terminal, and for plastron server there:
+For programs in another terminal, and for plastron itself there:
 
 export %s=unix://%s
 export SPIRE_SERVER_PRIVATE_SOCKET=%s
@@ -230,9 +230,17 @@ This process has fetched its own identity through that socket and verified it:
 
 To give another program an identity of its own:
 
-  plastron server entry create -parentID %s -spiffeID spiffe://%s/NAME -selector unix:path:/PATH/OF/PROGRAM
+  %s server entry create -parentID %s -spiffeID spiffe://%s/NAME -selector unix:path:/PATH/OF/PROGRAM
 
 `, took.Seconds(), workloadapi.SocketEnv, d.workloadSocket, d.adminSocket, d.proof.ID,
 		expires.Local().Format(time.DateTime), time.Until(expires).Round(time.Second), selector.GetType(), selector.GetValue(), d.entry.GetId(),
-		devAgentAlias, devTrustDomain)
+		self(), devAgentAlias, devTrustDomain)
+}
+
+// self is how a person in another terminal can call this program.
+func self() string {
+	if path, err := os.Executable(); err == nil {
+		return path
+	}
+	return "plastron"
 }

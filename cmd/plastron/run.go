@@ -84,7 +84,15 @@ run itself, not of the command.`,
 			}
 			fmt.Fprintf(p.stderr, "plastron: the files in %s carry %s, the identity of plastron run (pid %d) itself, and are renewed before %s\n",
 				dir, svid.ID, os.Getpid(), svid.Certificates[0].NotAfter.Local().Format(time.TimeOnly))
-			go p.keep(w, files, choice{id: svid.ID.String(), hint: svid.Hint})
+			kept := make(chan struct{})
+			go func() {
+				defer close(kept)
+				p.keep(w, files, choice{id: svid.ID.String(), hint: svid.Hint})
+			}()
+			defer func() {
+				w.Close()
+				<-kept
+			}()
 		}
 		return p.supervise(argv, append(os.Environ(), workloadapi.SocketEnv+"=unix://"+path), nil)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding"
 	"errors"
 	"fmt"
 	"io"
@@ -12,25 +13,87 @@ import (
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
-// configFile is the file of server run or agent run.
+// configFile is the file of server run or agent run, with the flags that stand
+// for some of its keys. A flag that is given wins over the file, whatever its value.
 type configFile struct {
+	command   *cobra.Command
 	path      string
 	expandEnv bool
-	node      config.Node
-	read      bool // there is a file
+	overrides []func() error
+	node      config.Node     // what the file holds; absent without a file
+	own       map[string]bool // faults that are there without the flags
 }
 
-func (f *configFile) addFlags(flags *pflag.FlagSet, path string) {
-	flags.StringVar(&f.path, "config", path, "`FILE` with the configuration; the default may be absent")
-	flags.BoolVar(&f.expandEnv, "expandEnv", false, "replace $NAME and ${NAME} in the file by environment variables")
+func newConfigFile(c *cobra.Command, path string) *configFile {
+	f := &configFile{command: c}
+	c.Flags().StringVar(&f.path, "config", path, "`FILE` with the configuration; the default may be absent")
+	c.Flags().BoolVar(&f.expandEnv, "expandEnv", false, "replace $NAME and ${NAME} in the file by environment variables")
+	return f
 }
 
-// decode reads the file into dst. A file that was not asked for may be absent.
-func (f *configFile) decode(c *cobra.Command, dst any) error {
-	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) && !c.Flags().Changed("config") {
+// override adds what a flag does if it is given.
+func (f *configFile) override(name string, apply func() error) {
+	f.overrides = append(f.overrides, func() error {
+		if !f.command.Flags().Changed(name) {
+			return nil
+		}
+		return apply()
+	})
+}
+
+func (f *configFile) text(to *string, name, usage string) {
+	from := f.command.Flags().String(name, "", usage)
+	f.override(name, func() error { *to = *from; return nil })
+}
+
+func (f *configFile) number(to *int, name, usage string) {
+	from := f.command.Flags().Int(name, 0, usage)
+	f.override(name, func() error { *to = *from; return nil })
+}
+
+func (f *configFile) flag(to *bool, name, usage string) {
+	from := f.command.Flags().Bool(name, false, usage)
+	f.override(name, func() error { *to = *from; return nil })
+}
+
+func (f *configFile) value(to encoding.TextUnmarshaler, name, usage string) {
+	from := f.command.Flags().String(name, "", usage)
+	f.override(name, func() error {
+		if err := to.UnmarshalText([]byte(*from)); err != nil {
+			return about("-"+name, err)
+		}
+		return nil
+	})
+}
+
+func (f *configFile) logFlags(file, level, form *string, source *bool) {
+	f.text(file, "logFile", "`FILE` to log to; otherwise standard error")
+	f.text(level, "logLevel", "`LEVEL` of the log: DEBUG, INFO, WARN or ERROR")
+	f.text(form, "logFormat", "`FORMAT` of the log: text or json")
+	f.flag(source, "logSourceLocation", "log where in the source a message comes from")
+}
+
+// decode reads the file into dst and applies the flags. A file that was not asked
+// for may be absent. What validate finds before the flags is the file's fault.
+func (f *configFile) decode(dst any, validate func() error) error {
+	if err := f.read(dst); err != nil {
+		return err
+	}
+	f.own = map[string]bool{}
+	for _, one := range flatten(validate()) {
+		f.own[fmt.Sprint(one)] = true
+	}
+	var faults []error
+	for _, apply := range f.overrides {
+		faults = append(faults, apply())
+	}
+	return errors.Join(faults...)
+}
+
+func (f *configFile) read(dst any) error {
+	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) && !f.command.Flags().Changed("config") {
 		return nil
 	}
 	src, err := config.ReadFile(f.path)
@@ -45,15 +108,15 @@ func (f *configFile) decode(c *cobra.Command, dst any) error {
 	if f.node, err = config.Parse(f.path, src); err != nil {
 		return err
 	}
-	f.read = true
 	return f.node.Decode(dst)
 }
 
-// locate adds file and line to the faults that a role found in what was decoded.
+// locate adds file and line to the faults that a role found in what was decoded,
+// as far as the file is to blame and not a flag.
 // A role's fault begins with the path of the key: "server.bind_port: …" or
 // "server: bind_port: …".
 func (f *configFile) locate(err error) error {
-	if err == nil || !f.read {
+	if err == nil || !f.node.Present() {
 		return err
 	}
 	var found []error
@@ -63,7 +126,7 @@ func (f *configFile) locate(err error) error {
 		if key, _, ok := strings.Cut(rest, ": "); ok && !strings.Contains(key, " ") {
 			path += "." + key
 		}
-		if !strings.HasPrefix(one.Error(), f.path) {
+		if f.own[one.Error()] && !strings.HasPrefix(one.Error(), f.path+":") {
 			one = fmt.Errorf("%s:%d: %w", f.path, f.node.LineOf(path), one)
 		}
 		found = append(found, one)
@@ -75,6 +138,14 @@ func (f *configFile) locate(err error) error {
 type logSettings struct {
 	file, level, form string
 	source            bool
+}
+
+// check judges the settings of a role without opening anything.
+func (s logSettings) check(role string) error {
+	if _, err := s.options(); err != nil {
+		return about(role, err)
+	}
+	return nil
 }
 
 // open makes the log that the settings describe. It is called last, since it
@@ -98,7 +169,6 @@ func (s logSettings) open(stderr io.Writer) (*slog.Logger, io.Closer, error) {
 	return slog.New(slog.NewTextHandler(out, options)), closer, nil
 }
 
-// options checks the settings without opening anything.
 func (s logSettings) options() (*slog.HandlerOptions, error) {
 	levels := map[string]slog.Level{"DEBUG": slog.LevelDebug, "INFO": slog.LevelInfo, "WARN": slog.LevelWarn, "WARNING": slog.LevelWarn, "ERROR": slog.LevelError}
 	level, ok := levels[strings.ToUpper(s.level)]

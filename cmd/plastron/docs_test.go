@@ -245,7 +245,7 @@ func (m *manual) kind(e ast.Expr) (kind, nested string) {
 		kind, nested = m.kind(e.Elt)
 		return "list of " + kind, nested
 	case *ast.MapType:
-		kind, nested = m.kind(e.Value)
+		_, nested = m.kind(e.Value)
 		return "blocks with a label", nested
 	case *ast.SelectorExpr:
 		names := map[string]string{"Duration": "duration", "TrustDomain": "trust domain", "Node": refusedKind}

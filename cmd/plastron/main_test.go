@@ -21,7 +21,6 @@ func TestMain(m *testing.M) {
 		"plastron":     main,
 		"spire-server": main,
 		"spire-agent":  main,
-		"other":        main, // the same program under another path, for selectors
 	})
 }
 

@@ -25,6 +25,9 @@ func (p *program) report(err error) {
 
 // flatten takes joined errors apart.
 func flatten(err error) []error {
+	if err == nil {
+		return nil
+	}
 	joined, ok := err.(interface{ Unwrap() []error })
 	if !ok {
 		return []error{err}
@@ -91,7 +94,7 @@ func (at peer) fault(err error) error {
 	switch s.Code() {
 	case codes.Unavailable:
 		if !chosen {
-			return fault.New(fault.Unavailable, "unavailable", "%s has gone: %s", at.name, s.Message()).Fix("%s", at.absent)
+			return fault.New(fault.Unavailable, "unavailable", "%s went away during the call", at.name).Fix("%s", at.absent)
 		}
 		return fault.New(fault.Unavailable, "unavailable", "%s cannot do this now: %s", at.name, s.Message())
 	case codes.DeadlineExceeded:

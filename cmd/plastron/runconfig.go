@@ -83,7 +83,7 @@ func (f *configFile) decode(dst any, validate func() error) error {
 	}
 	f.own = map[string]bool{}
 	for _, one := range flatten(validate()) {
-		f.own[fmt.Sprint(one)] = true
+		f.own[one.Error()] = true
 	}
 	var faults []error
 	for _, apply := range f.overrides {

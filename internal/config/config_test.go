@@ -27,22 +27,22 @@ type role struct {
 
 type section struct {
 	logging
-	BindAddress string             `hcl:"bind_address"`
-	BindPort    int                `hcl:"bind_port"`
-	TrustDomain TrustDomain        `hcl:"trust_domain"`
-	CATTL       Duration           `hcl:"ca_ttl"`
-	Prune       *Duration          `hcl:"prune"`
-	Audit       *bool              `hcl:"audit_log_enabled"`
-	Admins      []string           `hcl:"admin_ids"`
-	Limits      *limits            `hcl:"ratelimit"`
-	Ratio       float64            `hcl:"ratio"`
-	Peers       map[string]peer    `hcl:"federates_with"`
-	Names       map[string]string  `hcl:"names"`
-	Listeners   []limits           `hcl:"listener"`
-	Token       *string            `hcl:"join_token"`
-	Raw         Node               `hcl:"raw"`
-	Domains     []TrustDomain      `hcl:"domains"`
-	hidden      map[string]section //nolint:unused // fields without a tag are not keys
+	BindAddress string            `hcl:"bind_address"`
+	BindPort    int               `hcl:"bind_port"`
+	TrustDomain TrustDomain       `hcl:"trust_domain"`
+	CATTL       Duration          `hcl:"ca_ttl"`
+	Prune       *Duration         `hcl:"prune"`
+	Audit       *bool             `hcl:"audit_log_enabled"`
+	Admins      []string          `hcl:"admin_ids"`
+	Limits      *limits           `hcl:"ratelimit"`
+	Ratio       float64           `hcl:"ratio"`
+	Peers       map[string]peer   `hcl:"federates_with"`
+	Names       map[string]string `hcl:"names"`
+	Listeners   []limits          `hcl:"listener"`
+	Token       *string           `hcl:"join_token"`
+	Raw         Node              `hcl:"raw"`
+	Domains     []TrustDomain     `hcl:"domains"`
+	Untagged    string            // fields without a tag are not keys
 }
 
 type logging struct {
@@ -87,7 +87,7 @@ func TestDecode(t *testing.T) {
 			{Type: "NodeAttestor", Name: "other", Command: "/bin/other", Args: []string{"-v"}, Enabled: &yes},
 		},
 	}
-	options := cmp.Options{cmpopts.IgnoreTypes(Node{}), cmpopts.IgnoreUnexported(section{}), cmp.AllowUnexported(logging{}),
+	options := cmp.Options{cmpopts.IgnoreTypes(Node{}), cmp.AllowUnexported(section{}),
 		cmp.Comparer(func(a, b TrustDomain) bool { return a == b })}
 	if diff := cmp.Diff(want, got, options); diff != "" {
 		t.Errorf("Load() (-want +got):\n%s", diff)
@@ -115,7 +115,7 @@ func TestDecodeJSON(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	options := cmp.Options{cmpopts.IgnoreTypes(Node{}), cmpopts.IgnoreUnexported(section{}), cmp.AllowUnexported(logging{}),
+	options := cmp.Options{cmpopts.IgnoreTypes(Node{}), cmp.AllowUnexported(section{}),
 		cmp.Comparer(func(a, b TrustDomain) bool { return a == b })}
 	hcl.Server.Level = ""
 	if diff := cmp.Diff(hcl, nested, options); diff != "" {

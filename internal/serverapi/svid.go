@@ -72,8 +72,9 @@ func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "csr_malformed", "the certificate request cannot be read").Because(err)
 	}
-	if len(csr.URIs) != 1 { // C26
-		return nil, fault.New(fault.Invalid, "csr_uri_count", "the certificate request has %d URI names; a mint needs exactly one", len(csr.URIs))
+	uris := svid.RequestedURIs(csr)
+	if len(uris) != 1 { // C26
+		return nil, fault.New(fault.Invalid, "csr_uri_count", "the certificate request has %d URI names; a mint needs exactly one", len(uris))
 	}
 	now := time.Now()
 	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.X509TTL, now)
@@ -82,7 +83,7 @@ func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest
 	}
 	// Judged as the entry that would give the same (C27, C28).
 	e := entry.Entry{ID: "mint", ParentID: identity.Server(a.server.cfg.TrustDomain), DNSNames: csr.DNSNames, Selectors: []entry.Selector{{Type: "mint", Value: "mint"}}}
-	if e.SPIFFEID, err = identity.ParseWorkload(a.server.cfg.TrustDomain, csr.URIs[0].String()); err != nil {
+	if e.SPIFFEID, err = identity.ParseWorkload(a.server.cfg.TrustDomain, uris[0]); err != nil {
 		return nil, err
 	}
 	if err := entry.Validate(a.server.cfg.TrustDomain, &e, now); err != nil {

@@ -71,6 +71,22 @@ func ParseCSR(der []byte) (PublicKey, error) {
 	return key, nil
 }
 
+// RequestedURIs returns the URI names that a request asks for, as written:
+// crypto/x509 offers parsed URLs, in which SPIFFE://a/b# has become spiffe://a/b.
+func RequestedURIs(csr *x509.CertificateRequest) (uris []string) {
+	for _, e := range csr.Extensions {
+		if e.Id.String() != "2.5.29.17" {
+			continue
+		}
+		for name := range generalNames(e.Value) {
+			if name.tag == uriName {
+				uris = append(uris, name.value)
+			}
+		}
+	}
+	return uris
+}
+
 // NewCSR makes a request that carries nothing but the signer's key.
 func NewCSR(signer crypto.Signer) ([]byte, error) {
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, signer)

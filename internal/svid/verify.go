@@ -126,8 +126,13 @@ type altName struct {
 // altNames yields the names of the subjectAltName extension. crypto/x509 has
 // checked that the extension is there at most once and well formed.
 func altNames(c *x509.Certificate) iter.Seq[altName] {
+	return generalNames(extension(c, "2.5.29.17").Value)
+}
+
+// generalNames yields the names of a GeneralNames as written.
+func generalNames(extension []byte) iter.Seq[altName] {
 	return func(yield func(altName) bool) {
-		der := cryptobyte.String(extension(c, "2.5.29.17").Value)
+		der := cryptobyte.String(extension)
 		var names, value cryptobyte.String
 		if !der.ReadASN1(&names, asn1.SEQUENCE) {
 			return

@@ -370,15 +370,31 @@ func (e *Engine) CheckKey(key svid.PublicKey, owner spiffeid.ID, now time.Time) 
 		return err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.checkOwnerLocked(key, owner, now)
-}
-
-func (e *Engine) checkOwnerLocked(key svid.PublicKey, owner spiffeid.ID, now time.Time) error {
-	if o, taken := e.keys[key.Hash]; taken && o.id != owner && now.Before(o.until) {
-		return fault.New(fault.Invalid, "key_taken", "the key is in use by another identity").Fix("make a new key")
+	holder, taken := e.otherHolderLocked(key, owner, now)
+	e.mu.Unlock()
+	if taken {
+		return e.keyTaken(holder, owner, key)
 	}
 	return nil
+}
+
+// otherHolderLocked returns the agent whose live key this is, if that is not owner.
+func (e *Engine) otherHolderLocked(key svid.PublicKey, owner spiffeid.ID, now time.Time) (holder spiffeid.ID, taken bool) {
+	o, held := e.keys[key.Hash]
+	return o.id, held && o.id != owner && now.Before(o.until)
+}
+
+// keyTaken puts on record that somebody who is not its agent holds a live agent
+// key, as the request's signature has proven, and refuses.
+func (e *Engine) keyTaken(holder, claimant spiffeid.ID, key svid.PublicKey) error {
+	const reason = "key_taken"
+	if e.firstAlarm(reason + " " + holder.String() + " " + claimant.String()) {
+		e.cfg.Log.Error("agent key in other hands", "agent", holder.String(), "id", claimant.String())
+		e.recordAlarm(audit.Alarm{
+			Subject: holder.String(), Reason: reason, Detail: "key " + hex.EncodeToString(key.Hash[:]) + " was shown for " + claimant.String(),
+		})
+	}
+	return fault.New(fault.Invalid, reason, "the key is in use by another identity").Fix("make a new key")
 }
 
 // checkAuthorities compares the key with every key of our bundle.
@@ -497,12 +513,15 @@ func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time) (p *
 		return nil, nil, err
 	}
 	e.mu.Lock()
-	defer e.mu.Unlock()
+	holder, taken := e.otherHolderLocked(key, id, now)
 	before, had := e.keys[key.Hash]
-	if err := e.checkOwnerLocked(key, id, now); err != nil {
-		return nil, nil, err
+	if !taken {
+		e.keys[key.Hash] = keyOwner{id, p.NotAfter()}
 	}
-	e.keys[key.Hash] = keyOwner{id, p.NotAfter()}
+	e.mu.Unlock()
+	if taken {
+		return nil, nil, e.keyTaken(holder, id, key)
+	}
 	return p, func() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -529,23 +548,30 @@ func (e *Engine) issue(p *svid.PreparedX509, at store.Position, act string, n re
 
 // alarm reports the use of a certificate that a newer one replaced, once for each.
 func (e *Engine) alarm(p Presented, n *registry.Node) {
-	what := p.ID.String() + " " + p.Serial
+	if !e.firstAlarm(p.ID.String() + " " + p.Serial) {
+		return
+	}
+	e.cfg.Log.Error("replaced agent certificate used", "agent", p.ID.String(), "serial", p.Serial, "peer", p.Address)
+	e.recordAlarm(audit.Alarm{
+		Subject: p.ID.String(), Reason: ReasonNotActive,
+		Detail: "serial " + p.Serial + " used from " + p.Address + " while lineage " + hex.EncodeToString(n.Lineage) + " is live",
+	})
+}
+
+// firstAlarm reports whether what was not alarmed before; it is remembered.
+func (e *Engine) firstAlarm(what string) bool {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	known := e.alarms[what]
 	if len(e.alarms) >= maxAlarms {
 		clear(e.alarms)
 	}
 	e.alarms[what] = true
-	e.mu.Unlock()
-	if known {
-		return
-	}
-	e.cfg.Log.Error("replaced agent certificate used", "agent", p.ID.String(), "serial", p.Serial, "peer", p.Address)
-	err := e.cfg.Audit.Append(audit.Alarm{
-		Subject: p.ID.String(), Reason: ReasonNotActive,
-		Detail: "serial " + p.Serial + " used from " + p.Address + " while lineage " + hex.EncodeToString(n.Lineage) + " is live",
-	})
-	if err != nil {
+	return !known
+}
+
+func (e *Engine) recordAlarm(a audit.Alarm) {
+	if err := e.cfg.Audit.Append(a); err != nil {
 		e.cfg.Log.Error("alarm not on record", "err", err)
 	}
 }

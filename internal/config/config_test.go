@@ -365,6 +365,7 @@ func TestLineOf(t *testing.T) {
 	}{
 		{"whole.hcl", map[string]int{"server.bind_port": 4, "server.ratelimit.attestation": 13, "server.ratelimit.none": 13,
 			"server.none": 2, "plugins.KeyManager.disk.plugin_data": 28, "none": 1}},
+		{"repeated.hcl", map[string]int{"plugins.NodeAttestor.one": 2, "plugins.NodeAttestor.two": 3, "plugins.NodeAttestor.two.plugin_data": 4, "plugins.NodeAttestor.none": 2}},
 		{"whole-lists.json", map[string]int{"server.bind_port": 4, "server.none": 2, "plugins.KeyManager.disk": 23}},
 	} {
 		src, err := ReadFile(filepath.Join("testdata", file.name))

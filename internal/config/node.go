@@ -67,20 +67,35 @@ func (n Node) Fault(format string, args ...any) error {
 // LineOf returns the line of the key that a path such as "server.bind_port"
 // names, or of the innermost block on the way to it that is there.
 func (n Node) LineOf(path string) int {
-	key, rest, _ := strings.Cut(path, ".")
+	line, _ := n.follow(path)
+	return line
+}
+
+// follow is LineOf, and how many keys of the path are there. Of blocks of the
+// same name it takes the one that leads farthest.
+func (n Node) follow(path string) (line, depth int) {
+	line = n.line
+	key, rest, more := strings.Cut(path, ".")
 	for _, it := range n.items {
 		if it.key != key {
 			continue
 		}
-		inner := it.value
-		if inner.kind == list && len(inner.list) > 0 {
-			inner = inner.list[0]
+		if depth == 0 {
+			line, depth = it.line, 1
 		}
-		if rest != "" && inner.kind == object {
-			inner.line = it.line
-			return inner.LineOf(rest)
+		blocks := []Node{it.value}
+		if it.value.kind == list {
+			blocks = it.value.list
 		}
-		return it.line
+		for _, b := range blocks {
+			if b.kind != object || !more {
+				continue
+			}
+			b.line = it.line
+			if l, d := b.follow(rest); d+1 > depth {
+				line, depth = l, d+1
+			}
+		}
 	}
-	return n.line
+	return line, depth
 }

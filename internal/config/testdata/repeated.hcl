@@ -1,0 +1,6 @@
+plugins {
+  NodeAttestor "one" { plugin_data {} }
+  NodeAttestor "two" {
+    plugin_data {}
+  }
+}

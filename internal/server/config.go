@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -239,30 +238,36 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 			continue
 		}
 		var target any
+		var names []string
 		switch pl.Type {
 		case "DataStore":
 			target = &dataStore{}
 		case "KeyManager":
-			i := slices.IndexFunc(builtin.KeyManagers(), func(k builtin.KeyManager) bool { return k.Name == pl.Name })
-			if i >= 0 {
-				p.keeper = builtin.KeyManagers()[i].New()
-				target = p.keeper
+			for _, k := range builtin.KeyManagers() {
+				names = append(names, k.Name)
+				if k.Name == pl.Name {
+					p.keeper = k.New()
+					target = p.keeper
+				}
 			}
 		case "NodeAttestor":
-			i := slices.IndexFunc(builtin.NodeAttestors(), func(a builtin.NodeAttestor) bool { return a.Name == pl.Name })
-			if i >= 0 {
-				if p.attestors[pl.Name] != nil {
+			for _, a := range builtin.NodeAttestors() {
+				names = append(names, a.Name)
+				if a.Name != pl.Name {
+					continue
+				}
+				if p.attestors[a.Name] != nil {
 					fail(pl, fault.Invalid, "it is there twice")
 				}
-				p.attestors[pl.Name] = builtin.NodeAttestors()[i].New()
-				target = p.attestors[pl.Name]
+				p.attestors[a.Name] = a.New()
+				target = p.attestors[a.Name]
 			}
 		default:
-			fail(pl, fault.Unsupported, "plugins of this type are not offered yet")
+			fail(pl, fault.Unsupported, "plugins of this type are not offered yet; there are DataStore, KeyManager, NodeAttestor")
 			continue
 		}
 		if target == nil {
-			fail(pl, fault.Unsupported, "there is no such plugin yet")
+			fail(pl, fault.Unsupported, "there is no such plugin yet; there are %s", strings.Join(names, ", "))
 			continue
 		}
 		if err := pl.Decode(target); err != nil {
@@ -307,7 +312,7 @@ type dataStore struct {
 func (d *dataStore) dir(name string) (string, error) {
 	switch {
 	case name != "sql" && name != "sqlite":
-		return "", fault.New(fault.Unsupported, "plugin_invalid", "there is no such store")
+		return "", fault.New(fault.Unsupported, "plugin_invalid", "there is no such store; there are sql, sqlite")
 	case name == "sql" && d.DatabaseType != "sqlite3":
 		return "", fault.New(fault.Unsupported, "plugin_invalid", "database_type %q is not offered yet, only sqlite3", d.DatabaseType)
 	case d.Dir != "":

@@ -40,7 +40,7 @@ func (p *program) agentRunCommand() *cobra.Command {
 		}
 		log, closer, err := logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.open(p.stderr)
 		if err != nil {
-			return err
+			return file.blame("logFile", about("agent", err))
 		}
 		defer closer.Close()
 		a, err := agent.New(cfg, log)

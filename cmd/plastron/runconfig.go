@@ -134,6 +134,18 @@ func (f *configFile) locate(err error) error {
 	return errors.Join(found...)
 }
 
+// blame is locate for a fault that shows only when a key is used: it is the file's
+// unless the flag that stands for the key was given.
+func (f *configFile) blame(flag string, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, one := range flatten(err) {
+		f.own[one.Error()] = !f.command.Flags().Changed(flag)
+	}
+	return f.locate(err)
+}
+
 // logSettings are the keys of a role's log, wherever the role keeps them.
 type logSettings struct {
 	file, level, form string

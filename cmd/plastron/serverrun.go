@@ -32,7 +32,7 @@ func (p *program) serverRunCommand() *cobra.Command {
 		}
 		log, closer, err := logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.open(p.stderr)
 		if err != nil {
-			return err
+			return file.blame("logFile", about("server", err))
 		}
 		defer closer.Close()
 		s, err := server.New(cfg, log)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -206,8 +207,8 @@ func (c *Config) notOffered() []notOffered {
 }
 
 func (c *Config) checkPlugins() (faults []error) {
-	bad := func(format string, args ...any) {
-		faults = append(faults, fault.New(fault.Invalid, "config_invalid", "plugins: "+format, args...))
+	fail := func(place, format string, args ...any) {
+		faults = append(faults, fault.New(fault.Invalid, "config_invalid", "%s: %s", place, fmt.Sprintf(format, args...)))
 	}
 	known := map[string][]string{}
 	for _, row := range builtin.AgentKeepers() {
@@ -222,25 +223,26 @@ func (c *Config) checkPlugins() (faults []error) {
 	count := map[string]int{}
 	for _, p := range c.Plugins {
 		names, ok := known[p.Type]
+		place := fmt.Sprintf("plugins.%s %q", p.Type, p.Name)
 		switch {
 		case !ok:
-			bad("%s is not a type of plugin that an agent has; it has KeyManager, NodeAttestor and WorkloadAttestor", p.Type)
+			fail(place, "an agent has no plugins of this type; it has KeyManager, NodeAttestor and WorkloadAttestor")
 		case p.Command != "" || len(p.Args) > 0 || p.Checksum != "":
-			bad("%s %q: plugins of your own are not offered yet", p.Type, p.Name)
+			fail(place, "plugins of your own are not offered yet")
 		case !slices.Contains(names, p.Name):
-			bad("%s %q is not known; known are %s", p.Type, p.Name, strings.Join(names, ", "))
+			fail(place, "there is no such plugin; there are %s", strings.Join(names, ", "))
 		case p.On():
 			count[p.Type]++
 		}
 	}
 	if n := count[typeKeyManager]; n != 1 {
-		bad("exactly one KeyManager is needed, there are %d", n)
+		fail("plugins", "exactly one KeyManager is needed, there are %d", n)
 	}
 	if n := count[typeNodeAttestor]; n != 1 {
-		bad("exactly one NodeAttestor is needed, there are %d", n)
+		fail("plugins", "exactly one NodeAttestor is needed, there are %d", n)
 	}
 	if count[typeWorkloadAttestor] == 0 {
-		bad("at least one WorkloadAttestor is needed")
+		fail("plugins", "at least one WorkloadAttestor is needed")
 	}
 	return faults
 }

@@ -196,9 +196,7 @@ func TestCorpusS(t *testing.T) {
 	d := newDeployment(t)
 	agent := d.start()
 	d.createEntry(agent, "/mine", nil, mine())
-	eventually(t, "an SVID", func() bool {
-		return exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent").Run() == nil
-	})
+	d.waitServed()
 	before := d.countEntries()
 	calls := d.idCalls()
 	svids, workloads := svidv1.NewSVIDClient(dialUnix(t, d.adminSocket())), d.workloadAPI()
@@ -474,8 +472,8 @@ func TestLongestID(t *testing.T) {
 	if shown := d.run("server", "entry", "show", "-socketPath", d.adminSocket(), "-spiffeID", id); !strings.Contains(shown, id+"\n") {
 		t.Errorf("entry show printed:\n%s", shown)
 	}
-	c := d.watchX509(t.Context())
-	got := next(t, c, "the SVID", func(r received) bool { return len(r.ids) == 1 })
+	d.waitServed()
+	got := next(t, d.watchX509(t.Context()), "the SVID", func(r received) bool { return len(r.ids) == 1 })
 	if got.ids[0] != id || len(got.leaf.URIs) != 1 || got.leaf.URIs[0].String() != id {
 		t.Errorf("the SVID is for %v and %v", got.ids, got.leaf.URIs)
 	}
@@ -522,12 +520,22 @@ func TestPlainTrustDomains(t *testing.T) {
 			d.trustDomain = name
 			agent := d.start()
 			d.createEntry(agent, "/x", nil, mine())
+			d.waitServed()
 			got := next(t, d.watchX509(t.Context()), "the SVID", func(r received) bool { return len(r.ids) == 1 })
 			if want := "spiffe://" + name + "/x"; got.ids[0] != want || got.leaf.URIs[0].String() != want {
 				t.Errorf("the SVID is for %v and %v, want %s", got.ids, got.leaf.URIs, want)
 			}
 		})
 	}
+}
+
+// waitServed waits until the agent has an SVID for processes like this one: a
+// new entry takes a moment to reach it, and a caller without one is turned away.
+func (d *deployment) waitServed() {
+	d.t.Helper()
+	eventually(d.t, "an SVID", func() bool {
+		return exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent").Run() == nil
+	})
 }
 
 // forger signs tokens with the server's own JWT key, which only a test can have:

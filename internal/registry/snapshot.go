@@ -131,6 +131,14 @@ func (v *Snapshot) Bundle(td spiffeid.TrustDomain) (*bundle.Bundle, error) {
 	return b, nil
 }
 
+// BundleVersion returns where in the log the bundle of a trust domain was last
+// written. A bundle that was deleted and came back has another version, whatever
+// its sequence number.
+func (v *Snapshot) BundleVersion(td spiffeid.TrustDomain) (store.Position, bool) {
+	val, ok := v.s.values[kindBundle][td.Name()]
+	return store.Position{Epoch: v.s.position.Epoch, Revision: val.revision}, ok
+}
+
 // Bundles yields all bundles, the own one included, in the order of trust domains.
 func (v *Snapshot) Bundles() iter.Seq[*bundle.Bundle] {
 	return func(yield func(*bundle.Bundle) bool) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/credentials"
@@ -27,8 +28,8 @@ type link struct {
 	chain [][]byte
 	leaf  *x509.Certificate
 	id    spiffeid.ID
-	// verified is the sequence of the bundle against which the chain last held.
-	verified atomic.Uint64
+	// verified is the bundle against which the chain last held.
+	verified atomic.Pointer[cachedRoots]
 
 	close func() error
 }
@@ -125,49 +126,57 @@ func (s *Server) verify(l *link, now time.Time) error {
 	if l.leaf == nil {
 		return nil
 	}
-	sequence, roots, ok := s.rootsOf(l.id.TrustDomain())
-	if !ok {
+	bundle := s.rootsOf(l.id.TrustDomain())
+	if bundle == nil {
 		return fault.New(fault.Unauthenticated, "bundle_unknown", "no bundle is known of the trust domain %q", l.id.TrustDomain().Name())
 	}
 	at := now
 	if !now.Before(l.leaf.NotAfter) {
 		at = l.leaf.NotAfter.Add(-time.Second)
-	} else if l.verified.Load() == sequence+1 {
+	} else if l.verified.Load() == bundle {
 		return nil
 	}
-	if _, err := svid.VerifyX509(l.chain, roots, l.id.TrustDomain(), at); err != nil {
+	if _, err := svid.VerifyX509(l.chain, bundle.roots, l.id.TrustDomain(), at); err != nil {
 		return err
 	}
-	l.verified.Store(sequence + 1) // 0 means never
+	l.verified.Store(bundle)
 	return nil
 }
 
-// rootCache keeps the parsed roots of bundles by their sequence.
+// rootCache keeps the parsed roots of bundles as they were last written. The
+// sequence number would not do: a bundle that was deleted may come back with the
+// same one and other keys.
 type rootCache struct {
 	// mu guards everything below.
 	mu    sync.Mutex
-	roots map[spiffeid.TrustDomain]cachedRoots
+	roots map[spiffeid.TrustDomain]*cachedRoots
 }
 
 type cachedRoots struct {
-	sequence uint64
-	roots    []*x509.Certificate
+	version store.Position
+	roots   []*x509.Certificate
 }
 
-func (s *Server) rootsOf(td spiffeid.TrustDomain) (sequence uint64, roots []*x509.Certificate, ok bool) {
+// rootsOf returns the roots of a trust domain, the same pointer for as long as
+// its bundle is the same; nil if there is none.
+func (s *Server) rootsOf(td spiffeid.TrustDomain) (c *cachedRoots) {
 	s.cfg.Registry.View(func(snap *registry.Snapshot) {
-		b, err := snap.Bundle(td)
-		if err != nil {
+		version, ok := snap.BundleVersion(td)
+		if !ok {
 			return
 		}
 		s.rootCache.mu.Lock()
 		defer s.rootCache.mu.Unlock()
-		c, cached := s.rootCache.roots[td]
-		if !cached || c.sequence != b.Sequence {
-			c = cachedRoots{b.Sequence, b.Roots()}
-			s.rootCache.roots[td] = c
+		if c = s.rootCache.roots[td]; c != nil && c.version == version {
+			return
 		}
-		sequence, roots, ok = c.sequence, c.roots, true
+		b, err := snap.Bundle(td)
+		if err != nil {
+			c = nil
+			return
+		}
+		c = &cachedRoots{version, b.Roots()}
+		s.rootCache.roots[td] = c
 	})
-	return sequence, roots, ok
+	return c
 }

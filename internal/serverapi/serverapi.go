@@ -75,7 +75,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
-		rootCache: rootCache{roots: map[spiffeid.TrustDomain]cachedRoots{}},
+		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: followers{open: map[*following]struct{}{}},
 	}
 	for _, id := range cfg.Admins {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"iter"
 	"slices"
+	"time"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -29,6 +30,7 @@ type Filter struct {
 	FederatesWith *DomainFilter
 	Hint          *string
 	Downstream    *bool
+	EndedBy       *time.Time // entries whose own end has come by then
 }
 
 // SelectorFilter compares an entry's selectors.
@@ -156,6 +158,10 @@ func (s *state) query(f Filter) *query {
 	}
 	if f.Downstream != nil {
 		q.tests = append(q.tests, func(row *row) bool { return row.flags&flagDownstream != 0 == *f.Downstream })
+	}
+	if f.EndedBy != nil {
+		by := f.EndedBy.Unix()
+		q.tests = append(q.tests, func(row *row) bool { return row.expires != 0 && row.expires <= by })
 	}
 	if f.FederatesWith != nil {
 		wanted := make(map[spiffeid.TrustDomain]struct{})

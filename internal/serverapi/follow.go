@@ -54,7 +54,7 @@ type follow struct {
 	sent     chan error // one for each message taken from outbox
 	row      *following
 	dirty    bool   // a change came while a message was on its way
-	stuck    bool   // a message is still on its way
+	stuck    bool   // a message is still on its way, and the stream ends
 	tainted  uint64 // sequence of the bundle for which a Renew was sent
 }
 
@@ -126,6 +126,8 @@ func (f *follow) next(ctx context.Context) (*syncv1.AgentMessage, error) {
 			return nil, context.DeadlineExceeded
 		case <-f.closing:
 			return nil, errClosing()
+		case <-f.over():
+			return nil, errReconnect()
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-f.wake():
@@ -142,6 +144,14 @@ func (f *follow) wake() <-chan struct{} {
 		return nil
 	}
 	return f.follower.Wake()
+}
+
+// over is closed when the agent has opened too many streams since this one.
+func (f *follow) over() <-chan struct{} {
+	if f.row == nil {
+		return nil
+	}
+	return f.row.over
 }
 
 // interrupted is for a change that comes while something else is waited for: it
@@ -231,6 +241,8 @@ func (f *follow) serve(ctx context.Context) error {
 		case <-f.closing:
 			return errClosing()
 		case <-grace:
+			return errReconnect()
+		case <-f.over():
 			return errReconnect()
 		case m := <-f.heard:
 			if m.GetHello() != nil || m.GetWant() != nil {
@@ -381,6 +393,9 @@ func (f *follow) say(ctx context.Context, m *syncv1.ServerMessage) error {
 			return ctx.Err()
 		case <-f.closing:
 			return errClosing()
+		case <-f.over():
+			f.stuck = true
+			return errReconnect()
 		case <-f.wake():
 			if err := f.interrupted(); err != nil {
 				f.stuck = true

@@ -15,18 +15,25 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-const maxLaggards = 100
+const (
+	maxLaggards = 100
+	// maxFollowing is how many streams an agent may have: the one that it uses, and
+	// some that broke without anyone having noticed yet.
+	maxFollowing = 4
+)
 
 // followers is which agents follow here, and how far each says it is.
 type followers struct {
 	// mu guards everything below, the rows' fields included.
-	mu   sync.Mutex
-	open map[*following]struct{}
+	mu      sync.Mutex
+	open    map[*following]struct{}
+	byAgent map[spiffeid.ID][]*following // the oldest first
 }
 
 // following is one open stream.
 type following struct {
 	agent    spiffeid.ID
+	over     chan struct{}  // closed when the agent has opened too many others since
 	position store.Position // last acknowledged; zero: none yet
 	bundle   uint64         // sequence of the own bundle that it holds
 }
@@ -34,8 +41,14 @@ type following struct {
 func (f *followers) join(agent spiffeid.ID) *following {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	row := &following{agent: agent}
+	row := &following{agent: agent, over: make(chan struct{})}
 	f.open[row] = struct{}{}
+	rows := append(f.byAgent[agent], row)
+	if len(rows) > maxFollowing { // R98
+		close(rows[0].over)
+		rows = rows[1:]
+	}
+	f.byAgent[agent] = rows
 	return row
 }
 
@@ -43,6 +56,10 @@ func (f *followers) leave(row *following) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.open, row)
+	rows := slices.DeleteFunc(f.byAgent[row.agent], func(r *following) bool { return r == row })
+	if f.byAgent[row.agent] = rows; len(rows) == 0 {
+		delete(f.byAgent, row.agent)
+	}
 }
 
 func (f *followers) acknowledge(row *following, p store.Position, bundle uint64) {

@@ -76,7 +76,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
-		followers: followers{open: map[*following]struct{}{}},
+		followers: followers{open: map[*following]struct{}{}, byAgent: map[spiffeid.ID][]*following{}},
 	}
 	for _, id := range cfg.Admins {
 		s.admins[id] = true

@@ -30,6 +30,9 @@ func (p *program) serverRunCommand() *cobra.Command {
 		if err := validate(); err != nil {
 			return file.locate(err)
 		}
+		if err := harden(); err != nil {
+			return err
+		}
 		log, closer, err := logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.open(p.stderr)
 		if err != nil {
 			return file.blame("logFile", about("server", err))

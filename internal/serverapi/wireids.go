@@ -20,6 +20,10 @@ func readID(field string, id *spiretypes.SPIFFEID) (spiffeid.ID, error) {
 	if _, err := identity.ParseTrustDomain(id.TrustDomain); err != nil {
 		return spiffeid.ID{}, err
 	}
+	// And a path that does not begin with one would move part of it into the trust domain.
+	if id.Path != "" && id.Path[0] != '/' {
+		return spiffeid.ID{}, fault.New(fault.Invalid, "spiffe_id_invalid", "the path of %s does not begin with a slash", field)
+	}
 	return identity.Parse("spiffe://" + id.TrustDomain + id.Path)
 }
 

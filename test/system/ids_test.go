@@ -246,6 +246,16 @@ func TestCorpusS(t *testing.T) {
 			}
 		})
 	}
+	t.Run("fields that only make an ID when put together", func(t *testing.T) {
+		for call, do := range calls {
+			for _, id := range []*spiretypes.SPIFFEID{
+				{TrustDomain: "example.org/a"}, {TrustDomain: "example.org/a", Path: "/b"}, {TrustDomain: "exam", Path: "ple.org/a"},
+				{TrustDomain: "example.org/spire/agent/x"}, {TrustDomain: "exam", Path: "ple.org/spire/agent/x"}, {Path: "example.org/a"},
+			} {
+				denied(t, fmt.Sprintf("%s, %v", call, id), do(id))
+			}
+		}
+	})
 	t.Run("S1 absent message", func(t *testing.T) {
 		for _, call := range []string{"BatchCreateEntry spiffe_id", "BatchCreateEntry parent_id", "MintJWTSVID id", "GetAgent id"} {
 			denied(t, call, calls[call](nil))

@@ -410,50 +410,9 @@ func TestCorpusFAfterAStart(t *testing.T) {
 		d.write("second.conf", replaced(t, d.read("server.conf"), `"example.org"`, `"example.net"`))
 		d.refusedStart(t, "server", "second.conf", "example.org", "example.net")
 	})
-	t.Run("F11 key file", func(t *testing.T) {
-		keys := d.path("server/keys.json")
-		text, err := os.ReadFile(keys)
-		if err != nil {
-			t.Fatal(err)
-		}
-		unchanged := func() {
-			t.Helper()
-			if now, err := os.ReadFile(keys); err != nil || !bytes.Equal(now, text) {
-				t.Errorf("the key file changed: %v", err)
-			}
-		}
-		for _, mode := range []os.FileMode{0o644, 0o640, 0o620, 0o602} {
-			if err := os.Chmod(keys, mode); err != nil {
-				t.Fatal(err)
-			}
-			d.refusedStart(t, "server", "server.conf", keys)
-			unchanged()
-		}
-		if err := os.Chmod(keys, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if os.Getuid() == 0 { // only root can give a file away
-			if err := os.Chown(keys, 65534, 65534); err != nil {
-				t.Fatal(err)
-			}
-			d.refusedStart(t, "server", "server.conf", keys)
-			unchanged()
-			if err := os.Chown(keys, 0, 0); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if err := os.Rename(keys, d.path("keys-elsewhere")); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(d.path("keys-elsewhere"), keys); err != nil {
-			t.Fatal(err)
-		}
-		d.refusedStart(t, "server", "server.conf", keys)
-		if err := os.Rename(d.path("keys-elsewhere"), keys); err != nil {
-			t.Fatal(err)
-		}
-		unchanged()
-	})
+	for role, keys := range map[string]string{"server": d.path("server/keys.json"), "agent": d.path("agent/keys.json")} {
+		t.Run("F11 key file of the "+role, func(t *testing.T) { d.refusesKeyFile(t, role, keys) })
+	}
 	t.Run("F7 short authorities", func(t *testing.T) {
 		d.serverOptions = "ca_ttl = \"1h\"\n  default_x509_svid_ttl = \"30m\"" // more than a sixth
 		d.startServer()
@@ -464,6 +423,42 @@ func TestCorpusFAfterAStart(t *testing.T) {
 			t.Errorf("%d entries, want 1", n)
 		}
 	})
+}
+
+// refusesKeyFile shows a role that ran before its key file as others could have
+// read or written it; afterwards the file is as it was.
+func (d *deployment) refusesKeyFile(t *testing.T, role, keys string) {
+	text, err := os.ReadFile(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func() {
+		t.Helper()
+		d.refusedStart(t, role, role+".conf", keys)
+		if now, err := os.ReadFile(keys); err != nil || !bytes.Equal(now, text) {
+			t.Errorf("the key file changed: %v", err)
+		}
+	}
+	for _, mode := range []os.FileMode{0o644, 0o640, 0o620, 0o602} {
+		must(os.Chmod(keys, mode))
+		refused()
+	}
+	must(os.Chmod(keys, 0o600))
+	if os.Getuid() == 0 { // only root can give a file away
+		must(os.Chown(keys, 65534, 65534))
+		refused()
+		must(os.Chown(keys, 0, 0))
+	}
+	must(os.Rename(keys, d.path("elsewhere")))
+	must(os.Symlink(d.path("elsewhere"), keys))
+	refused()
+	must(os.Rename(d.path("elsewhere"), keys))
 }
 
 func (d *deployment) read(name string) string {

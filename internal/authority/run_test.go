@@ -34,14 +34,13 @@ func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)
 // world is a real store with a running registry; restart stands for a new
 // process on it.
 type world struct {
-	t       testing.TB
-	dir     string
-	keeper  keys.Keeper
-	store   store.Store
-	reg     *registry.Registry
-	stop    func()
-	ttl     time.Duration
-	started *Authority
+	t      testing.TB
+	dir    string
+	keeper keys.Keeper
+	store  store.Store
+	reg    *registry.Registry
+	stop   func()
+	ttl    time.Duration
 }
 
 func newWorld(t testing.TB, keeper keys.Keeper, ttl time.Duration) *world {

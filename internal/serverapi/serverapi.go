@@ -164,7 +164,6 @@ func (s *Server) grpcServer(config *tls.Config) *grpc.Server {
 		grpc.InitialConnWindowSize(connectionWindow),
 		grpc.ReadBufferSize(8<<10),
 		grpc.WriteBufferSize(16<<10),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle: idleLimit, MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: connectionGrace,
 		}),

@@ -3,7 +3,6 @@ package svid
 import (
 	"bytes"
 	"crypto"
-	"crypto/dsa"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -525,14 +524,13 @@ func plainSPKI(t testing.TB, size int, oid ...int) []byte {
 
 func dsaSPKI(t testing.TB) []byte {
 	t.Helper()
-	var p dsa.Parameters
-	p.P, p.Q, p.G = sized(2048), sized(256), big.NewInt(2)
+	p, q, g := sized(2048), sized(256), big.NewInt(2)
 	y := mustDER(t, big.NewInt(4))
 	return mustDER(t, struct {
 		Algorithm []asn1.RawValue
 		Key       asn1.BitString
 	}{
-		[]asn1.RawValue{raw(oidDER(t, 1, 2, 840, 10040, 4, 1)), raw(mustDER(t, []*big.Int{p.P, p.Q, p.G}))},
+		[]asn1.RawValue{raw(oidDER(t, 1, 2, 840, 10040, 4, 1)), raw(mustDER(t, []*big.Int{p, q, g}))},
 		asn1.BitString{Bytes: y, BitLength: 8 * len(y)},
 	})
 }
@@ -543,7 +541,7 @@ func explicitP256(t testing.TB) []byte {
 	t.Helper()
 	c := elliptic.P256().Params()
 	a := new(big.Int).Sub(c.P, big.NewInt(3))
-	base := elliptic.Marshal(elliptic.P256(), c.Gx, c.Gy)
+	base := basePoint(c)
 	return mustDER(t, struct {
 		Version int
 		Field   []asn1.RawValue
@@ -551,6 +549,16 @@ func explicitP256(t testing.TB) []byte {
 		Base    []byte
 		Order   *big.Int
 	}{1, []asn1.RawValue{raw(oidDER(t, 1, 2, 840, 10045, 1, 1)), raw(mustDER(t, c.P))}, [][]byte{a.Bytes(), c.B.Bytes()}, base, c.N})
+}
+
+// basePoint is the uncompressed form of a curve's base point.
+func basePoint(c *elliptic.CurveParams) []byte {
+	size := (c.BitSize + 7) / 8
+	out := make([]byte, 1+2*size)
+	out[0] = 4
+	c.Gx.FillBytes(out[1 : 1+size])
+	c.Gy.FillBytes(out[1+size:])
+	return out
 }
 
 // twistPoint has an x for which x³-3x+b is no square, so that it lies on the twist.

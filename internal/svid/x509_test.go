@@ -448,8 +448,11 @@ func TestSelfSignedCA(t *testing.T) {
 // certificate. A change of these files is a change of the profile.
 func TestGolden(t *testing.T) {
 	// A fixed point on P-256 (its base point) stands for authority and leaf.
-	c := elliptic.P256().Params()
-	spki := spkiOf(t, &ecdsa.PublicKey{Curve: elliptic.P256(), X: c.Gx, Y: c.Gy})
+	point, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), basePoint(elliptic.P256().Params()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki := spkiOf(t, point)
 	key, err := ParsePublicKey(spki)
 	if err != nil {
 		t.Fatal(err)

@@ -50,7 +50,7 @@ func TestPermissions(t *testing.T) {
 		check := func(want ...string) {
 			t.Helper()
 			var got []string
-			filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			filepath.WalkDir(dir, func(path string, d fs.DirEntry, _ error) error {
 				info, err := d.Info()
 				if err != nil {
 					t.Fatal(err)

@@ -230,11 +230,11 @@ This process has fetched its own identity through that socket and verified it:
 
 To give another program an identity of its own:
 
-  %s server entry create -parentID %s -spiffeID spiffe://%s/NAME -selector unix:path:/PATH/OF/PROGRAM
+  %s server entry create -parentID %s -spiffeID spiffe://%s/NAME -selector %s:%s -selector unix:path:/PATH/OF/PROGRAM
 
 `, took.Seconds(), workloadapi.SocketEnv, d.workloadSocket, d.adminSocket, d.proof.ID,
 		expires.Local().Format(time.DateTime), time.Until(expires).Round(time.Second), selector.GetType(), selector.GetValue(), d.entry.GetId(),
-		self(), devAgentAlias, devTrustDomain)
+		self(), devAgentAlias, devTrustDomain, selector.GetType(), selector.GetValue())
 }
 
 // self is how a person in another terminal can call this program.

@@ -9,6 +9,7 @@ import (
 
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/spf13/cobra"
@@ -80,6 +81,9 @@ func (p *program) entryCreateCommand() *cobra.Command {
 			case *out == pretty:
 				printEntry(p.stdout, r.GetEntry())
 			}
+			for _, note := range lint(r.GetEntry()) {
+				fmt.Fprintf(p.stderr, "Note on entry %s: %s\n", r.GetEntry().GetId(), note)
+			}
 		}
 		if failed > 0 {
 			return fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not created", failed, len(entries))
@@ -87,6 +91,15 @@ func (p *program) entryCreateCommand() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// lint is what the operator should know about an entry that was created.
+func lint(e *spiretypes.Entry) []string {
+	var words entry.Entry
+	for _, s := range e.GetSelectors() {
+		words.Selectors = append(words.Selectors, entry.Selector{Type: s.GetType(), Value: s.GetValue()})
+	}
+	return entry.Lint(&words)
 }
 
 // entries returns what the flags, or the file of -data, describe.
@@ -135,15 +148,15 @@ func (e *entryFlags) entries(c *cobra.Command, stdin io.Reader) ([]*spiretypes.E
 	if err != nil {
 		return nil, err
 	}
-	entry := &spiretypes.Entry{
+	one := &spiretypes.Entry{
 		Id: e.entryID, SpiffeId: id, ParentId: parent, Selectors: selectors, X509SvidTtl: e.x509TTL, JwtSvidTtl: e.jwtTTL,
 		FederatesWith: federates, Admin: e.admin, Downstream: e.downstream, ExpiresAt: e.expiry, DnsNames: e.dns,
 		StoreSvid: e.storeSVID, Hint: e.hint,
 	}
 	if e.noPrefetch || e.withJTI {
-		entry.AdditionalAttributes = &spiretypes.Entry_AdditionalAttributes{DisableX509SvidPrefetch: e.noPrefetch, JwtSvidIncludeJti: e.withJTI}
+		one.AdditionalAttributes = &spiretypes.Entry_AdditionalAttributes{DisableX509SvidPrefetch: e.noPrefetch, JwtSvidIncludeJti: e.withJTI}
 	}
-	return []*spiretypes.Entry{entry}, nil
+	return []*spiretypes.Entry{one}, nil
 }
 
 // entryFilter is what show and count look for.
@@ -229,11 +242,11 @@ func (p *program) entryShowCommand() *cobra.Command {
 		client := entryv1.NewEntryClient(conn)
 		found := &entryv1.ListEntriesResponse{}
 		if f.entryID != "" {
-			entry, err := client.GetEntry(c.Context(), &entryv1.GetEntryRequest{Id: f.entryID})
+			one, err := client.GetEntry(c.Context(), &entryv1.GetEntryRequest{Id: f.entryID})
 			if err != nil {
 				return peer.fault(err)
 			}
-			found.Entries = append(found.Entries, entry)
+			found.Entries = append(found.Entries, one)
 		} else {
 			request := &entryv1.ListEntriesRequest{Filter: filter, PageSize: 500}
 			for {
@@ -254,8 +267,8 @@ func (p *program) entryShowCommand() *cobra.Command {
 			return strings.Compare(idText(a.GetSpiffeId())+"\x00"+a.GetId(), idText(b.GetSpiffeId())+"\x00"+b.GetId())
 		})
 		fmt.Fprintf(p.stdout, "Found %s\n", plural(len(found.Entries), "entry", "entries"))
-		for _, entry := range found.Entries {
-			printEntry(p.stdout, entry)
+		for _, one := range found.Entries {
+			printEntry(p.stdout, one)
 		}
 		return nil
 	}

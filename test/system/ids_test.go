@@ -539,15 +539,6 @@ func TestPlainTrustDomains(t *testing.T) {
 	}
 }
 
-// waitServed waits until the agent has an SVID for processes like this one: a
-// new entry takes a moment to reach it, and a caller without one is turned away.
-func (d *deployment) waitServed() {
-	d.t.Helper()
-	eventually(d.t, "an SVID", func() bool {
-		return exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent").Run() == nil
-	})
-}
-
 // forger signs tokens with the server's own JWT key, which only a test can have:
 // so that a bad subject is refused for itself and not for a bad signature.
 type forger struct {

@@ -28,9 +28,10 @@ type received struct {
 	err  error
 }
 
-// watchX509 opens a stream and passes on what it brings.
+// watchX509 opens a stream, once there is something to get, and passes on what it brings.
 func (d *deployment) watchX509(ctx context.Context) <-chan received {
 	d.t.Helper()
+	d.waitServed()
 	stream, err := d.workloadAPI().FetchX509SVID(withHeader(ctx), &workload.X509SVIDRequest{})
 	if err != nil {
 		d.t.Fatal(err)

@@ -357,3 +357,12 @@ func withHeader(ctx context.Context) context.Context {
 }
 
 func mine() string { return "unix:uid:" + strconv.Itoa(os.Getuid()) }
+
+// waitServed waits until the agent has an SVID for processes like this one: a
+// new entry takes a moment to reach it, and a caller without one is turned away.
+func (d *deployment) waitServed() {
+	d.t.Helper()
+	eventually(d.t, "an SVID", func() bool {
+		return exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent").Run() == nil
+	})
+}

@@ -81,9 +81,9 @@ func openDataDir(path string, log *slog.Logger) (*dataDir, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fault.New(fault.Precondition, "data_dir_unusable", "the data directory %q cannot be made", path).Because(err)
 	}
-	if info, err := os.Stat(path); err != nil || !safeDir(info) {
-		return nil, fault.New(fault.Precondition, "data_dir_unsafe", "the data directory %q may be written by others", path). // F10
-																	Fix("chmod go-w it, and let it belong to the agent's user").Because(err)
+	if err := checkDir(path); err != nil {
+		return nil, fault.New(fault.Precondition, "data_dir_unsafe", "others may write to the data directory %q or replace it: %v", path, err). // F10
+																			Fix("chmod go-w it, and let it belong to the agent's user").Because(err)
 	}
 	lock, err := os.OpenFile(filepath.Join(path, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

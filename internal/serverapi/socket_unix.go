@@ -21,9 +21,23 @@ func mine(info fs.FileInfo) bool {
 // theirs: every directory above it must be root's or ours, and not for others to
 // write, unless it keeps them from each other's files as /tmp does (R113).
 func checkParents(path string) error {
+	unsafe := func(dir string) error {
+		return fault.New(fault.Precondition, "socket_dir_unsafe", "other users could replace the socket, because %q is theirs or writable by them", dir).
+			Fix("choose a socket path in a directory of your own")
+	}
 	dir, err := filepath.Abs(filepath.Dir(path))
 	if err != nil {
 		return err
+	}
+	// A link of another user's leads wherever that user wants, now or later.
+	for link := dir; link != filepath.Dir(link); link = filepath.Dir(link) {
+		info, err := os.Lstat(link)
+		if err != nil {
+			return err
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); info.Mode().Type() == fs.ModeSymlink && (!ok || st.Uid != 0 && !mine(info)) {
+			return unsafe(link)
+		}
 	}
 	if dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return err
@@ -35,8 +49,7 @@ func checkParents(path string) error {
 		}
 		st, ok := info.Sys().(*syscall.Stat_t)
 		if !ok || st.Uid != 0 && !mine(info) || info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
-			return fault.New(fault.Precondition, "socket_dir_unsafe", "other users could replace the socket, because %q is theirs or writable by them", dir).
-				Fix("choose a socket path in a directory of your own")
+			return unsafe(dir)
 		}
 		if dir == filepath.Dir(dir) {
 			return nil

@@ -100,6 +100,28 @@ func checkDir(dir string) error {
 	case info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky == 0:
 		return socketFault(dir, "others may write to its directory").Fix("chmod go-w " + dir)
 	}
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return socketFault(dir, "its directory cannot be looked at").Because(err)
+	}
+	return errors.Join(checkParents(dir), checkParents(real))
+}
+
+// checkParents refuses a directory that others could put another in the place
+// of, through what lies above it or a link on the way.
+func checkParents(dir string) error {
+	for dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+		info, err := os.Lstat(dir)
+		switch {
+		case err != nil:
+			return socketFault(dir, "a directory above it cannot be looked at").Because(err)
+		case !ours(info):
+			return socketFault(dir, "a directory above it belongs to another user").Fix("choose a directory of the agent's own")
+		case info.IsDir() && info.Mode().Perm()&0o022 != 0 && info.Mode()&os.ModeSticky == 0:
+			return socketFault(dir, "others may write to a directory above it").Fix("chmod go-w " + dir)
+		}
+	}
 	return nil
 }
 

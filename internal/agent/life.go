@@ -23,8 +23,9 @@ const (
 	renewFloor    = 250 * time.Millisecond
 	renewCeiling  = 30 * time.Second
 	pulse         = 2 * time.Second // timers do not count a machine's sleep (R57)
-	maxBundleFile = 1 << 20         // bytes
-	maxWindow     = 24 * time.Hour  // for which a directive may spread
+	sleepAtLeast  = 5 * time.Second
+	maxBundleFile = 1 << 20        // bytes
+	maxWindow     = 24 * time.Hour // for which a directive may spread
 )
 
 // life keeps the agent's own credential: it attests, renews, and does what the
@@ -277,8 +278,17 @@ func otherKey(name string) string {
 func (l *life) run(ctx context.Context) error {
 	var redialAt time.Time
 	var redialTo string
-	for {
-		now := time.Now().Round(0)
+	for last := time.Now(); ; {
+		woke := time.Now()
+		if slept(woke.Round(0).Sub(last.Round(0)), woke.Sub(last)) {
+			// The connection is most likely dead, and silence would tell only in a
+			// minute or more.
+			if err := l.link.Redial(""); err != nil {
+				l.agent.log.Warn("connection could not be moved", "err", err)
+			}
+		}
+		last = woke
+		now := woke.Round(0)
 		wait := min(pulse, max(l.renewAt.Sub(now), 0))
 		if !redialAt.IsZero() {
 			wait = min(wait, max(redialAt.Sub(now), 0))
@@ -455,6 +465,11 @@ func (l *life) streamEnded(err error) {
 func due(t, now time.Time, longest time.Duration) bool {
 	return !now.Before(t) || t.Sub(now) > longest
 }
+
+// slept reports whether the machine was suspended, from what the wall clock and
+// the monotonic clock, which stands still then, say of the same time. A clock that
+// was set forward looks the same (R57).
+func slept(wall, monotonic time.Duration) bool { return wall-monotonic > sleepAtLeast }
 
 // within picks a moment in the next milliseconds (R110).
 func within(ms int64) time.Duration {

@@ -199,3 +199,21 @@ func TestGoesOnWithItsSVIDWhenTheClockIsRightAgain(t *testing.T) {
 		t.Errorf("%d attestations", n)
 	}
 }
+
+// After a suspend the agent does not wait for a dead connection (R57); ordinary
+// drift and load are no suspend.
+func TestNoticesASuspend(t *testing.T) {
+	for _, row := range []struct {
+		wall, monotonic time.Duration
+		want            bool
+	}{
+		{2 * time.Second, 2 * time.Second, false},
+		{30 * time.Second, 30 * time.Second, false}, // starved, not asleep
+		{time.Hour, 2 * time.Second, true},
+		{-time.Hour, 2 * time.Second, false}, // put back
+	} {
+		if got := slept(row.wall, row.monotonic); got != row.want {
+			t.Errorf("slept(%v, %v) = %v", row.wall, row.monotonic, got)
+		}
+	}
+}

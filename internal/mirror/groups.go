@@ -142,6 +142,9 @@ func (m *machine) view(g *group, now time.Time) View {
 			v.Pending++
 		}
 	}
+	if m.signFailures >= signAway && len(v.Identities) > 0 {
+		v.Pending = 0 // the server is away: what there is, is not kept waiting
+	}
 	for td := range federates {
 		if t := m.bundles[td]; t != nil && !t.empty() && td != m.td.Name() {
 			v.Federated = append(v.Federated, t.out)

@@ -59,7 +59,7 @@ type View struct {
 	Matched []entry.Matched
 	// Identities are the matched grants that have an SVID, in the same order.
 	Identities []Identity
-	// Pending counts the matched grants whose SVID is on its way.
+	// Pending counts the matched grants whose SVID is on its way and worth waiting for.
 	Pending int
 	// Bundle is the own trust domain's, Federated those that matched grants name,
 	// by name.

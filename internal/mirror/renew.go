@@ -16,8 +16,10 @@ import (
 
 // Waits after failures: of a whole batch, and of one grant in it.
 const (
-	signFloor    = 250 * time.Millisecond
-	signCeiling  = 15 * time.Second
+	signFloor   = 250 * time.Millisecond
+	signCeiling = 15 * time.Second
+	// signAway is after how many failures of whole batches the server counts as away.
+	signAway     = 2
 	grantFloor   = time.Second
 	grantCeiling = 5 * time.Minute
 	// expiryMargin is how long before its end an SVID is taken away, or a tenth of

@@ -104,10 +104,13 @@ func (m *machine) step(ev event) effects {
 		m.accept(what, ev, dirty, &fx)
 	case signFailed:
 		m.signing = false
+		m.signFailures++
 		for _, g := range m.grants {
+			if g.signing && m.signFailures == signAway {
+				markGroups(g, dirty) // whoever waits for it need not any more
+			}
 			g.signing = false
 		}
-		m.signFailures++
 		m.signNotYet = ev.now.Add(backoff(m.signFailures, signFloor, signCeiling, ev.seed, 0))
 	}
 	if ev.now.Before(m.now) { // the clock was put back: what had ended may not have (R107)

@@ -192,7 +192,7 @@ func proof(ctx context.Context, path string, want spiffeid.ID) (*x509svid.SVID, 
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	source, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(
-		workloadapi.WithAddr("unix://"+path), workloadapi.WithBackoffStrategy(patience{})))
+		workloadapi.WithAddr("unix://"+path), workloadapi.WithBackoffStrategy(&patience{})))
 	if err != nil {
 		return nil, fmt.Errorf("fetch the first identity: %w", err)
 	}

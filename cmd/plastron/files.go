@@ -108,11 +108,16 @@ func (d *filesDir) write(svid *x509svid.SVID, bundles *x509bundle.Set) error {
 		os.WriteFile(filepath.Join(inner, "svid.pem"), chain, 0o644),
 		os.WriteFile(filepath.Join(inner, "key.pem"), key, 0o600),
 		os.WriteFile(filepath.Join(inner, "bundle.pem"), authorities, 0o644),
-		d.link(linkName, filepath.Base(inner)), // the step after which the new ones count
-		d.link("svid.pem", linkName+"/svid.pem"),
-		d.link("key.pem", linkName+"/key.pem"),
-		d.link("bundle.pem", linkName+"/bundle.pem"),
 	)
+	if err != nil { // the set before stays in use
+		return errors.Join(err, os.RemoveAll(inner))
+	}
+	err = d.link(linkName, filepath.Base(inner)) // the step after which the new ones count
+	for _, name := range []string{"svid.pem", "key.pem", "bundle.pem"} {
+		if err == nil {
+			err = d.link(name, linkName+"/"+name)
+		}
+	}
 	d.sweep()
 	return err
 }

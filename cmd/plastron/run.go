@@ -155,7 +155,7 @@ func (p *program) watch(ctx context.Context, path string) *watch {
 	go func() {
 		defer close(w.done)
 		defer close(w.updates)
-		err := workloadapi.WatchX509Context(ctx, w, workloadapi.WithAddr("unix://"+path), workloadapi.WithBackoffStrategy(patience{}))
+		err := workloadapi.WatchX509Context(ctx, w, workloadapi.WithAddr("unix://"+path), workloadapi.WithBackoffStrategy(&patience{}))
 		w.OnX509ContextWatchError(err)
 	}()
 	return w
@@ -232,15 +232,18 @@ func waitingFor(at peer, err error) string {
 	return fmt.Sprintf("waiting for %s: %s", at.name, status.Convert(err).Message())
 }
 
-// patience is how the watch waits between attempts: shortly, since a person or a
-// service waits for the command.
-type patience struct{}
+// patience is how long to wait between attempts to reach the Workload API:
+// shortly at first, since a person or a service waits for the command, then longer.
+type patience struct{ last time.Duration }
 
-// NewBackoff returns itself; it has no state.
-func (patience) NewBackoff() workloadapi.Backoff { return patience{} }
+// NewBackoff returns a fresh one.
+func (*patience) NewBackoff() workloadapi.Backoff { return &patience{} }
 
 // Next is the time to the next attempt.
-func (patience) Next() time.Duration { return 500 * time.Millisecond }
+func (p *patience) Next() time.Duration {
+	p.last = min(max(p.last*3/2, 500*time.Millisecond), 10*time.Second)
+	return p.last
+}
 
-// Reset has nothing to reset.
-func (patience) Reset() {}
+// Reset begins anew after a success.
+func (p *patience) Reset() { p.last = 0 }

@@ -57,8 +57,8 @@ func TestConfig(t *testing.T) {
 		"telemetry":                 {outside: `telemetry { Prometheus { port = 1 } }`, want: "telemetry is not offered yet"},
 		"unknown key":               {inAgent: `socket_pth = "/x"`, want: "socket_path"},
 		"second key manager":        {inPlugins: `KeyManager "disk" { plugin_data { directory = "/x" } }`, want: "exactly one KeyManager"},
-		"unknown attestor":          {inPlugins: `WorkloadAttestor "k8s" {}`, want: "known are unix"},
-		"unknown type":              {inPlugins: `SVIDStore "aws" {}`, want: "SVIDStore is not a type"},
+		"unknown attestor":          {inPlugins: `WorkloadAttestor "k8s" {}`, want: "there are unix"},
+		"unknown type":              {inPlugins: `SVIDStore "aws" {}`, want: "SVIDStore \"aws\": an agent has no plugins of this type"},
 		"external plugin":           {inPlugins: `WorkloadAttestor "mine" { plugin_cmd = "/x" }`, want: "not offered yet"},
 	} {
 		t.Run(name, func(t *testing.T) {

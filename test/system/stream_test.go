@@ -23,9 +23,9 @@ import (
 
 // received is one message of a FetchX509SVID stream, or its end.
 type received struct {
-	leaf *x509.Certificate // of the first SVID
-	ids  []string
-	err  error
+	ids    []string
+	leaves map[string]*x509.Certificate // by SPIFFE ID
+	err    error
 }
 
 // watchX509 opens a stream, once there is something to get, and passes on what it brings.
@@ -45,14 +45,14 @@ func (d *deployment) watchX509(ctx context.Context) <-chan received {
 				c <- received{err: err}
 				return
 			}
-			var r received
-			for i, s := range msg.Svids {
+			r := received{leaves: map[string]*x509.Certificate{}}
+			for _, s := range msg.Svids {
 				r.ids = append(r.ids, s.SpiffeId)
 				certs, err := x509.ParseCertificates(s.X509Svid)
 				if err != nil {
 					r.err = err
-				} else if i == 0 {
-					r.leaf = certs[0]
+				} else {
+					r.leaves[s.SpiffeId] = certs[0]
 				}
 			}
 			c <- r
@@ -124,12 +124,14 @@ func TestOpenStreamFollowsTheEntry(t *testing.T) {
 	}
 	update(first, &spiretypes.EntryMask{X509SvidTtl: true})
 	next(t, c, "a certificate with the new TTL", func(r received) bool {
-		return r.leaf != nil && r.leaf.NotAfter.Before(time.Now().Add(601*time.Second))
+		leaf := r.leaves["spiffe://example.org/first"]
+		return leaf != nil && leaf.NotAfter.Before(time.Now().Add(601*time.Second))
 	})
 	first.DnsNames = []string{"first.example.org"}
 	update(first, &spiretypes.EntryMask{DnsNames: true})
 	next(t, c, "a certificate with the DNS name", func(r received) bool {
-		return r.leaf != nil && len(r.leaf.DNSNames) == 1 && r.leaf.DNSNames[0] == "first.example.org"
+		leaf := r.leaves["spiffe://example.org/first"]
+		return leaf != nil && len(leaf.DNSNames) == 1 && leaf.DNSNames[0] == "first.example.org"
 	})
 
 	d.run("server", "entry", "delete", "-socketPath", d.adminSocket(), "-entryID", second.Id)
@@ -315,7 +317,7 @@ func TestServerKilledUnderLoad(t *testing.T) {
 		// a new workload is served while the server is away
 		fresh, cancelFresh := context.WithCancel(ctx)
 		r := next(t, d.watchX509(fresh), "an answer from the agent alone", func(r received) bool { return len(r.ids) == 1 })
-		if r.leaf.NotAfter.Before(time.Now()) {
+		if r.leaves[r.ids[0]].NotAfter.Before(time.Now()) {
 			t.Error("an expired certificate was served")
 		}
 		cancelFresh()

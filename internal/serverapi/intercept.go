@@ -12,9 +12,17 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// admit runs before every handler: who calls, may they, is there room. done
-// gives the room back and must be called once.
-func (s *Server) admit(ctx context.Context, method string) (_ context.Context, r rule, done func(), err error) {
+// admit runs before every handler. done gives the room back and must be called once.
+func (s *Server) admit(ctx context.Context, method string) (admitted context.Context, r rule, done func(), err error) {
+	_, err = s.contain(method, func() (_ any, err error) {
+		admitted, r, done, err = s.judge(ctx, method)
+		return nil, err
+	})
+	return admitted, r, done, err
+}
+
+// judge says who calls, whether they may, and whether there is room.
+func (s *Server) judge(ctx context.Context, method string) (_ context.Context, r rule, done func(), err error) {
 	now := time.Now()
 	c, err := s.identify(ctx, now)
 	if err != nil {
@@ -90,7 +98,7 @@ type stream struct {
 // Context implements grpc.ServerStream.
 func (s *stream) Context() context.Context { return s.ctx }
 
-// contain turns a panic into a failure of this call (R99).
+// contain turns a panic into a failure of this call, or of this handshake (R99).
 func (s *Server) contain(method string, f func() (any, error)) (resp any, err error) {
 	defer func() {
 		if p := recover(); p != nil {

@@ -64,8 +64,11 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	}
 	var l *link
 	config := t.tls.Clone()
-	config.VerifyConnection = func(state tls.ConnectionState) (err error) {
-		l, err = t.server.peerOf(state, time.Now())
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		_, err := t.server.contain("handshake", func() (_ any, err error) {
+			l, err = t.server.peerOf(state, time.Now())
+			return nil, err
+		})
 		return err
 	}
 	conn, _, err := credentials.NewTLS(config).ServerHandshake(raw)

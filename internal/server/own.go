@@ -29,6 +29,7 @@ type ownSVID struct {
 	issuer      func(now time.Time) (*svid.X509Issuer, error)
 	audit       *audit.Writer
 	log         *slog.Logger
+	wake        chan struct{} // room for one: the certificate is missed
 
 	// mu guards everything below.
 	mu      sync.Mutex
@@ -37,11 +38,17 @@ type ownSVID struct {
 	end     time.Time
 }
 
-// certificate returns the certificate, never one that has ended.
+// certificate returns the certificate, never one that has ended. If it has, run
+// is told: its timer stood still while the machine slept, and knows nothing of a
+// clock that was set.
 func (o *ownSVID) certificate() (*tls.Certificate, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.current == nil || !time.Now().Before(o.end) {
+		select {
+		case o.wake <- struct{}{}:
+		default:
+		}
 		return nil, fault.New(fault.Unavailable, "server_certificate_expired", "the server's own certificate has ended")
 	}
 	return o.current, nil
@@ -106,13 +113,19 @@ func (o *ownSVID) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case now := <-wait.C:
-			if err := o.rotate(now); err != nil {
-				o.log.WarnContext(ctx, "server certificate not renewed", "err", err, "next", ownRetry.String())
-				wait.Reset(ownRetry)
-				continue
-			}
-			wait.Reset(max(time.Until(o.due()), ownRetry/10))
+		case <-wait.C:
+		case <-o.wake:
 		}
+		if err := o.rotate(time.Now()); err != nil {
+			o.log.WarnContext(ctx, "server certificate not renewed", "err", err, "next", ownRetry.String())
+			select { // not at every handshake that fails meanwhile
+			case <-ctx.Done():
+				return nil
+			case <-time.After(ownRetry):
+			}
+			wait.Reset(0)
+			continue
+		}
+		wait.Reset(max(time.Until(o.due()), ownRetry/10))
 	}
 }

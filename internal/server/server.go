@@ -143,7 +143,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := auth.Start(ctx); err != nil {
 		return fmt.Errorf("prepare signing keys: %w", err)
 	}
-	own := &ownSVID{trustDomain: td, ttl: time.Duration(set.DefaultX509SVIDTTL), issuer: auth.X509, audit: trail, log: s.log}
+	own := &ownSVID{
+		trustDomain: td, ttl: time.Duration(set.DefaultX509SVIDTTL), issuer: auth.X509, audit: trail, log: s.log, wake: make(chan struct{}, 1),
+	}
 	if err := own.rotate(time.Now()); err != nil {
 		return fmt.Errorf("issue the server's own certificate: %w", err)
 	}

@@ -484,14 +484,14 @@ func TestLongestID(t *testing.T) {
 	}
 	d.waitServed()
 	got := next(t, d.watchX509(t.Context()), "the SVID", func(r received) bool { return len(r.ids) == 1 })
-	if got.ids[0] != id || len(got.leaf.URIs) != 1 || got.leaf.URIs[0].String() != id {
-		t.Errorf("the SVID is for %v and %v", got.ids, got.leaf.URIs)
+	if leaf := got.leaves[id]; leaf == nil || len(leaf.URIs) != 1 || leaf.URIs[0].String() != id {
+		t.Errorf("the SVID is for %v and %v", got.ids, leaf)
 	}
 	source, err := x509bundle.Parse(spiffeid.RequireTrustDomainFromString(d.trustDomain), []byte(d.run("server", "bundle", "show", "-socketPath", d.adminSocket())))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if verified, _, err := x509svid.Verify([]*x509.Certificate{got.leaf}, source); err != nil || verified.String() != id {
+	if verified, _, err := x509svid.Verify([]*x509.Certificate{got.leaves[id]}, source); err != nil || verified.String() != id {
 		t.Errorf("go-spiffe verifies %v: %v", verified, err)
 	}
 	api, ctx := d.workloadAPI(), withHeader(t.Context())
@@ -532,8 +532,8 @@ func TestPlainTrustDomains(t *testing.T) {
 			d.createEntry(agent, "/x", nil, mine())
 			d.waitServed()
 			got := next(t, d.watchX509(t.Context()), "the SVID", func(r received) bool { return len(r.ids) == 1 })
-			if want := "spiffe://" + name + "/x"; got.ids[0] != want || got.leaf.URIs[0].String() != want {
-				t.Errorf("the SVID is for %v and %v, want %s", got.ids, got.leaf.URIs, want)
+			if want := "spiffe://" + name + "/x"; got.ids[0] != want || got.leaves[got.ids[0]].URIs[0].String() != want {
+				t.Errorf("the SVID is for %v and %v, want %s", got.ids, got.leaves[got.ids[0]].URIs, want)
 			}
 		})
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/plastron/plastron/internal/authority"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys/memkeys"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -190,6 +191,9 @@ func healthy(auth *authority.Authority, own *ownSVID, trail *audit.Writer) error
 // warn names settings that work but may surprise.
 func (s *Server) warn(ctx context.Context) {
 	set := &s.cfg.Server
+	if _, memory := s.plan.keeper.(*memkeys.Config); memory {
+		s.log.WarnContext(ctx, "signing keys are kept in memory only: after a restart agents no longer recognise this server", "kind", "KeyManager")
+	}
 	longest := min(time.Duration(set.CATTL)/6, 7*24*time.Hour)
 	for key, ttl := range map[string]time.Duration{
 		"default_x509_svid_ttl": time.Duration(set.DefaultX509SVIDTTL),

@@ -100,6 +100,11 @@ func TestFederatedBundles(t *testing.T) { // R90, R75
 	if result := set(b("a.org", 5)); result.Status.Code != 0 || result.Bundle.SequenceNumber != 6 {
 		t.Errorf("the same sequence with other content: %v, want it to grow", result)
 	}
+	for i, in := range []*spiretypes.Bundle{b("a.org", 0, root), b("a.org", 0), b("a.org", 0, root)} {
+		if result := set(in); result.Status.Code != 0 || result.Bundle.SequenceNumber != uint64(7+i) {
+			t.Errorf("other content without a sequence: %v, want %d", result, 7+i)
+		}
+	}
 	updated, err := client.BatchUpdateFederatedBundle(t.Context(), &bundlev1.BatchUpdateFederatedBundleRequest{
 		Bundle:    []*spiretypes.Bundle{{TrustDomain: "b.org", JwtAuthorities: []*spiretypes.JWTKey{key}}, {TrustDomain: "unknown.org"}},
 		InputMask: &spiretypes.BundleMask{JwtAuthorities: true},

@@ -115,7 +115,7 @@ func changeBundle(b *bundle.Bundle, in *spiretypes.Bundle, mask *spiretypes.Bund
 		}
 		c.RefreshHint = time.Duration(in.RefreshHint) * time.Second
 	}
-	if mask.SequenceNumber {
+	if mask.SequenceNumber && in.SequenceNumber != 0 { // 0: it came in a form without one, such as PEM
 		c.Sequence = in.SequenceNumber
 	}
 	return c, nil

@@ -72,16 +72,14 @@ func CheckID(id string) error {
 }
 
 func checkIDs(td spiffeid.TrustDomain, e *Entry) error {
-	// The IDs are read again from their text: a spiffeid.ID can be made without
-	// the checks of size that identity makes.
-	if _, err := identity.ParseWorkload(td, e.SPIFFEID.String()); err != nil {
+	if err := identity.CheckWorkload(td, e.SPIFFEID); err != nil {
 		return err
 	}
 	if e.ParentID.IsZero() {
 		return fault.New(fault.Invalid, "parent_id_missing", "the entry has no parent ID").
 			Fix("name an agent, another entry's SPIFFE ID, or %s for a node alias", identity.Server(td))
 	}
-	if _, err := identity.ParseMember(td, e.ParentID.String()); err != nil {
+	if err := identity.CheckMember(td, e.ParentID); err != nil {
 		return err
 	}
 	if identity.Reserved(e.ParentID) && !identity.IsAgent(e.ParentID) && !e.Alias() {

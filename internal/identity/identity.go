@@ -20,20 +20,32 @@ const (
 // Parse reads a SPIFFE ID: at most 2048 bytes, trust domain at most 255 bytes,
 // no normalisation. A trust domain's own ID (no path) is accepted.
 func Parse(s string) (spiffeid.ID, error) {
-	if len(s) > MaxID {
-		return spiffeid.ID{}, fault.New(fault.Invalid, "spiffe_id_invalid",
-			"the SPIFFE ID is %d bytes long, the limit is %d", len(s), MaxID)
+	if len(s) > MaxID { // before it is read
+		return spiffeid.ID{}, tooLong(len(s))
 	}
 	id, err := spiffeid.FromString(s)
 	if err != nil {
 		return spiffeid.ID{}, fault.New(fault.Invalid, "spiffe_id_invalid", "%q is not a SPIFFE ID: %v", s, err).
 			Fix("write it as spiffe://TRUST-DOMAIN/PATH")
 	}
-	if len(id.TrustDomain().Name()) > MaxTrustDomain {
-		return spiffeid.ID{}, fault.New(fault.Invalid, "spiffe_id_invalid",
-			"the trust domain of the SPIFFE ID is %d bytes long, the limit is %d", len(id.TrustDomain().Name()), MaxTrustDomain)
+	return orZero(id, checkSize(id))
+}
+
+// checkSize checks what the library does not: everything else about an ID of
+// its type was checked when that was made.
+func checkSize(id spiffeid.ID) error {
+	if n := len(id.String()); n > MaxID {
+		return tooLong(n)
 	}
-	return id, nil
+	if n := len(id.TrustDomain().Name()); n > MaxTrustDomain {
+		return fault.New(fault.Invalid, "spiffe_id_invalid",
+			"the trust domain of the SPIFFE ID is %d bytes long, the limit is %d", n, MaxTrustDomain)
+	}
+	return nil
+}
+
+func tooLong(n int) error {
+	return fault.New(fault.Invalid, "spiffe_id_invalid", "the SPIFFE ID is %d bytes long, the limit is %d", n, MaxID)
 }
 
 // ParseTrustDomain reads a bare trust domain name such as "example.org".
@@ -56,29 +68,56 @@ func ParseTrustDomain(s string) (spiffeid.TrustDomain, error) {
 // ParseWorkload reads the ID of a workload of trust domain td: own trust
 // domain, a path, and outside the reserved space (R16).
 func ParseWorkload(td spiffeid.TrustDomain, s string) (spiffeid.ID, error) {
-	id, err := ParseMember(td, s)
-	if err != nil {
-		return spiffeid.ID{}, err
+	id, err := Parse(s)
+	if err == nil {
+		err = CheckWorkload(td, id)
 	}
-	if Reserved(id) {
-		return spiffeid.ID{}, fault.New(fault.Invalid, "spiffe_id_reserved",
-			"%q lies under /spire, which is reserved for servers and agents", s)
-	}
-	return id, nil
+	return orZero(id, err)
 }
 
 // ParseMember reads an ID of trust domain td that has a path; it may be reserved.
 func ParseMember(td spiffeid.TrustDomain, s string) (spiffeid.ID, error) {
 	id, err := Parse(s)
-	switch {
-	case err != nil:
+	if err == nil {
+		err = CheckMember(td, id)
+	}
+	return orZero(id, err)
+}
+
+func orZero(id spiffeid.ID, err error) (spiffeid.ID, error) {
+	if err != nil {
 		return spiffeid.ID{}, err
-	case !id.MemberOf(td):
-		return spiffeid.ID{}, fault.New(fault.Invalid, "spiffe_id_foreign", "%q is not in the trust domain %q", s, td.Name())
-	case id.Path() == "":
-		return spiffeid.ID{}, fault.New(fault.Invalid, "spiffe_id_no_path", "%q has no path", s)
 	}
 	return id, nil
+}
+
+// CheckWorkload is ParseWorkload for an ID that was read elsewhere.
+func CheckWorkload(td spiffeid.TrustDomain, id spiffeid.ID) error {
+	if err := CheckMember(td, id); err != nil {
+		return err
+	}
+	if Reserved(id) {
+		return fault.New(fault.Invalid, "spiffe_id_reserved",
+			"%q lies under /spire, which is reserved for servers and agents", id)
+	}
+	return nil
+}
+
+// CheckMember is ParseMember for an ID that was read elsewhere.
+func CheckMember(td spiffeid.TrustDomain, id spiffeid.ID) error {
+	if id.IsZero() {
+		return fault.New(fault.Invalid, "spiffe_id_invalid", "there is no SPIFFE ID").Fix("write it as spiffe://TRUST-DOMAIN/PATH")
+	}
+	if err := checkSize(id); err != nil {
+		return err
+	}
+	switch {
+	case !id.MemberOf(td):
+		return fault.New(fault.Invalid, "spiffe_id_foreign", "%q is not in the trust domain %q", id, td.Name())
+	case id.Path() == "":
+		return fault.New(fault.Invalid, "spiffe_id_no_path", "%q has no path", id)
+	}
+	return nil
 }
 
 // Reserved reports whether id lies in the space of servers and agents:

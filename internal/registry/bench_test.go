@@ -62,7 +62,7 @@ func BenchmarkCount(b *testing.B) {
 	s := newState(td)
 	for i := range 100_000 {
 		e := typical(i)
-		s.putEntry(&e, nil, nil)
+		s.putEntry(&e, nil, entry.ContentHash(&e), [32]byte{}, nil)
 	}
 	v, hint := Snapshot{s}, "none"
 	for b.Loop() {

@@ -151,7 +151,7 @@ func readNode(td spiffeid.TrustDomain, name string, payload []byte) (Node, error
 
 // checkNode brings a node into its normal form and checks it.
 func checkNode(td spiffeid.TrustDomain, n *Node) error {
-	if _, err := identity.ParseMember(td, n.ID.String()); err != nil {
+	if err := identity.CheckMember(td, n.ID); err != nil {
 		return err
 	}
 	if !identity.IsAgent(n.ID) {

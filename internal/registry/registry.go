@@ -9,7 +9,7 @@
 // nothing more and nothing less; a reader sees one position; a row that cannot
 // be read disturbs no other.
 //
-// plan, apply and all that they use are pure: only run.go has loops and timers.
+// plan, apply and all that they use are pure: only run.go and load.go have loops.
 package registry
 
 import (
@@ -68,26 +68,6 @@ func Open(ctx context.Context, st store.Store, td spiffeid.TrustDomain, log *slo
 	}
 	r.state = s
 	return r, nil
-}
-
-// load folds all that is stored into a new state.
-func (r *Registry) load(ctx context.Context) (*state, error) {
-	s := newState(r.td)
-	position, err := r.store.Load(ctx, func(key string, rev uint64, value []byte) error {
-		s.set(key, rev, value, nil)
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("load the registry: %w", err)
-	}
-	s.position = position
-	if err := s.foreign(); err != nil {
-		return nil, err
-	}
-	for key, bad := range s.bad {
-		r.log.WarnContext(ctx, "stored row left aside", "id", key, "revision", bad.revision, "err", bad.err)
-	}
-	return s, nil
 }
 
 // foreign says whose store this is, if not ours.

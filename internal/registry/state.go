@@ -4,7 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"fmt"
+	"strings"
 
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
@@ -99,15 +99,37 @@ func (s *state) set(key string, rev uint64, val []byte, on observer) {
 	if was := s.revision(key); was != 0 {
 		s.digest.Sub(keyHash(key, was))
 	}
-	s.digest.Add(keyHash(key, rev))
 	delete(s.bad, key)
-	payload, err := unseal(val)
-	if err == nil {
-		err = s.fold(key, rev, payload, on)
+	r := readStored(s.td, key, rev, val)
+	s.place(&r, on)
+}
+
+// place puts a row that was read into memory. The digest does not count what
+// the key had before.
+func (s *state) place(r *storedRow, on observer) {
+	s.digest.Add(r.keyHash)
+	if r.err != nil {
+		s.forget(r.key, on)
+		s.bad[r.key] = badRow{r.revision, r.err}
+		return
 	}
-	if err != nil {
-		s.forget(key, on)
-		s.bad[key] = badRow{rev, err}
+	switch r.kind {
+	case kindEntry:
+		s.putEntry(&r.entry, r.unknown, r.content, r.body, on)
+	case kindContent:
+		if h := s.rows.findContent(r.content); h != 0 {
+			s.rows.at(h).contentRevision = r.revision
+			delete(s.orphans, r.content)
+		} else {
+			s.orphans[r.content] = r.revision
+		}
+	case kindNode:
+		s.putNode(&r.node, r.revision, r.payload, on)
+	case kindBundle:
+		s.values[r.kind][r.name] = value{r.revision, r.payload}
+		s.bundleChanged(r.name, r.body, on)
+	default:
+		s.values[r.kind][r.name] = value{r.revision, r.payload}
 	}
 }
 
@@ -117,67 +139,6 @@ func (s *state) delete(key string, on observer) {
 	}
 	delete(s.bad, key)
 	s.forget(key, on)
-}
-
-func (s *state) fold(key string, rev uint64, payload []byte, on observer) error {
-	switch k, name := split(key); k {
-	case kindEntry:
-		e, unknown, err := readEntry(s.td, name, payload)
-		if err != nil {
-			return err
-		}
-		e.Revision = rev
-		s.putEntry(&e, unknown, on)
-	case kindContent:
-		hash, ok := contentHash(name)
-		if !ok {
-			return fmt.Errorf("the key is not a content hash")
-		}
-		if h := s.rows.findContent(hash); h != 0 {
-			s.rows.at(h).contentRevision = rev
-			delete(s.orphans, hash)
-		} else {
-			s.orphans[hash] = rev
-		}
-	case kindNode:
-		n, err := readNode(s.td, name, payload)
-		if err != nil {
-			return err
-		}
-		s.putNode(&n, rev, payload, on)
-	case kindBundle:
-		b, err := readBundle(name, payload)
-		if err != nil {
-			return err
-		}
-		s.values[k][name] = value{rev, payload}
-		s.bundleChanged(name, sumOf(bundleBody(b)), on)
-	default:
-		if err := s.check(k, name, payload); err != nil {
-			return err
-		}
-		s.values[k][name] = value{rev, payload}
-	}
-	return nil
-}
-
-// check reads a value once, so that a broken one is known by its name.
-func (s *state) check(k kind, name string, payload []byte) error {
-	var err error
-	switch k {
-	case kindToken:
-		var hash []byte
-		if hash, err = hex.DecodeString(name); err == nil {
-			_, err = readToken(hash, payload)
-		}
-	case kindAuthority:
-		_, err = readAuthority(name, payload)
-	case kindServer:
-		_, err = readServer(s.td, payload)
-	case kindTrustDomain:
-		_, err = readServer(s.td, payload)
-	}
-	return err
 }
 
 // forget takes a key's value out of memory; whether there is one does not matter.
@@ -212,8 +173,8 @@ func (s *state) forget(key string, on observer) {
 	}
 }
 
-func (s *state) putEntry(e *entry.Entry, unknown []byte, on observer) {
-	content, sum := entry.ContentHash(e), sumOf(grantBody(e))
+// putEntry takes in an entry; content is the hash of its content, sum that of its body.
+func (s *state) putEntry(e *entry.Entry, unknown []byte, content, sum [32]byte, on observer) {
 	was := s.rows.find(e.ID)
 	s.reach.change(was, e, func() {
 		if was != 0 {
@@ -392,6 +353,9 @@ func keyHash(key string, rev uint64) [32]byte {
 
 // contentHash reads the name of a content key.
 func contentHash(name string) (hash [32]byte, ok bool) {
-	n, err := hex.Decode(hash[:], []byte(name[:min(len(name), 64)]))
-	return hash, err == nil && n == 32 && len(name) == 64 && hex.EncodeToString(hash[:]) == name
+	if len(name) != hex.EncodedLen(len(hash)) || strings.ContainsAny(name, "ABCDEF") { // one text for one hash
+		return hash, false
+	}
+	_, err := hex.Decode(hash[:], []byte(name))
+	return hash, err == nil
 }

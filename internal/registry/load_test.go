@@ -1,0 +1,77 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/store"
+
+	"github.com/plastron/plastron/internal/api/plastron/state/v1"
+)
+
+// A load shares its rows out; the state is that of the rows one by one, with
+// broken ones in every part left aside (R79).
+func TestLoadInParts(t *testing.T) {
+	const n = 3*loadPart + 7
+	st := openStore(t, t.TempDir())
+	want, broken := newState(td), 0
+	var puts []store.Put
+	for i := range n {
+		e := typical(i)
+		value := sealed(t, entryMessage(&e))
+		if i%100 == 0 {
+			value, broken = []byte("\xff\xff"), broken+1
+		}
+		hash := entry.ContentHash(&e)
+		puts = append(puts, store.Put{Key: keyOf(kindEntry, e.ID), Value: value},
+			store.Put{Key: keyOf(kindContent, hexOf(hash)), Value: sealed(t, &statev1.EntryContent{EntryId: e.ID})})
+	}
+	node := agent("join_token/" + fmt.Sprintf("%032x", 0))
+	puts = append(puts, store.Put{Key: keyOf(kindNode, nodeName(node.ID.Path())), Value: sealed(t, nodeMessage(&node))},
+		store.Put{Key: keyOf(kindTrustDomain, ""), Value: sealed(t, serverMessage(td, &Server{}))})
+	commitRaw(t, st, puts...)
+	if _, err := st.Load(t.Context(), func(key string, rev uint64, value []byte) error {
+		want.set(key, rev, value, nil)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+
+	r, err := Open(t.Context(), st, td, quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.View(func(v *Snapshot) {
+		if v.Digest() != want.digest.Bytes() || v.EntryCount() != n-broken || len(v.s.bad) != broken || len(v.s.orphans) != broken {
+			t.Errorf("%d entries, %d broken rows and %d contents without an entry, want %d, %d and %d and the digest of all",
+				v.EntryCount(), len(v.s.bad), len(v.s.orphans), n-broken, broken, broken)
+		}
+		h, _ := want.live(node.ID)
+		if v.Hash(node.ID) != want.hash(h) {
+			t.Error("the agent holds something else than the rows say")
+		}
+	})
+}
+
+// failing is a store that breaks in the middle of a load.
+type failing struct{ store.Store }
+
+func (failing) Load(_ context.Context, f func(string, uint64, []byte) error) (store.Position, error) {
+	for i := range loadPart + 1 {
+		if err := f(fmt.Sprint("/entry/", i), 1, nil); err != nil {
+			return store.Position{}, err
+		}
+	}
+	return store.Position{}, errBroken
+}
+
+var errBroken = errors.New("the disk is gone")
+
+func TestLoadFails(t *testing.T) {
+	if _, err := Open(t.Context(), failing{}, td, quiet()); !errors.Is(err, errBroken) {
+		t.Errorf("Open() = %v, want the store's failure", err)
+	}
+}

@@ -1,6 +1,8 @@
 package serverapi
 
 import (
+	"log/slog"
+	"net"
 	"time"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -26,6 +28,27 @@ func AccessRows() (rows []string) {
 	}
 	return rows
 }
+
+// SetRoom makes the room for connections small.
+func (c *Config) SetRoom(all, strangers, perAddress int) { c.room = room{all, strangers, perAddress} }
+
+// NewDoor is newDoor.
+func NewDoor(l net.Listener, all, strangers, perAddress int, log *slog.Logger) net.Listener {
+	return newDoor(l, room{all, strangers, perAddress}, log)
+}
+
+// Know is known.
+func Know(c net.Conn) { known(c) }
+
+// Counts returns what a door has counted.
+func Counts(l net.Listener) (open, strangers, addresses int, refused uint64) {
+	d := l.(*door)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.open, d.strangers.Len(), len(d.byAddress), d.refused
+}
+
+const StrangerIdle = strangerIdle
 
 // Gate is a gate for tests.
 type Gate struct{ g *gate }

@@ -12,7 +12,10 @@ import (
 // Limits of every listener (R97). Sizes are in bytes.
 const (
 	maxConnections  = 50_000
-	maxStreams      = 100 // per connection
+	maxStrangers    = 20_000           // connections that have shown no certificate
+	maxPerAddress   = 5000             // of those, from one address: a fleet behind one that attests at once
+	strangerIdle    = 30 * time.Second // without a byte from a stranger
+	maxStreams      = 100              // per connection
 	maxHeaderList   = 16 << 10
 	maxMessage      = 4 << 20
 	maxAnswer       = 64 << 20

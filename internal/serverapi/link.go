@@ -60,6 +60,7 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	if t.tls == nil {
 		l := &link{address: "local", local: localPeer(raw), close: raw.Close}
 		l.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the kernel
+		known(raw)
 		return raw, l, nil
 	}
 	var l *link
@@ -77,7 +78,17 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	}
 	l.SecurityLevel = credentials.PrivacyAndIntegrity
 	l.address, l.close = raw.RemoteAddr().String(), raw.Close
+	if l.leaf != nil && time.Now().Before(l.leaf.NotAfter) {
+		known(raw)
+	}
 	return conn, l, nil
+}
+
+// known takes a connection out of the strangers' share.
+func known(raw net.Conn) {
+	if h, ok := raw.(*held); ok {
+		h.door.know(h)
+	}
 }
 
 // ClientHandshake implements credentials.TransportCredentials; a server has none.

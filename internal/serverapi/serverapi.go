@@ -57,6 +57,8 @@ type Config struct {
 	UnlimitedAttest, UnlimitedSigning bool
 
 	Log *slog.Logger
+
+	room room // zero: the defaults; smaller ones are for tests
 }
 
 // Server serves the API. All methods may be called concurrently.
@@ -77,6 +79,9 @@ func New(cfg Config) *Server {
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: followers{open: map[*following]struct{}{}, byAgent: map[spiffeid.ID][]*following{}},
+	}
+	if s.cfg.room == (room{}) {
+		s.cfg.room = room{all: maxConnections, strangers: maxStrangers, perAddress: maxPerAddress}
 	}
 	for _, id := range cfg.Admins {
 		s.admins[id] = true
@@ -114,14 +119,14 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 	// which takes the other down too.
 	ended := make(chan error, 2)
 	serve := func(g *grpc.Server, l net.Listener) {
-		err := g.Serve(capped(l))
+		err := g.Serve(l)
 		if errors.Is(err, grpc.ErrServerStopped) { // before it began
 			err = nil
 		}
 		ended <- err
 	}
-	go serve(remoteServer, tcp)
-	go serve(localServer, local)
+	go serve(remoteServer, newDoor(tcp, s.cfg.room, s.cfg.Log))
+	go serve(localServer, newDoor(local, s.cfg.room, s.cfg.Log))
 	if ready != nil {
 		ready()
 	}

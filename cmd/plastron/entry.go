@@ -193,15 +193,9 @@ func (f *entryFilter) list(c *cobra.Command) (*entryv1.ListEntriesRequest_Filter
 		}
 	}
 	if len(f.selectors) > 0 {
-		selectors, err := wireSelectors(f.selectors)
-		if err != nil {
+		if filter.BySelectors, err = selectorMatch(c, f.selectors, f.selectorsOn); err != nil {
 			return nil, err
 		}
-		mode, ok := spiretypes.SelectorMatch_MatchBehavior_value["MATCH_"+strings.ToUpper(f.selectorsOn)]
-		if !ok {
-			return nil, usage(c, "the value %q of -matchSelectorsOn is none of exact, any, superset, subset", f.selectorsOn)
-		}
-		filter.BySelectors = &spiretypes.SelectorMatch{Selectors: selectors, Match: spiretypes.SelectorMatch_MatchBehavior(mode)}
 	}
 	if len(f.federatesWith) > 0 {
 		names, err := trustDomains(f.federatesWith)
@@ -432,6 +426,19 @@ func wireSelectors(texts []string) ([]*spiretypes.Selector, error) {
 		selectors = append(selectors, &spiretypes.Selector{Type: kind, Value: value})
 	}
 	return selectors, nil
+}
+
+// selectorMatch reads -selector and -matchSelectorsOn.
+func selectorMatch(c *cobra.Command, texts []string, on string) (*spiretypes.SelectorMatch, error) {
+	selectors, err := wireSelectors(texts)
+	if err != nil {
+		return nil, err
+	}
+	mode, ok := spiretypes.SelectorMatch_MatchBehavior_value["MATCH_"+strings.ToUpper(on)]
+	if !ok {
+		return nil, usage(c, "the value %q of -matchSelectorsOn is none of exact, any, superset, subset", on)
+	}
+	return &spiretypes.SelectorMatch{Selectors: selectors, Match: spiretypes.SelectorMatch_MatchBehavior(mode)}, nil
 }
 
 // trustDomains accepts names with and without the scheme, as SPIRE does.

@@ -44,6 +44,17 @@ func TestScripts(t *testing.T) {
 	})
 }
 
+// shortTempDir is a directory whose path leaves room for the name of a socket.
+func shortTempDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // call runs one command line in this process.
 func call(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
@@ -101,6 +112,12 @@ func TestMistakes(t *testing.T) {
 		{"server entry create -data /nowhere/x.json", "the configuration file cannot be read: open /nowhere/x.json: no such file or directory\n  Fix: check its path and its mode"},
 		{"server entry delete", "-entryID or -file is required\n  Fix: see plastron server entry delete -h"},
 		{"server token generate -ttl 0", "-ttl must be positive\n  Fix: see plastron server token generate -h"},
+		{"server agent list -banned=maybe", "the value \"maybe\" of -banned is not true or false\n  Fix: see plastron server agent list -h"},
+		{"server agent list -expiresBefore 2026-01-01", "the value \"2026-01-01\" of -expiresBefore is not a time written as \"2006-01-02 15:04:05 -0700 -07\"\n  Fix: see plastron server agent list -h"},
+		{"server agent count -selector a:b -matchSelectorsOn some", "the value \"some\" of -matchSelectorsOn is none of exact, any, superset, subset\n  Fix: see plastron server agent count -h"},
+		{"server agent show", "-spiffeID is required\n  Fix: see plastron server agent show -h"},
+		{"server agent ban -spiffeID x", "-spiffeID: \"x\" is not a SPIFFE ID: scheme is missing or invalid\n  Fix: write it as spiffe://TRUST-DOMAIN/PATH"},
+		{"server agent purge -expiredFor -1h", "-expiredFor must not be negative\n  Fix: see plastron server agent purge -h"},
 		{"server bundle show -format der", "the value \"der\" of -format is neither pem nor spiffe\n  Fix: see plastron server bundle show -h"},
 		{"server entry show -socketPath /a -instance b", "-socketPath and -instance exclude each other\n  Fix: give one of them"},
 		{"server entry show -socketPath tcp://a:1", "\"tcp://a:1\" is not the address of a Unix socket\n  Fix: write it as unix:///PATH or as a plain path"},

@@ -18,6 +18,8 @@ func (p *program) root() *cobra.Command {
 		p.runCommand(),
 		group("server", "Run and administer a server",
 			p.serverRunCommand(),
+			group("agent", "Agents that have joined",
+				p.agentListCommand(), p.agentShowCommand(), p.agentCountCommand(), p.agentEvictCommand(), p.agentBanCommand(), p.agentPurgeCommand()),
 			group("entry", "Registrations: which process gets which identity",
 				p.entryCreateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand()),
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),

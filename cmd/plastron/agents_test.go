@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"net"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -47,16 +45,8 @@ func (s *expiredAgents) DeleteAgent(_ context.Context, r *agentv1.DeleteAgentReq
 // TestPurge: only agents that can come back by themselves go, never banned ones,
 // and one that cannot be evicted does not keep the others.
 func TestPurge(t *testing.T) {
-	path := filepath.Join(shortTempDir(t), "s")
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, fake := grpc.NewServer(), &expiredAgents{}
-	agentv1.RegisterAgentServer(s, fake)
-	go s.Serve(listener)
-	defer s.Stop()
-
+	fake := &expiredAgents{}
+	path := serve(t, func(s *grpc.Server) { agentv1.RegisterAgentServer(s, fake) })
 	before := time.Now().Add(-time.Hour - 2*time.Second)
 	code, stdout, stderr := call(t, "server", "agent", "purge", "-socketPath", path, "-expiredFor", "1h", "-dryRun")
 	want := "Found 2 expired agents\n\nAgents that can be purged:\nSPIFFE ID         : spiffe://a.test/spire/agent/one\nSPIFFE ID         : spiffe://a.test/spire/agent/two\n"

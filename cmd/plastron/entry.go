@@ -28,14 +28,10 @@ type entryFlags struct {
 	noPrefetch, withJTI                     bool
 }
 
-func (p *program) entryCreateCommand() *cobra.Command {
-	c := &cobra.Command{Use: "create", Short: "Register an identity for the processes that fit the selectors"}
-	flags := c.Flags()
-	var e entryFlags
+func (e *entryFlags) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&e.spiffeID, "spiffeID", "", "SPIFFE `ID` that the processes get")
 	flags.StringVar(&e.parentID, "parentID", "", "SPIFFE `ID` of the agent, or of the node alias, that hands it out")
 	flags.StringArrayVar(&e.selectors, "selector", nil, "`TYPE:VALUE` that a process must have; may be given more than once, and then all must fit")
-	flags.StringVar(&e.entryID, "entryID", "", "`ID` of the new entry; otherwise the server chooses one")
 	flags.Int32Var(&e.x509TTL, "x509SVIDTTL", 0, "lifetime of X.509-SVIDs in `SECONDS`; otherwise the server's default")
 	flags.Int32Var(&e.jwtTTL, "jwtSVIDTTL", 0, "lifetime of JWT-SVIDs in `SECONDS`; otherwise the server's default")
 	flags.StringArrayVar(&e.federatesWith, "federatesWith", nil, "`TRUST DOMAIN` whose bundle the processes also get; may be given more than once")
@@ -45,10 +41,18 @@ func (p *program) entryCreateCommand() *cobra.Command {
 	flags.BoolVar(&e.admin, "admin", false, "the identity may administer the server")
 	flags.BoolVar(&e.downstream, "downstream", false, "the identity is that of a downstream server")
 	flags.BoolVar(&e.storeSVID, "storeSVID", false, "the SVID goes to a store instead of a process")
-	flags.BoolVar(&e.node, "node", false, "the entry is a node alias: the selectors are those of agents, the parent is the server")
 	flags.BoolVar(&e.noPrefetch, "disableX509SVIDPrefetch", false, "make the X.509-SVID only when a process asks")
 	flags.BoolVar(&e.withJTI, "jwtSVIDIncludeJTI", false, "give each JWT-SVID an ID of its own")
 	flags.StringVar(&e.data, "data", "", "`FILE` with entries as JSON, or - for the standard input, instead of flags")
+}
+
+func (p *program) entryCreateCommand() *cobra.Command {
+	c := &cobra.Command{Use: "create", Short: "Register an identity for the processes that fit the selectors"}
+	flags := c.Flags()
+	var e entryFlags
+	e.addFlags(flags)
+	flags.StringVar(&e.entryID, "entryID", "", "`ID` of the new entry; otherwise the server chooses one")
+	flags.BoolVar(&e.node, "node", false, "the entry is a node alias: the selectors are those of agents, the parent is the server")
 	at, out := serverSocketFlags(flags), outputFlag(flags)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		entries, err := e.entries(c, p.stdin)
@@ -105,16 +109,7 @@ func lint(e *spiretypes.Entry) []string {
 // entries returns what the flags, or the file of -data, describe.
 func (e *entryFlags) entries(c *cobra.Command, stdin io.Reader) ([]*spiretypes.Entry, error) {
 	if e.data != "" {
-		other := ""
-		c.Flags().Visit(func(f *pflag.Flag) {
-			if !slices.Contains([]string{"data", "output", "socketPath", "instance"}, f.Name) {
-				other = f.Name
-			}
-		})
-		if other != "" {
-			return nil, usage(c, "-data and -%s exclude each other", other)
-		}
-		return readEntries(e.data, stdin)
+		return e.fromFile(c, stdin)
 	}
 	switch {
 	case len(e.selectors) == 0:
@@ -127,36 +122,61 @@ func (e *entryFlags) entries(c *cobra.Command, stdin io.Reader) ([]*spiretypes.E
 		return nil, usage(c, "-spiffeID is required")
 	case e.node && len(e.federatesWith) > 0:
 		return nil, usage(c, "-node and -federatesWith exclude each other: a node alias does not federate")
-	case e.x509TTL < 0 || e.jwtTTL < 0 || e.expiry < 0:
-		return nil, usage(c, "-x509SVIDTTL, -jwtSVIDTTL and -entryExpiry must not be negative")
 	}
-	id, err := wireID("-spiffeID", e.spiffeID)
+	one, err := e.fromFlags(c)
 	if err != nil {
 		return nil, err
 	}
-	parent := &spiretypes.SPIFFEID{TrustDomain: id.GetTrustDomain(), Path: "/spire/server"}
-	if !e.node {
-		if parent, err = wireID("-parentID", e.parentID); err != nil {
+	if e.node {
+		one.ParentId = &spiretypes.SPIFFEID{TrustDomain: one.GetSpiffeId().GetTrustDomain(), Path: "/spire/server"}
+	}
+	return []*spiretypes.Entry{one}, nil
+}
+
+// fromFile reads the file of -data, which stands instead of all flags.
+func (e *entryFlags) fromFile(c *cobra.Command, stdin io.Reader) ([]*spiretypes.Entry, error) {
+	other := ""
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if !slices.Contains([]string{"data", "output", "socketPath", "instance"}, f.Name) {
+			other = f.Name
+		}
+	})
+	if other != "" {
+		return nil, usage(c, "-data and -%s exclude each other", other)
+	}
+	return readEntries(e.data, stdin)
+}
+
+// fromFlags returns an entry with the fields that flags name.
+func (e *entryFlags) fromFlags(c *cobra.Command) (*spiretypes.Entry, error) {
+	if e.x509TTL < 0 || e.jwtTTL < 0 || e.expiry < 0 {
+		return nil, usage(c, "-x509SVIDTTL, -jwtSVIDTTL and -entryExpiry must not be negative")
+	}
+	one := &spiretypes.Entry{
+		Id: e.entryID, X509SvidTtl: e.x509TTL, JwtSvidTtl: e.jwtTTL, Admin: e.admin, Downstream: e.downstream, ExpiresAt: e.expiry,
+		DnsNames: e.dns, StoreSvid: e.storeSVID, Hint: e.hint,
+	}
+	var err error
+	if c.Flags().Changed("spiffeID") {
+		if one.SpiffeId, err = wireID("-spiffeID", e.spiffeID); err != nil {
 			return nil, err
 		}
 	}
-	selectors, err := wireSelectors(e.selectors)
-	if err != nil {
+	if c.Flags().Changed("parentID") {
+		if one.ParentId, err = wireID("-parentID", e.parentID); err != nil {
+			return nil, err
+		}
+	}
+	if one.Selectors, err = wireSelectors(e.selectors); err != nil {
 		return nil, err
 	}
-	federates, err := trustDomains(e.federatesWith)
-	if err != nil {
+	if one.FederatesWith, err = trustDomains(e.federatesWith); err != nil {
 		return nil, err
-	}
-	one := &spiretypes.Entry{
-		Id: e.entryID, SpiffeId: id, ParentId: parent, Selectors: selectors, X509SvidTtl: e.x509TTL, JwtSvidTtl: e.jwtTTL,
-		FederatesWith: federates, Admin: e.admin, Downstream: e.downstream, ExpiresAt: e.expiry, DnsNames: e.dns,
-		StoreSvid: e.storeSVID, Hint: e.hint,
 	}
 	if e.noPrefetch || e.withJTI {
 		one.AdditionalAttributes = &spiretypes.Entry_AdditionalAttributes{DisableX509SvidPrefetch: e.noPrefetch, JwtSvidIncludeJti: e.withJTI}
 	}
-	return []*spiretypes.Entry{one}, nil
+	return one, nil
 }
 
 // entryFilter is what show and count look for.

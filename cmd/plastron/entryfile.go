@@ -8,7 +8,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 )
 
-// entryFile is the JSON of entry create -data. Its keys are those of SPIRE's
+// entryFile is the JSON of entry create and entry update -data. Its keys are those of SPIRE's
 // registration files.
 type entryFile struct {
 	Entries []fileEntry `hcl:"entries,required"`
@@ -37,7 +37,7 @@ type fileSelector struct {
 	Value string `hcl:"value,required"`
 }
 
-// readEntries reads the file of entry create -data.
+// readEntries reads the file of entry create and entry update -data.
 func readEntries(path string, stdin io.Reader) ([]*spiretypes.Entry, error) {
 	var file entryFile
 	if err := readInput(path, stdin, &file); err != nil {

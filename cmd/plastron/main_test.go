@@ -5,12 +5,16 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -42,6 +46,22 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 	})
+}
+
+// serve runs a server of the test's own on a Unix socket and returns its path.
+func serve(t *testing.T, register func(*grpc.Server)) string {
+	t.Helper()
+	path := filepath.Join(shortTempDir(t), "s")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	register(s)
+	var group sync.WaitGroup
+	group.Go(func() { s.Serve(listener) })
+	t.Cleanup(func() { s.Stop(); group.Wait() })
+	return path
 }
 
 // shortTempDir is a directory whose path leaves room for the name of a socket.
@@ -93,7 +113,7 @@ func TestMistakes(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"sever", "\"sever\" is not a command of plastron\n  Fix: did you mean \"server\"?"},
 		{"server entry", ""},
-		{"server entry xyzzy", "\"xyzzy\" is not a command of plastron server entry\n  Fix: there are count, create, delete, show"},
+		{"server entry xyzzy", "\"xyzzy\" is not a command of plastron server entry\n  Fix: there are count, create, delete, show, update"},
 		{"server entry show -parrentID x", "plastron server entry show has no flag -parrentID\n  Fix: did you mean -parentID?"},
 		{"server entry show --parentid x", "plastron server entry show has no flag -parentid\n  Fix: did you mean -parentID?"},
 		{"server entry show -qqqqqqqqqq", "plastron server entry show has no flag -qqqqqqqqqq\n  Fix: see plastron server entry show -h"},
@@ -110,6 +130,12 @@ func TestMistakes(t *testing.T) {
 		{"server entry create -selector a:b -node -spiffeID spiffe://a/b -x509SVIDTTL -5", "-x509SVIDTTL, -jwtSVIDTTL and -entryExpiry must not be negative\n  Fix: see plastron server entry create -h"},
 		{"server entry create -data - -spiffeID spiffe://a/b", "-data and -spiffeID exclude each other\n  Fix: see plastron server entry create -h"},
 		{"server entry create -data /nowhere/x.json", "the configuration file cannot be read: open /nowhere/x.json: no such file or directory\n  Fix: check its path and its mode"},
+		{"server entry update", "-entryID or -data is required\n  Fix: see plastron server entry update -h"},
+		{"server entry update -entryID a", "there is nothing to change: give a flag besides -entryID\n  Fix: see plastron server entry update -h"},
+		{"server entry update -entryID a -node", "plastron server entry update has no flag -node\n  Fix: see plastron server entry update -h"},
+		{"server entry update -entryID a -spiffeID=", "-spiffeID: \"\" is not a SPIFFE ID: cannot be empty\n  Fix: write it as spiffe://TRUST-DOMAIN/PATH"},
+		{"server entry update -entryID a -jwtSVIDTTL -1", "-x509SVIDTTL, -jwtSVIDTTL and -entryExpiry must not be negative\n  Fix: see plastron server entry update -h"},
+		{"server entry update -data - -admin", "-data and -admin exclude each other\n  Fix: see plastron server entry update -h"},
 		{"server entry delete", "-entryID or -file is required\n  Fix: see plastron server entry delete -h"},
 		{"server token generate -ttl 0", "-ttl must be positive\n  Fix: see plastron server token generate -h"},
 		{"server agent list -banned=maybe", "the value \"maybe\" of -banned is not true or false\n  Fix: see plastron server agent list -h"},

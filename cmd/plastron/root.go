@@ -21,7 +21,7 @@ func (p *program) root() *cobra.Command {
 			group("agent", "Agents that have joined",
 				p.agentListCommand(), p.agentShowCommand(), p.agentCountCommand(), p.agentEvictCommand(), p.agentBanCommand(), p.agentPurgeCommand()),
 			group("entry", "Registrations: which process gets which identity",
-				p.entryCreateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand()),
+				p.entryCreateCommand(), p.entryUpdateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand()),
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),
 			group("bundle", "Trust bundles", p.bundleShowCommand()),
 			p.serverHealthcheckCommand(),

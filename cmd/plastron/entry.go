@@ -461,13 +461,13 @@ func selectorMatch(c *cobra.Command, texts []string, on string) (*spiretypes.Sel
 	return &spiretypes.SelectorMatch{Selectors: selectors, Match: spiretypes.SelectorMatch_MatchBehavior(mode)}, nil
 }
 
-// trustDomains accepts names with and without the scheme, as SPIRE does.
+// trustDomains reads the values of -federatesWith.
 func trustDomains(texts []string) ([]string, error) {
 	var names []string
 	for _, text := range texts {
-		td, err := identity.ParseTrustDomain(strings.TrimPrefix(text, "spiffe://"))
+		td, err := trustDomain("-federatesWith", text)
 		if err != nil {
-			return nil, about("-federatesWith", err)
+			return nil, err
 		}
 		names = append(names, td.Name())
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"os"
 
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/config"
@@ -91,9 +92,28 @@ func readInput(path string, stdin io.Reader, dst any) error {
 	if path != "-" {
 		return config.Load(path, dst)
 	}
-	src, err := io.ReadAll(io.LimitReader(stdin, config.MaxSize+1))
+	src, err := readSmall("", stdin, config.MaxSize)
 	if err != nil {
-		return fault.New(fault.Invalid, "config_unreadable", "the standard input cannot be read: %v", err)
+		return err
 	}
 	return config.Decode("standard input", src, dst)
+}
+
+// readSmall reads a file, or the standard input without one, of which no more
+// than a limit of bytes is of use: one byte more shows that there is more.
+func readSmall(path string, stdin io.Reader, limit int64) ([]byte, error) {
+	what := "the standard input"
+	if path != "" {
+		file, err := os.Open(path)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "file_unreadable", "the file cannot be read: %v", err).Fix("check its path and its mode")
+		}
+		defer file.Close()
+		stdin, what = file, path
+	}
+	src, err := io.ReadAll(io.LimitReader(stdin, limit+1))
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "file_unreadable", "%s cannot be read: %v", what, err)
+	}
+	return src, nil
 }

@@ -25,6 +25,8 @@ func (p *program) root() *cobra.Command {
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),
 			group("bundle", "Trust bundles, the server's own and those of other trust domains",
 				p.bundleShowCommand(), p.bundleListCommand(), p.bundleCountCommand(), p.bundleSetCommand(), p.bundleDeleteCommand()),
+			group("x509", "X.509-SVIDs without an entry", p.mintX509Command()),
+			group("jwt", "JWT-SVIDs without an entry", p.mintJWTCommand()),
 			p.serverHealthcheckCommand(),
 		),
 		group("agent", "Run an agent and use its Workload API",

@@ -10,7 +10,41 @@ import (
 
 func (p *program) agentRunCommand() *cobra.Command {
 	c := &cobra.Command{Use: "run", Short: "Run an agent"}
-	cfg := agent.Default()
+	cfg, file, load := agentConfig(c)
+	set := &cfg.Agent
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := load(); err != nil {
+			return err
+		}
+		if err := harden(); err != nil {
+			return err
+		}
+		log, closer, err := logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.open(p.stderr)
+		if err != nil {
+			return file.blame("logFile", about("agent", err))
+		}
+		defer closer.Close()
+		a, err := agent.New(*cfg, log)
+		if err != nil {
+			return err
+		}
+		return a.Run(c.Context())
+	}
+	return c
+}
+
+func (p *program) agentValidateCommand() *cobra.Command {
+	return p.validateCommand("agent", func(c *cobra.Command) func() error {
+		_, _, load := agentConfig(c)
+		return load
+	})
+}
+
+// agentConfig adds the flags of an agent's configuration to a command. After load
+// has found no fault, the configuration is what file and flags say.
+func agentConfig(c *cobra.Command) (*agent.Config, *configFile, func() error) {
+	cfg := new(agent.Config)
+	*cfg = agent.Default()
 	set := &cfg.Agent
 	file := newConfigFile(c, "conf/agent/agent.conf")
 	file.text(&set.ServerAddress, "serverAddress", "`HOST` of the server")
@@ -27,30 +61,9 @@ func (p *program) agentRunCommand() *cobra.Command {
 	file.flag(&set.InsecureBootstrap, "insecureBootstrap", "trust whoever answers at the server's address at first; for trying out only")
 	file.flag(&set.AllowUnauthenticatedVerifiers, "allowUnauthenticatedVerifiers", "give bundles to processes that have no identity")
 	file.logFlags(&set.LogFile, &set.LogLevel, &set.LogFormat, &set.LogSourceLocation)
-	c.RunE = func(c *cobra.Command, _ []string) error {
-		validate := func() error {
-			_, err := agent.New(cfg, slog.New(slog.DiscardHandler)) // checks all and opens nothing
-			return errors.Join(logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.check("agent"), err)
-		}
-		if err := file.decode(&cfg, validate); err != nil {
-			return err
-		}
-		if err := validate(); err != nil {
-			return file.locate(err)
-		}
-		if err := harden(); err != nil {
-			return err
-		}
-		log, closer, err := logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.open(p.stderr)
-		if err != nil {
-			return file.blame("logFile", about("agent", err))
-		}
-		defer closer.Close()
-		a, err := agent.New(cfg, log)
-		if err != nil {
-			return err
-		}
-		return a.Run(c.Context())
+	validate := func() error {
+		_, err := agent.New(*cfg, slog.New(slog.DiscardHandler)) // checks all and opens nothing
+		return errors.Join(logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.check("agent"), err)
 	}
-	return c
+	return cfg, file, func() error { return file.load(cfg, validate) }
 }

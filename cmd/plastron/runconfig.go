@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// configFile is the file of server run or agent run, with the flags that stand
-// for some of its keys. A flag that is given wins over the file, whatever its value.
+// configFile is the file of run and validate, with the flags that stand for some of
+// its keys. A flag that is given wins over the file, whatever its value.
 type configFile struct {
 	command   *cobra.Command
 	path      string
@@ -75,21 +76,57 @@ func (f *configFile) logFlags(file, level, form *string, source *bool) {
 	f.flag(source, "logSourceLocation", "log where in the source a message comes from")
 }
 
-// decode reads the file into dst and applies the flags. A file that was not asked
-// for may be absent. What validate finds before the flags is the file's fault.
-func (f *configFile) decode(dst any, validate func() error) error {
-	if err := f.read(dst); err != nil {
+// load reads the file into dst, applies the flags and judges the result. All that
+// is wrong comes back at once: what the role finds counts even when the file has
+// faults of its own, unless there is no telling what the file says. A file that was
+// not asked for may be absent. What validate finds before the flags is the file's
+// fault.
+func (f *configFile) load(dst any, validate func() error) error {
+	err := f.read(dst)
+	if err != nil && !f.node.Present() {
 		return err
 	}
+	faults := []error{err}
 	f.own = map[string]bool{}
 	for _, one := range flatten(validate()) {
 		f.own[one.Error()] = true
 	}
-	var faults []error
 	for _, apply := range f.overrides {
 		faults = append(faults, apply())
 	}
-	return errors.Join(faults...)
+	return errors.Join(append(faults, f.locate(validate()))...)
+}
+
+// validateCommand is run without the running: the same flags, the same judgement.
+func (p *program) validateCommand(role string, load func(*cobra.Command) func() error) *cobra.Command {
+	c := &cobra.Command{Use: "validate", Short: "Check the " + role + "'s configuration without running it; all faults are told at once"}
+	check, out := load(c), outputFlag(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		err := check()
+		if *out == pretty {
+			if err == nil {
+				_, err = fmt.Fprintf(p.stdout, "The %s's configuration is valid.\n", role)
+			}
+			return err
+		}
+		type oneFault struct {
+			Text string `json:"fault"`
+			Fix  string `json:"fix,omitempty"`
+		}
+		all := []oneFault{}
+		for _, one := range flatten(err) {
+			text, fix := words(one)
+			all = append(all, oneFault{text, fix})
+		}
+		if err := json.NewEncoder(p.stdout).Encode(map[string]any{"valid": err == nil, "faults": all}); err != nil {
+			return err
+		}
+		if err != nil {
+			return exitStatus(exitFailed)
+		}
+		return nil
+	}
+	return c
 }
 
 func (f *configFile) read(dst any) error {
@@ -105,10 +142,12 @@ func (f *configFile) read(dst any) error {
 			return err
 		}
 	}
-	if f.node, err = config.Parse(f.path, src); err != nil {
+	node, err := config.Parse(f.path, src)
+	if err != nil {
 		return err
 	}
-	return f.node.Decode(dst)
+	f.node = node
+	return node.Decode(dst)
 }
 
 // locate adds file and line to the faults that a role found in what was decoded,

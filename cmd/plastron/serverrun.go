@@ -10,25 +10,11 @@ import (
 
 func (p *program) serverRunCommand() *cobra.Command {
 	c := &cobra.Command{Use: "run", Short: "Run a server"}
-	cfg := server.Default()
+	cfg, file, load := serverConfig(c)
 	set := &cfg.Server
-	file := newConfigFile(c, "conf/server/server.conf")
-	file.text(&set.BindAddress, "bindAddress", "`ADDRESS` to listen on for agents")
-	file.number(&set.BindPort, "serverPort", "`PORT` to listen on for agents")
-	file.text(&set.DataDir, "dataDir", "`DIR` of the store, the keys and the audit trail")
-	file.text(&set.SocketPath, "socketPath", "`PATH` of the admin socket")
-	file.value(&set.TrustDomain, "trustDomain", "`NAME` of the trust domain")
-	file.logFlags(&set.LogFile, &set.LogLevel, &set.LogFormat, &set.LogSourceLocation)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		validate := func() error {
-			_, err := server.New(cfg, slog.New(slog.DiscardHandler)) // checks all and opens nothing
-			return errors.Join(logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.check("server"), err)
-		}
-		if err := file.decode(&cfg, validate); err != nil {
+		if err := load(); err != nil {
 			return err
-		}
-		if err := validate(); err != nil {
-			return file.locate(err)
 		}
 		if err := harden(); err != nil {
 			return err
@@ -38,11 +24,38 @@ func (p *program) serverRunCommand() *cobra.Command {
 			return file.blame("logFile", about("server", err))
 		}
 		defer closer.Close()
-		s, err := server.New(cfg, log)
+		s, err := server.New(*cfg, log)
 		if err != nil {
 			return err
 		}
 		return s.Run(c.Context())
 	}
 	return c
+}
+
+func (p *program) serverValidateCommand() *cobra.Command {
+	return p.validateCommand("server", func(c *cobra.Command) func() error {
+		_, _, load := serverConfig(c)
+		return load
+	})
+}
+
+// serverConfig adds the flags of a server's configuration to a command. After load
+// has found no fault, the configuration is what file and flags say.
+func serverConfig(c *cobra.Command) (*server.Config, *configFile, func() error) {
+	cfg := new(server.Config)
+	*cfg = server.Default()
+	set := &cfg.Server
+	file := newConfigFile(c, "conf/server/server.conf")
+	file.text(&set.BindAddress, "bindAddress", "`ADDRESS` to listen on for agents")
+	file.number(&set.BindPort, "serverPort", "`PORT` to listen on for agents")
+	file.text(&set.DataDir, "dataDir", "`DIR` of the store, the keys and the audit trail")
+	file.text(&set.SocketPath, "socketPath", "`PATH` of the admin socket")
+	file.value(&set.TrustDomain, "trustDomain", "`NAME` of the trust domain")
+	file.logFlags(&set.LogFile, &set.LogLevel, &set.LogFormat, &set.LogSourceLocation)
+	validate := func() error {
+		_, err := server.New(*cfg, slog.New(slog.DiscardHandler)) // checks all and opens nothing
+		return errors.Join(logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.check("server"), err)
+	}
+	return cfg, file, func() error { return file.load(cfg, validate) }
 }

@@ -60,17 +60,17 @@ type workloadPlugin struct {
 // New returns an agent that has not started. It reads no file but those that
 // the plugins' configuration names.
 func New(cfg Config, log *slog.Logger) (*Agent, error) {
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
 	a := &Agent{cfg: cfg, log: log, ready: make(chan struct{})}
-	var faults []error
+	faults := []error{cfg.Validate()}
 	for _, p := range cfg.Plugins {
 		if p.On() {
 			faults = append(faults, a.plug(p))
 		}
 	}
-	return a, errors.Join(faults...)
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // plug makes the configuration of one plugin. Validate has found its name known.
@@ -99,6 +99,9 @@ func (a *Agent) plug(p config.Plugin) error {
 				dst = c
 			}
 		}
+	}
+	if dst == nil {
+		return nil // Validate says what is wrong with it
 	}
 	return p.Decode(dst)
 }

@@ -5,7 +5,8 @@
 // A file is bounded before it is read (size, encoding, nesting), and every key
 // in it must have a place in the struct: an unknown, duplicate or mistyped key is
 // an error that names file, line, key and the nearest valid name. All faults of a
-// file are reported at once, and a struct that came with an error must not be used.
+// file are reported at once. A struct that came with an error holds what could be
+// read: more faults may be looked for in it, but it must not be put to use.
 package config
 
 import (

@@ -48,7 +48,10 @@ func Counts(l net.Listener) (open, strangers, addresses int, refused uint64) {
 	return d.open, d.strangers.Len(), len(d.byAddress), d.refused
 }
 
-const StrangerIdle = strangerIdle
+const (
+	StrangerIdle  = strangerIdle
+	StrangerBytes = strangerBytes
+)
 
 // Gate is a gate for tests.
 type Gate struct{ g *gate }

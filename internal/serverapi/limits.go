@@ -14,6 +14,7 @@ const (
 	maxConnections  = 50_000
 	maxStrangers    = 20_000           // connections that have shown no certificate
 	maxPerAddress   = 5000             // of those, from one address: a fleet behind one that attests at once
+	strangerBytes   = 1<<20 + 64<<10   // from one: a message of 1 MiB, the handshake and the frames
 	strangerIdle    = 30 * time.Second // without a byte from a stranger
 	maxStreams      = 100              // per connection
 	maxHeaderList   = 16 << 10

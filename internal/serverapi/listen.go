@@ -2,6 +2,7 @@ package serverapi
 
 import (
 	"container/list"
+	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -38,6 +39,8 @@ func newDoor(l net.Listener, r room, log *slog.Logger) *door {
 	return &door{Listener: l, room: r, log: log, byAddress: make(map[string]*list.List)}
 }
 
+var errTooMuch = errors.New("a connection without a certificate has sent too much")
+
 // held is a connection that a door counts.
 type held struct {
 	net.Conn
@@ -47,6 +50,7 @@ type held struct {
 
 	// The door's mu guards everything below.
 	idle             *time.Timer   // ends a stranger that sends nothing
+	received         int           // bytes, while it was a stranger's
 	among, atAddress *list.Element // its places among the strangers; nil when it is none
 	gone             bool
 }
@@ -55,7 +59,9 @@ type held struct {
 func (h *held) Read(b []byte) (int, error) {
 	n, err := h.Conn.Read(b)
 	if n > 0 && !h.known.Load() {
-		h.door.touch(h)
+		if err := h.door.touch(h, n, time.Now()); err != nil {
+			return 0, err
+		}
 	}
 	return n, err
 }
@@ -109,11 +115,7 @@ func (d *door) enter(h *held, now time.Time) (out *held) {
 		out, reason, h.gone = h, "connections", true
 	}
 	if out != nil {
-		d.refused++
-		if d.unlogged++; now.Sub(d.logged) >= time.Second { // strangers decide how often this happens (R104)
-			d.log.Warn("too many connections, one is closed", "peer", out.address, "reason", reason, "count", d.unlogged)
-			d.logged, d.unlogged = now, 0
-		}
+		d.refuseLocked(out, "too many "+reason, now)
 	}
 	if out == h {
 		return out
@@ -130,13 +132,34 @@ func (d *door) enter(h *held, now time.Time) (out *held) {
 	return out
 }
 
-// touch gives a stranger that sends something more time.
-func (d *door) touch(h *held) {
+// refuseLocked counts a connection that is closed, and logs such now and then:
+// strangers decide how often it happens (R104).
+func (d *door) refuseLocked(h *held, reason string, now time.Time) {
+	d.refused++
+	if d.unlogged++; now.Sub(d.logged) >= time.Second {
+		d.log.Warn("connection closed", "peer", h.address, "reason", reason, "count", d.unlogged)
+		d.logged, d.unlogged = now, 0
+	}
+}
+
+// touch gives a stranger that sends something more time, until it has sent more
+// than a stranger may. The library knows one limit of messages for all callers;
+// counting all bytes of a connection gives strangers theirs before anything is
+// read for them, whatever calls the bytes are spread over (R97).
+func (d *door) touch(h *held, n int, now time.Time) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if h.among != nil {
-		h.idle.Reset(strangerIdle)
+	if h.among == nil {
+		return nil
 	}
+	h.idle.Reset(strangerIdle)
+	if h.received += n; h.received <= strangerBytes {
+		return nil
+	}
+	if h.received-n <= strangerBytes { // once
+		d.refuseLocked(h, "too many bytes without a certificate", now)
+	}
+	return errTooMuch
 }
 
 // know says that a connection is no stranger's.

@@ -12,8 +12,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/serverapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protowire"
 )
 
 // pipes is a listener whose connections are pipes.
@@ -205,4 +209,31 @@ func TestStrangersKeepNobodyOut(t *testing.T) { // R101
 	if err := ping(t, r.connect(&late)); err != nil {
 		t.Errorf("an agent that joined meanwhile: %v", err)
 	}
+}
+
+// Strangers' messages are read up to 1 MiB, those of agents up to 4 MiB.
+func TestStrangersBytes(t *testing.T) { // R97, R98
+	r := newRig(t)
+	ask := func(conn *grpc.ClientConn, size int) error {
+		// A call that agents and strangers may make; the unknown field is read and passed over.
+		req := &bundlev1.GetBundleRequest{}
+		req.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 1000, protowire.BytesType), make([]byte, size)))
+		_, err := bundlev1.NewBundleClient(conn).GetBundle(t.Context(), req)
+		return err
+	}
+	h := r.agent()
+	if err := ask(r.connect(&h), 4<<20-100); err != nil {
+		t.Errorf("an agent's message of just under 4 MiB: %v", err)
+	}
+	if err := ask(r.connect(nil), 1<<20); err != nil {
+		t.Errorf("a stranger's message of 1 MiB: %v", err)
+	}
+	wantCode(t, "a stranger's message of more", ask(r.connect(nil), serverapi.StrangerBytes), codes.Unavailable, "")
+	conn, err := r.connect(nil), error(nil)
+	for range 20 { // many small ones are no way around it
+		if err = ask(conn, 100<<10); err != nil {
+			break
+		}
+	}
+	wantCode(t, "2 MiB in messages of 100 KiB", err, codes.Unavailable, "")
 }

@@ -174,7 +174,7 @@ var parties = map[string][]string{
 	"github.com/prometheus/client_golang": {"internal/registry", "internal/authority", "internal/nodes", "internal/mirror",
 		"internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent"},
 
-	"golang.org/x/crypto/cryptobyte": {"internal/svid", "internal/bundle"},
+	"golang.org/x/crypto/cryptobyte": {"internal/svid", "internal/bundle", "internal/ticket"},
 	"golang.org/x/net/idna":          {"internal/entry", "internal/svid"},
 	"golang.org/x/sync":              {"internal/server", "internal/agent", "internal/workloadapi", "internal/serverlink", "cmd"},
 	"golang.org/x/sys": {"internal/process", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",

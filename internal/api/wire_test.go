@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	_ "github.com/plastron/plastron/api/plastron/issue/v1"
+	_ "github.com/plastron/plastron/api/plastron/join/v1"
 	_ "github.com/plastron/plastron/api/plastron/sync/v1"
 	_ "github.com/plastron/plastron/internal/api/plastron/state/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -162,7 +163,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	api := serverapi.New(serverapi.Config{
 		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
-		Health: func() error { return healthy(auth, own, trail) }, Admins: s.plan.admins,
+		Health: func() error { return healthy(auth, own, trail) }, Admins: s.plan.admins, Addresses: reachable(listener.Addr(), os.Hostname),
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,
 	})
@@ -174,6 +175,23 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		s.log.InfoContext(ctx, "server ready", "trust_domain", td.Name(), "peer", s.addr.String(), "dir", set.DataDir)
 		close(s.ready)
 	})
+}
+
+// reachable says where others reach what listens at an address: there, or if that
+// is every address of this machine, at its name. Nothing, if it has no name.
+func reachable(at net.Addr, hostname func() (string, error)) []string {
+	tcp, ok := at.(*net.TCPAddr)
+	if !ok {
+		return nil
+	}
+	host := tcp.AddrPort().Addr().Unmap().WithZone("").String()
+	if tcp.IP.IsUnspecified() {
+		name, err := hostname()
+		if host = strings.ToLower(name); err != nil || host == "" {
+			return nil
+		}
+	}
+	return []string{net.JoinHostPort(host, strconv.Itoa(tcp.Port))}
 }
 
 // healthy says why this server cannot issue, if it cannot (R105).

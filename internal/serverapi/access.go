@@ -97,9 +97,10 @@ func access() map[string]rule {
 		svid + "BatchNewWITSVID":     {kindAgent, queueSign, long},
 		svid + "NewDownstreamX509CA": {kindDownstream, queueSign, short},
 
-		"/plastron.sync.v1.Sync/Follow": {kindAgent, queueSync, 0},
-		"/plastron.issue.v1.Issue/X509": {kindAgent, queueSign, long},
-		"/plastron.issue.v1.Issue/JWT":  {kindAgent, queueSign, short},
+		"/plastron.sync.v1.Sync/Follow":  {kindAgent, queueSync, 0},
+		"/plastron.issue.v1.Issue/X509":  {kindAgent, queueSign, long},
+		"/plastron.issue.v1.Issue/JWT":   {kindAgent, queueSign, short},
+		"/plastron.join.v1.Join/Address": {operators, queueFree, short},
 
 		"/grpc.health.v1.Health/Check": {kindLocal, queueFree, short},
 		"/grpc.health.v1.Health/List":  {kindLocal, queueFree, short},

@@ -53,6 +53,7 @@ a        spire.api.server.svid.v1.SVID BatchNewX509SVID NewJWTSVID BatchNewWITSV
 d        spire.api.server.svid.v1.SVID NewDownstreamX509CA
 a        plastron.sync.v1.Sync Follow
 a        plastron.issue.v1.Issue X509 JWT
+lA       plastron.join.v1.Join Address
 l        grpc.health.v1.Health Check List Watch
 `
 

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
+	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
@@ -48,6 +49,7 @@ type Config struct {
 	Certificate func() (*tls.Certificate, error) // the server's own, rotating
 	Health      func() error                     // nil: can serve and issue
 
+	Addresses []string      // where agents reach this server, host:port
 	Admins    []spiffeid.ID // have an operator's rights over TCP
 	X509TTL   time.Duration // of entries that name none
 	JWTTL     time.Duration
@@ -183,4 +185,5 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	svidv1.RegisterSVIDServer(to, svids{server: s})
 	syncv1.RegisterSyncServer(to, syncs{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})
+	joinv1.RegisterJoinServer(to, joins{server: s})
 }

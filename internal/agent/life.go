@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -12,6 +13,8 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
+	"github.com/plastron/plastron/internal/nodeattest"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/svid"
 )
@@ -113,13 +116,18 @@ func (l *life) admit(ctx context.Context, mended func() bool) error {
 	}
 }
 
+// prover is made anew for each attestation, so that it reads files that have changed.
+func (l *life) prover() (nodeattest.Prover, error) {
+	token, err := l.agent.cfg.Agent.joinToken()
+	if err != nil {
+		return nil, err
+	}
+	return l.agent.prover.Prover(token)
+}
+
 func (l *life) attest(ctx context.Context) error {
 	a := l.agent
-	token, err := a.cfg.Agent.joinToken()
-	if err != nil {
-		return err
-	}
-	prover, err := a.prover.Prover(token)
+	prover, err := l.prover()
 	if err != nil {
 		return err
 	}
@@ -373,12 +381,33 @@ func (l *life) renewOnce(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	got, err := l.link.Renew(ctx, csr)
+	renew := l.link.Renew
+	if l.agent.own.Load().reattest {
+		renew = l.reattest
+	}
+	got, err := renew(ctx, csr)
 	if err != nil {
 		return err
 	}
-	got.CanReattest = l.agent.own.Load().reattest
 	return l.adopt(got)
+}
+
+// reattest proves the node again, where that is how an agent renews. It takes a
+// connection of its own that shows no SVID; the one in use, with the stream of
+// changes on it, goes on meanwhile.
+func (l *life) reattest(ctx context.Context, csr []byte) (serverlink.SVID, error) {
+	prover, err := l.prover()
+	if err != nil {
+		return serverlink.SVID{}, err
+	}
+	config := l.agent.linkConfig()
+	config.Certificate = func() *tls.Certificate { return nil }
+	link, err := serverlink.New(config)
+	if err != nil {
+		return serverlink.SVID{}, err
+	}
+	defer link.Close()
+	return link.Attest(ctx, l.agent.attestor, prover, csr)
 }
 
 // ended reports whether the own SVID has expired by our clock.
@@ -419,7 +448,11 @@ func (l *life) recover(ctx context.Context, why error) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return stuck(errors.Join(why, err), "make a join token with 'plastron server token generate' and start the agent with it")
+		remedy := "mend what the node proves itself with and start the agent again"
+		if a.attestor == jointoken.Name {
+			remedy = "make a join token with 'plastron server token generate' and start the agent with it"
+		}
+		return stuck(errors.Join(why, err), remedy)
 	}
 	if a.own.Load() == own { // the clock was wrong and is right again (R107)
 		l.renewAt = time.Now().Round(0)

@@ -59,7 +59,7 @@ type Event interface{ kind() string }
 
 // Admission is a node that was let in or renewed.
 type Admission struct {
-	Act      string    `json:"act"` // "attest", "retry" or "renew"
+	Act      string    `json:"act"` // "attest", "retry", "reattest" or "renew"
 	Node     string    `json:"node"`
 	Type     string    `json:"type"` // attestation type
 	Address  string    `json:"address"`

@@ -6,8 +6,11 @@ package nodeattest
 
 import (
 	"context"
+	"crypto/x509"
+	"log/slog"
 
 	"github.com/plastron/plastron/internal/entry"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Limits on what outsiders may send. Sizes are in bytes.
@@ -21,6 +24,9 @@ type Evidence struct {
 	// Path is the agent's path below /spire/agent/TYPE, such as "/5f3c…"; it
 	// begins with a slash. The engine refuses a path that is not a valid one.
 	Path string
+	// Outside says that Path lies below /spire/agent itself, as the operator has
+	// allowed. The engine still refuses a path below another attestor's name.
+	Outside bool
 	// Selectors are facts about the node; their type is the attestor's name.
 	Selectors []entry.Selector
 	// CanReattest says that the node may prove itself again at any time.
@@ -30,6 +36,17 @@ type Evidence struct {
 	// OneTime, if not empty, is the hash of a one-time secret. The engine consumes
 	// it in the commit that admits the node.
 	OneTime []byte
+	// Holder, if not empty, is a SHA-256 that tells who proved the node: another
+	// value means other evidence. Not together with OneTime.
+	Holder []byte
+}
+
+// Env is what a server lends its verifiers.
+type Env struct {
+	TrustDomain spiffeid.TrustDomain
+	// Roots are the X.509 authorities of the own bundle at this moment.
+	Roots func() []*x509.Certificate
+	Log   *slog.Logger
 }
 
 // Challenger carries the server's half of a conversation: it sends a challenge

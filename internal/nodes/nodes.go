@@ -41,6 +41,7 @@ type Candidate struct {
 	CanReattest bool
 	FirstUse    bool
 	OneTime     []byte // hash of the one-time secret; empty if there is none
+	Holder      []byte // who proved the node; empty if the attestor cannot tell
 	Credential  registry.Credential
 	Lineage     []byte // fresh random bytes, used if a new lineage begins
 }
@@ -52,12 +53,19 @@ func Admit(node *registry.Node, token *registry.Token, c Candidate) (*registry.N
 	if node != nil && node.Banned {
 		return nil, nil, banned()
 	}
+	if node != nil && node.AttestationType != c.Type {
+		return nil, nil, fault.New(fault.Denied, "agent_exists", "another attestor has admitted an agent with this ID").
+			Fix("evict that agent, or give this one another path")
+	}
 	if len(c.OneTime) == 0 {
-		if c.FirstUse && node != nil {
+		switch {
+		case node == nil:
+			return admitted(c), nil, nil
+		case c.FirstUse:
 			return nil, nil, fault.New(fault.Denied, "already_attested", "this node was attested before, and its proof is good only once").
 				Fix("evict the agent to let it attest again")
 		}
-		return admitted(c), nil, nil
+		return reattested(node, c), nil, nil
 	}
 	switch {
 	// One error for all three, so that it tells a guesser nothing (K1, K2, K3).
@@ -87,10 +95,32 @@ func retried(node *registry.Node, token *registry.Token, c Candidate) (*registry
 	return &next, nil, nil
 }
 
+// reattested lets a node in again, which for some attestors is how an agent
+// renews. As with a renewal the certificate before counts until the new one is
+// used (R33): the agent is at work with it, and the answer may be lost.
+func reattested(node *registry.Node, c Candidate) *registry.Node {
+	again := admitted(c)
+	again.AgentVersion = node.AgentVersion
+	if c.Now.Before(node.Current.ExpiresAt) {
+		again.Current, again.Next = node.Current, c.Credential
+	}
+	return again
+}
+
+// Changed reports whether somebody else than before has proved to be the node: it
+// got a new key, or the attestor is set up so that two nodes have one ID (F22).
+func Changed(node *registry.Node, c Candidate) bool {
+	return node != nil && len(c.Holder) > 0 && !bytes.Equal(node.Evidence, c.Holder)
+}
+
 func admitted(c Candidate) *registry.Node {
+	evidence := c.OneTime
+	if len(evidence) == 0 {
+		evidence = c.Holder
+	}
 	return &registry.Node{
 		ID: c.ID, AttestationType: c.Type, Selectors: c.Selectors, CanReattest: c.CanReattest,
-		Current: c.Credential, Lineage: c.Lineage, AttestedAt: c.Now.UTC().Truncate(time.Second), Evidence: c.OneTime,
+		Current: c.Credential, Lineage: c.Lineage, AttestedAt: c.Now.UTC().Truncate(time.Second), Evidence: evidence,
 	}
 }
 

@@ -94,8 +94,24 @@ func TestAdmitWithoutToken(t *testing.T) {
 	}
 	c.FirstUse, c.CanReattest, c.Credential = false, true, credential(2, "k2")
 	again, _, err := nodes.Admit(node, nil, c)
-	if err != nil || again.Current.Serial != "2" || again.Next.Serial != "" {
-		t.Errorf("re-attestation: %+v, %v, want 2 as the only certificate", again, err)
+	if err != nil || again.Current.Serial != "1" || again.Next.Serial != "2" { // R33
+		t.Errorf("re-attestation: %+v, %v, want 2 as next", again, err)
+	}
+	c.Now = node.Current.ExpiresAt
+	if again, _, err = nodes.Admit(node, nil, c); err != nil || again.Current.Serial != "2" || again.Next.Serial != "" {
+		t.Errorf("re-attestation after expiry: %+v, %v, want 2 as the only certificate", again, err)
+	}
+	node.AgentVersion, node.Evidence, c.Holder = "1.0", []byte("one"), []byte("one")
+	if again, _, err = nodes.Admit(node, nil, c); err != nil || again.AgentVersion != "1.0" || string(again.Evidence) != "one" || nodes.Changed(node, c) {
+		t.Errorf("re-attestation of the same holder: %+v, %v", again, err)
+	}
+	if c.Holder = []byte("two"); !nodes.Changed(node, c) { // F22
+		t.Error("another holder was not noticed")
+	}
+	foreign := *node
+	foreign.AttestationType = "other"
+	if _, _, err := nodes.Admit(&foreign, nil, c); fault.ReasonOf(err) != "agent_exists" {
+		t.Errorf("an agent of another attestor: %v, want agent_exists", err)
 	}
 	node.Banned = true
 	if _, _, err := nodes.Admit(node, nil, c); fault.ReasonOf(err) != nodes.ReasonBanned { // A46

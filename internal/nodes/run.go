@@ -134,16 +134,25 @@ func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Chall
 	// 4. The decision and its commit.
 	c := Candidate{
 		Now: now, ID: id, Type: a.Type, Selectors: selectors, CanReattest: evidence.CanReattest,
-		FirstUse: evidence.FirstUse, OneTime: evidence.OneTime, Lineage: make([]byte, 16),
+		FirstUse: evidence.FirstUse, OneTime: evidence.OneTime, Holder: evidence.Holder, Lineage: make([]byte, 16),
 		Credential: registry.Credential{Serial: prepared.Serial(), ExpiresAt: prepared.NotAfter(), KeyHash: key.Hash[:]},
 	}
 	rand.Read(c.Lineage)
 	var row *registry.Node
+	var changed bool
+	act := "attest"
 	position, err := e.cfg.Registry.Update(ctx, id.String(), func(tx *registry.Tx) error {
 		c.Epoch = tx.Epoch()
 		node, err := optional(tx.Node(id))
 		if err != nil {
 			return err
+		}
+		changed = Changed(node, c)
+		switch act = "attest"; {
+		case node != nil && len(c.OneTime) > 0:
+			act = "retry"
+		case node != nil:
+			act = "reattest"
 		}
 		var token *registry.Token
 		if len(c.OneTime) > 0 {
@@ -168,9 +177,10 @@ func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Chall
 	}
 
 	// 5. On record, then signed.
-	act := "attest"
-	if row.Next.Serial == prepared.Serial() {
-		act = "retry"
+	if changed {
+		e.cfg.Log.WarnContext(ctx, "another key has proved to be this node", "agent", id.String(), "peer", a.Address)
+		e.recordAlarm(audit.Alarm{Subject: id.String(), Reason: "node_changed",
+			Detail: "attested from " + a.Address + " as " + hex.EncodeToString(c.Holder) + ", while another was admitted before"})
 	}
 	issued, err := e.issue(prepared, position, act, *row, a.Address, key)
 	return Admitted{issued, row.CanReattest}, err
@@ -476,7 +486,13 @@ func (e *Engine) identify(kind string, ev nodeattest.Evidence) (spiffeid.ID, []e
 	unsound := func(what string) (spiffeid.ID, []entry.Selector, error) {
 		return spiffeid.ID{}, nil, fault.New(fault.Denied, "evidence_invalid", "the attestor %q yields %s", kind, what)
 	}
-	id, err := spiffeid.FromPath(e.cfg.TrustDomain, "/spire/agent/"+kind+ev.Path)
+	path := ev.Path
+	if !ev.Outside {
+		path = "/" + kind + path
+	} else if e.ofAnother(kind, path) {
+		return unsound("a path of another attestor")
+	}
+	id, err := spiffeid.FromPath(e.cfg.TrustDomain, "/spire/agent"+path)
 	if err != nil || !strings.HasPrefix(ev.Path, "/") {
 		return unsound("a path that is not one")
 	}
@@ -496,6 +512,13 @@ func (e *Engine) identify(kind string, ev nodeattest.Evidence) (spiffeid.ID, []e
 		return unsound("selectors that are none")
 	}
 	return id, selectors, nil
+}
+
+// ofAnother reports whether the path lies below another attestor's name. A join
+// token names its agent before there is one, so its name is kept free always.
+func (e *Engine) ofAnother(kind, path string) bool {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	return first != kind && (e.cfg.Verifiers[first] != nil || first == jointoken.Name)
 }
 
 // prepare lints an agent's certificate and reserves its key for the agent.

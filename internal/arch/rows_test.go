@@ -16,7 +16,7 @@ var rows = [...][]string{
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "store"},
 	5:  {"process", "serverlink"},
-	6:  {"nodeattest/jointoken", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite"},
+	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite"},
 	7:  {"registry"},
 	8:  {"authority", "nodes", "mirror"},
 	9:  {"serverapi", "workloadapi"},

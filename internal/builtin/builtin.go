@@ -11,6 +11,7 @@ import (
 	"github.com/plastron/plastron/internal/keys/memkeys"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/nodeattest/x509pop"
 )
 
 // KeyManager is a keeper of private keys.
@@ -30,7 +31,7 @@ func KeyManagers() []KeyManager {
 
 // VerifierConfig opens the server's half of a node attestor.
 type VerifierConfig interface {
-	Open(ctx context.Context) (nodeattest.Verifier, error)
+	Open(ctx context.Context, env nodeattest.Env) (nodeattest.Verifier, error)
 }
 
 // NodeAttestor is a way to prove a node.
@@ -44,5 +45,6 @@ type NodeAttestor struct {
 func NodeAttestors() []NodeAttestor {
 	return []NodeAttestor{
 		{jointoken.Name, "a secret that works once", func() VerifierConfig { return new(jointoken.Config) }},
+		{x509pop.Name, "a certificate that the node has, and a signature with its key", func() VerifierConfig { return new(x509pop.Config) }},
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/diskkeys"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -277,6 +278,10 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 			if p.store.Dir, err = d.dir(pl.Name); err != nil {
 				fail(pl, fault.KindOf(err), "%v", err)
 			}
+		} else if v, ok := target.(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				fail(pl, fault.KindOf(err), "%v", err)
+			}
 		}
 	}
 	for _, kind := range []string{"DataStore", "KeyManager"} {
@@ -294,9 +299,7 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 		disk.Path = filepath.Join(c.Server.DataDir, "keys.json")
 	}
 	if count["NodeAttestor"] == 0 {
-		for _, a := range builtin.NodeAttestors() {
-			p.attestors[a.Name] = a.New()
-		}
+		p.attestors[jointoken.Name] = &jointoken.Config{}
 	}
 	return faults
 }

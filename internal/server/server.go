@@ -6,6 +6,7 @@ package server
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -27,6 +28,7 @@ import (
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -123,7 +125,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	verifiers := map[string]nodeattest.Verifier{}
 	for name, config := range s.plan.attestors {
-		if verifiers[name], err = config.Open(ctx); err != nil {
+		if verifiers[name], err = config.Open(ctx, nodeattest.Env{TrustDomain: td, Roots: roots(reg, td), Log: s.log}); err != nil {
 			return fmt.Errorf("open node attestor %q: %w", name, err)
 		}
 	}
@@ -192,6 +194,18 @@ func reachable(at net.Addr, hostname func() (string, error)) []string {
 		}
 	}
 	return []string{net.JoinHostPort(host, strconv.Itoa(tcp.Port))}
+}
+
+// roots are the X.509 authorities of the own bundle, as they are when it is called.
+func roots(reg *registry.Registry, td spiffeid.TrustDomain) func() []*x509.Certificate {
+	return func() (out []*x509.Certificate) {
+		reg.View(func(s *registry.Snapshot) {
+			if b, err := s.Bundle(td); err == nil {
+				out = b.Roots()
+			}
+		})
+		return out
+	}
 }
 
 // healthy says why this server cannot issue, if it cannot (R105).

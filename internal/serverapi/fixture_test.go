@@ -128,7 +128,7 @@ func newRig(t *testing.T, options ...option) *rig {
 	})
 	must(err)
 	must(r.authority.Start(ctx))
-	verifier, err := new(jointoken.Config).Open(ctx)
+	verifier, err := new(jointoken.Config).Open(ctx, nodeattest.Env{})
 	must(err)
 	nodesConfig := nodes.Config{
 		TrustDomain: td, Registry: r.registry, Audit: r.audit, Issuer: r.authority.X509, TTL: 10 * time.Minute, Log: log,

@@ -133,8 +133,10 @@ type deployment struct {
 	server, agent *process
 	serverOptions string // extra lines for the server block
 	agentOptions  string
-	serverPrefix  []string // command to run the server under, such as nsenter
-	agentPrefix   []string
+	// The NodeAttestor blocks; newDeployment sets join_token.
+	serverAttestor, agentAttestor string
+	serverPrefix                  []string // command to run the server under, such as nsenter
+	agentPrefix                   []string
 }
 
 // newDeployment prepares directories; nothing runs yet.
@@ -148,7 +150,8 @@ func newDeployment(t testing.TB) *deployment {
 	if err := os.Chmod(dir, 0o755); err != nil { // other uids reach the socket
 		t.Fatal(err)
 	}
-	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t), trustDomain: "example.org"}
+	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t), trustDomain: "example.org",
+		serverAttestor: `NodeAttestor "join_token" { plugin_data {} }`, agentAttestor: `NodeAttestor "join_token" { plugin_data {} }`}
 }
 
 func freePort(t testing.TB) int {
@@ -179,9 +182,9 @@ func (d *deployment) startServer() {
 plugins {
   DataStore "sqlite" { plugin_data {} }
   KeyManager "disk" { plugin_data { keys_path = %q } }
-  NodeAttestor "join_token" { plugin_data {} }
+  %s
 }
-`, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.path("server/keys.json")))
+`, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.path("server/keys.json"), d.serverAttestor))
 	args := append(append([]string{}, d.serverPrefix...), plastron, "server", "run", "-config", d.path("server.conf"))
 	d.server = start(d.t, exec.Command(args[0], args[1:]...))
 	d.waitHealthy("server")
@@ -205,11 +208,11 @@ func (d *deployment) startAgent(token string) {
   %s
 }
 plugins {
-  NodeAttestor "join_token" { plugin_data {} }
+  %s
   KeyManager "disk" { plugin_data { directory = %q } }
   WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
 }
-`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), token, d.agentOptions, d.path("agent")))
+`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), token, d.agentOptions, d.agentAttestor, d.path("agent")))
 	args := append(append([]string{}, d.agentPrefix...), plastron, "agent", "run", "-config", d.path("agent.conf"))
 	d.agent = start(d.t, exec.Command(args[0], args[1:]...))
 	d.waitHealthy("agent")

@@ -155,7 +155,9 @@ func (Token) LogValue() slog.Value { return slog.StringValue("jointoken.Token") 
 type Config struct{}
 
 // Open returns the server's half.
-func (*Config) Open(context.Context) (nodeattest.Verifier, error) { return verifier{}, nil }
+func (*Config) Open(context.Context, nodeattest.Env) (nodeattest.Verifier, error) {
+	return verifier{}, nil
+}
 
 type verifier struct{}
 

@@ -9,13 +9,14 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/attesttest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 )
 
 func TestContract(t *testing.T) {
 	attesttest.Run(t, func(t *testing.T) attesttest.Pair {
-		v, err := new(jointoken.Config).Open(t.Context())
+		v, err := new(jointoken.Config).Open(t.Context(), nodeattest.Env{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -39,7 +40,7 @@ func TestMalformedTokens(t *testing.T) {
 			if _, err := jointoken.Parse(text); fault.KindOf(err) != fault.Invalid {
 				t.Errorf("Parse() = %v, want fault.Invalid", err)
 			}
-			v, _ := new(jointoken.Config).Open(t.Context())
+			v, _ := new(jointoken.Config).Open(t.Context(), nodeattest.Env{})
 			if _, err := v.Verify(t.Context(), []byte(text), nil); fault.KindOf(err) != fault.Invalid {
 				t.Errorf("Verify() = %v, want fault.Invalid", err)
 			}
@@ -99,7 +100,7 @@ func TestTokenPrintsAsItsName(t *testing.T) { // R112
 }
 
 func FuzzVerify(f *testing.F) {
-	v, _ := new(jointoken.Config).Open(f.Context())
+	v, _ := new(jointoken.Config).Open(f.Context(), nodeattest.Env{})
 	f.Add([]byte("3ZJ5TQZ2W6Q5V4YB2K7D3C2RFA"))
 	f.Add([]byte("../../x"))
 	f.Add([]byte{0})

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -95,7 +96,7 @@ func TestX509PoP(t *testing.T) {
 	d := newDeployment(t)
 	pki := newNodePKI(d)
 	cert := pki.node("node-1")
-	d.serverOptions = `agent_ttl = "6s"`
+	d.serverOptions = `agent_ttl = "12s"`
 	d.attestBy(`NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "` + d.path("nodes-ca.pem") + `" } }`)
 	d.startServer()
 	d.startAgent("")
@@ -118,9 +119,9 @@ func TestX509PoP(t *testing.T) {
 	d.createEntry(id, "/web", nil, mine())
 	d.waitServed()
 
-	// Three times half a life; the workload is served all the while.
+	// Twice half a life; the workload is served all the while.
 	serial := all[0].X509SvidSerialNumber
-	for range 3 {
+	for range 2 {
 		eventually(t, "a new agent certificate", func() bool {
 			now := d.agents()[0].X509SvidSerialNumber
 			changed := now != serial
@@ -175,5 +176,32 @@ func TestX509PoPEvicted(t *testing.T) {
 		log, err := os.ReadFile(d.path("server/audit.log"))
 		return err == nil && strings.Contains(string(log), "node_changed")
 	})
+	d.waitServed()
+}
+
+// TestX509PoPBySVID exchanges a workload's SVID for an agent's identity.
+func TestX509PoPBySVID(t *testing.T) {
+	d := newDeployment(t)
+	joined := d.serverAttestor
+	d.attestBy(joined + ` NodeAttestor "x509pop" { plugin_data { mode = "spiffe" } }`)
+	byCertificate := d.agentAttestor
+	d.agentAttestor = joined
+	parent := d.start()
+	d.createEntry(parent, "/spire-exchange/rack/n1", nil, mine())
+	d.waitServed()
+	d.run("agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-write", d.dir)
+	d.agent.stop(syscall.SIGTERM)
+	for from, to := range map[string]string{"svid.0.pem": "node.pem", "svid.0.key": "node-key.pem"} {
+		if err := os.Rename(d.path(from), d.path(to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if err := os.RemoveAll(d.path("agent")); err != nil { // a node that has nothing but the SVID
+		t.Fatal(err)
+	}
+	d.agentAttestor = byCertificate
+	d.startAgent("")
+	d.createEntry("spiffe://"+d.trustDomain+"/spire/agent/x509pop/rack/n1", "/web", nil, mine())
 	d.waitServed()
 }

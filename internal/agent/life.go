@@ -51,6 +51,7 @@ type life struct {
 	pending  keys.Key  // made for a renewal whose answer has not come
 	renewAt  time.Time // when the own SVID is to be renewed
 	failures int
+	ousted   int  // attestations in a row whose SVID was refused soon after
 	fresh    bool // the bundle came from the configured source in this life
 }
 
@@ -432,6 +433,9 @@ func (l *life) recover(ctx context.Context, why error) error {
 		return errors.Join(stuck(why, "ask the operator of the server why this node is banned"), saved)
 	}
 	a.log.Warn("the server does not accept the agent's SVID, attesting again", "reason", fault.ReasonOf(why))
+	if err := l.takeTurns(ctx); err != nil {
+		return err
+	}
 	l.pending = keys.Key{}
 	key, err := l.keeper.Generate(ctx, l.nextKey(), keys.ECP256)
 	if err != nil {
@@ -459,6 +463,24 @@ func (l *life) recover(ctx context.Context, why error) error {
 		return l.show(true)
 	}
 	return nil
+}
+
+// takeTurns waits before the agent attests again soon after it did: if another
+// node proves to be this one, each takes the other's place, and not at full speed.
+func (l *life) takeTurns(ctx context.Context) error {
+	if time.Since(l.agent.own.Load().since) > 2*attestCeiling {
+		l.ousted = 0
+	}
+	l.ousted++
+	if l.ousted == 1 {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(backoff(l.ousted-1, attestFloor, attestCeiling)):
+		return nil
+	}
 }
 
 // direct takes a directive of the server.

@@ -125,6 +125,46 @@ func TestAttestsAgainWhenTheOldAuthorityIsGone(t *testing.T) {
 	}
 }
 
+// Where that is how an agent renews, it attests again over a connection that does
+// not show its SVID; this server would refuse the one in use.
+func TestRenewsByAttestingAgain(t *testing.T) {
+	s := &testServer{ca: newTestAuthority(t)}
+	l := s.serve(t)
+	old := s.hold(t, l, time.Now().Add(time.Hour))
+	old.reattest = true
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := l.renewOnce(ctx); err != nil {
+		t.Fatal(err)
+	}
+	own := l.agent.own.Load()
+	if own == old || own.keyID == old.keyID || s.attested.Load() != 1 || s.refused.Load() != 0 {
+		t.Errorf("the same SVID: %v, %d attestations, %d refused connections, want another by one attestation", own == old, s.attested.Load(), s.refused.Load())
+	}
+	if l.agent.anonymous.Load() {
+		t.Error("the new SVID is not shown")
+	}
+}
+
+// Two nodes with one ID, by a template or a copied key, oust each other.
+func TestOustedAgentTakesItsTime(t *testing.T) { // F22
+	s := &testServer{ca: newTestAuthority(t)}
+	l := s.serve(t)
+	s.hold(t, l, time.Now().Add(time.Hour))
+	why := fault.New(fault.Denied, "agent_not_active", "replaced")
+	if err := l.recover(t.Context(), why); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), attestFloor/10)
+	defer cancel()
+	if err := l.recover(ctx, why); !errors.Is(err, context.DeadlineExceeded) || s.attested.Load() != 1 {
+		t.Errorf("recover() = %v with %d attestations, want a wait before the second", err, s.attested.Load())
+	}
+	if err := l.recover(t.Context(), why); err != nil || s.attested.Load() != 2 {
+		t.Errorf("recover() = %v with %d attestations, want the second after the wait", err, s.attested.Load())
+	}
+}
+
 // A refusal of the SVID that was replaced meanwhile says nothing about the new
 // one: a second attestation would cost a join token that is used.
 func TestLateRefusalOfAReplacedSVID(t *testing.T) {

@@ -256,6 +256,9 @@ func (tx *Tx) dropContent(hash [32]byte) {
 func (tx *Tx) Node(id spiffeid.ID) (Node, error) {
 	name := nodeName(id.Path())
 	m, payload, err := tx.get(kindNode, name, "node")
+	if fault.KindOf(err) == fault.NotFound {
+		return Node{}, notFound("node", id.String()) // by the name that the caller knows
+	}
 	if err != nil {
 		return Node{}, err
 	}

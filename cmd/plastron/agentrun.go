@@ -2,14 +2,26 @@ package main
 
 import (
 	"errors"
+	"io"
 	"log/slog"
+	"os"
+	"strings"
 
 	"github.com/plastron/plastron/internal/agent"
+	"github.com/plastron/plastron/internal/ticket"
 	"github.com/spf13/cobra"
 )
 
 func (p *program) agentRunCommand() *cobra.Command {
-	c := &cobra.Command{Use: "run", Short: "Run an agent"}
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Run an agent",
+		Long: `Runs an agent until it is told to stop. With -ticket it needs no file and no other
+flag; what 'plastron server token generate' prints is the whole command. The ticket
+stands for the trust domain, the server's address, the roots by which the server is
+recognised and the join token, in place of what the file says of them; flags win
+over it.`,
+	}
 	cfg, file, load := agentConfig(c)
 	set := &cfg.Agent
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -47,6 +59,7 @@ func agentConfig(c *cobra.Command) (*agent.Config, *configFile, func() error) {
 	*cfg = agent.Default()
 	set := &cfg.Agent
 	file := newConfigFile(c, "conf/agent/agent.conf")
+	ticketFault := ticketFlags(file, set)
 	file.text(&set.ServerAddress, "serverAddress", "`HOST` of the server")
 	file.number(&set.ServerPort, "serverPort", "`PORT` of the server")
 	file.text(&set.DataDir, "dataDir", "`DIR` of the agent's own key, certificate and bundle")
@@ -62,8 +75,55 @@ func agentConfig(c *cobra.Command) (*agent.Config, *configFile, func() error) {
 	file.flag(&set.AllowUnauthenticatedVerifiers, "allowUnauthenticatedVerifiers", "give bundles to processes that have no identity")
 	file.logFlags(&set.LogFile, &set.LogLevel, &set.LogFormat, &set.LogSourceLocation)
 	validate := func() error {
+		if *ticketFault != nil { // without the ticket everything would be missing
+			return *ticketFault
+		}
 		_, err := agent.New(*cfg, slog.New(slog.DiscardHandler)) // checks all and opens nothing
 		return errors.Join(logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.check("agent"), err)
 	}
 	return cfg, file, func() error { return file.load(cfg, validate) }
+}
+
+// ticketFlags come before the other flags: a ticket takes the place of what the
+// file says of the same things, not of what the other flags say. What is wrong
+// with the flags is where it points, once they are applied.
+func ticketFlags(file *configFile, set *agent.Settings) *error {
+	flags, found := file.command.Flags(), new(error)
+	text := flags.String("ticket", "", "`TICKET` with which the agent joins; others can read it in the list of processes, but it is good only once")
+	path := flags.String("ticketFile", "", "`FILE` that holds the ticket with which the agent joins")
+	join := func(name, text string) {
+		if _, err := ticket.Parse(text); err != nil {
+			*found = about(name, err)
+			return
+		}
+		set.Ticket = text
+		set.ServerAddress, set.ServerPort, set.JoinToken, set.JoinTokenFile = "", 0, "", ""
+		set.TrustBundlePath, set.TrustBundleHash, set.InsecureBootstrap = "", "", false
+	}
+	file.override("ticket", func() error { join("-ticket", *text); return nil })
+	file.override("ticketFile", func() error {
+		text, err := readTicket(*path)
+		switch {
+		case flags.Changed("ticket"):
+			*found = usage(file.command, "-ticket and -ticketFile exclude each other")
+		case err != nil:
+			*found = about("-ticketFile", err)
+		default:
+			join("-ticketFile", text)
+		}
+		return nil
+	})
+	return found
+}
+
+// readTicket reads a file that holds a ticket. One line end is taken off it and
+// nothing else.
+func readTicket(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, ticket.MaxText+3)) // with a line end and one byte too many
+	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), err
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/workloadapi"
@@ -38,6 +39,7 @@ const Version = "0.1.0"
 // Agent is made by New and runs once.
 type Agent struct {
 	cfg       Config
+	joining   joining
 	log       *slog.Logger
 	keeper    keys.Config
 	prover    builtin.ProverConfig
@@ -60,8 +62,12 @@ type workloadPlugin struct {
 // New returns an agent that has not started. It reads no file but those that
 // the plugins' configuration names.
 func New(cfg Config, log *slog.Logger) (*Agent, error) {
-	a := &Agent{cfg: cfg, log: log, ready: make(chan struct{})}
-	faults := []error{cfg.Validate()}
+	cfg, joining, err := cfg.withTicket()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{cfg: cfg, joining: joining, log: log, ready: make(chan struct{})}
+	faults := []error{cfg.validate()}
 	for _, p := range cfg.Plugins {
 		if p.On() {
 			faults = append(faults, a.plug(p))
@@ -70,6 +76,10 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
+	if disk, ok := a.keeper.(*builtin.AgentDiskKeys); ok && disk.Directory == "" {
+		disk.Directory = cfg.Agent.DataDir
+	}
+	a.joining.token = a.joining.token && a.attestor == jointoken.Name
 	return a, nil
 }
 
@@ -188,6 +198,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) linkConfig() serverlink.Config {
 	return serverlink.Config{
 		Address:     net.JoinHostPort(a.cfg.Agent.ServerAddress, strconv.Itoa(a.cfg.Agent.ServerPort)),
+		Others:      a.joining.others,
 		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain,
 		Roots: func() []*x509.Certificate {
 			if b := a.bundle.Load(); b != nil {

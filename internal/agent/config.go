@@ -37,9 +37,17 @@ type Config struct {
 
 // Settings is the block agent { }.
 type Settings struct {
-	// TrustDomain is the name of the trust domain, such as example.org. Required.
+	// Ticket is a text that 'plastron server token generate' prints. It stands for
+	// TrustDomain, for ServerAddress and ServerPort, for the roots by which the server
+	// is recognised and for JoinToken. What is set besides wins over it. Plugins of a
+	// type of which there is none get their default: keys on disk in DataDir,
+	// join_token, unix. It is good for joining once; an agent that has joined still
+	// finds its server by it.
+	Ticket string `hcl:"ticket"`
+	// TrustDomain is the name of the trust domain, such as example.org. Required
+	// without a ticket.
 	TrustDomain config.TrustDomain `hcl:"trust_domain"`
-	// ServerAddress and ServerPort say where the server is. Required.
+	// ServerAddress and ServerPort say where the server is. Required without a ticket.
 	ServerAddress string `hcl:"server_address"`
 	ServerPort    int    `hcl:"server_port"`
 	// DataDir holds the agent's own SVID and bundle. One agent at a time; mode 0700.
@@ -49,8 +57,8 @@ type Settings struct {
 	// Default /tmp/spire-agent/public/api.sock.
 	SocketPath string `hcl:"socket_path"`
 
-	// The server is first recognised by exactly one of these. Later the agent trusts
-	// what it has learnt from the server.
+	// The server is first recognised by exactly one of these, or by a ticket. Later the
+	// agent trusts what it has learnt from the server.
 
 	// TrustBundlePath is a file with the trust domain's roots.
 	TrustBundlePath string `hcl:"trust_bundle_path"`
@@ -107,10 +115,10 @@ type Settings struct {
 	TrustBundleWorkloadAPI config.Node `hcl:"trust_bundle_spiffe_workload_api"`
 }
 
-// String keeps the join token out of logs.
+// String keeps the join token and the ticket out of logs.
 func (s Settings) String() string { return "agent.Settings" }
 
-// GoString keeps the join token out of logs.
+// GoString keeps the join token and the ticket out of logs.
 func (s Settings) GoString() string { return s.String() }
 
 // Default returns the values of keys that are absent.
@@ -124,6 +132,15 @@ func Default() Config {
 
 // Validate reports everything that is wrong at once. It reads no file and changes nothing.
 func (c *Config) Validate() error {
+	complete, _, err := c.withTicket()
+	if err != nil {
+		return err
+	}
+	return complete.validate()
+}
+
+// validate is Validate for a configuration that the ticket has completed.
+func (c *Config) validate() error {
 	var faults []error
 	check := func(ok bool, message string) {
 		if !ok {
@@ -151,8 +168,9 @@ func (c *Config) Validate() error {
 			sources++
 		}
 	}
-	check(sources > 0, "trust_bundle_path, trust_bundle_hash or insecure_bootstrap: one must be set, so that the server can be recognised")
+	check(sources > 0 || s.Ticket != "", "trust_bundle_path, trust_bundle_hash or insecure_bootstrap: one must be set, so that the server can be recognised")
 	check(sources < 2, "trust_bundle_path, trust_bundle_hash and insecure_bootstrap exclude each other") // F28
+	check(!s.InsecureBootstrap || s.Ticket == "", "insecure_bootstrap and ticket exclude each other")
 	check(s.JoinToken == "" || s.JoinTokenFile == "", "join_token and join_token_file exclude each other")
 	if s.JoinToken != "" {
 		_, err := jointoken.Parse(s.JoinToken)

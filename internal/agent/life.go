@@ -100,7 +100,8 @@ func (l *life) admit(ctx context.Context, mended func() bool) error {
 		if err == nil || ctx.Err() != nil {
 			return errors.Join(err, ctx.Err())
 		}
-		kind, foreign := fault.KindOf(err), fault.ReasonOf(err) == "server_untrusted"
+		reason := fault.ReasonOf(err)
+		kind, foreign := fault.KindOf(err), reason == reasonUntrusted || reason == reasonWrongRoot
 		if kind != fault.Unavailable && kind != fault.Exhausted && (mended == nil || !foreign) {
 			return err
 		}
@@ -119,6 +120,9 @@ func (l *life) admit(ctx context.Context, mended func() bool) error {
 
 // prover is made anew for each attestation, so that it reads files that have changed.
 func (l *life) prover() (nodeattest.Prover, error) {
+	if err := l.agent.joining.usable(time.Now()); err != nil {
+		return nil, err
+	}
 	token, err := l.agent.cfg.Agent.joinToken()
 	if err != nil {
 		return nil, err
@@ -154,7 +158,7 @@ func (l *life) attest(ctx context.Context) error {
 		return err
 	}
 	got, err := l.link.Attest(ctx, a.attestor, prover, csr)
-	if fault.ReasonOf(err) == "server_untrusted" && !l.fresh && !a.cfg.Agent.InsecureBootstrap {
+	if fault.ReasonOf(err) == reasonUntrusted && !l.fresh && !a.cfg.Agent.InsecureBootstrap {
 		// What was learnt in an earlier life may be outdated; what the operator has
 		// configured is asked once more.
 		a.log.Warn("the stored bundle does not fit the server, using the configured one")
@@ -177,7 +181,7 @@ func (l *life) attest(ctx context.Context) error {
 		return fault.New(fault.Unavailable, "key_taken", "the agent's key was used before")
 	}
 	if err != nil {
-		return err
+		return a.joining.explain(err)
 	}
 	if err := l.adopt(got); err != nil {
 		return err
@@ -198,6 +202,9 @@ func (l *life) bootstrap(ctx context.Context) (*bundle.Bundle, error) {
 			return nil, err
 		}
 		return serverlink.Pinned(ctx, l.agent.linkConfig(), pin)
+	case len(l.agent.joining.roots) > 0:
+		b, err := serverlink.Pinned(ctx, l.agent.linkConfig(), l.agent.joining.roots...)
+		return b, l.agent.joining.explain(err)
 	}
 	l.agent.log.Warn("insecure bootstrap: the server is trusted because it answered")
 	return serverlink.Insecure(ctx, l.agent.linkConfig())

@@ -24,19 +24,20 @@ type AgentKeeper struct {
 // AgentKeepers are the agent's KeyManager plugins.
 func AgentKeepers() []AgentKeeper {
 	return []AgentKeeper{
-		{"disk", "keys in a file of the agent's user, so that it survives a restart", func() keys.Config { return new(agentDiskKeys) }},
+		{"disk", "keys in a file of the agent's user, so that it survives a restart", func() keys.Config { return new(AgentDiskKeys) }},
 		{"memory", "keys in memory; every restart needs a new attestation", func() keys.Config { return new(memkeys.Config) }},
 	}
 }
 
-// agentDiskKeys is diskkeys with the agent's way to name the file.
-type agentDiskKeys struct {
+// AgentDiskKeys is diskkeys with the agent's way to name the file.
+type AgentDiskKeys struct {
 	// Directory is where keys.json lies. It must be writable by the agent's user only.
+	// Default: data_dir, which the agent fills in.
 	Directory string `hcl:"directory"`
 }
 
 // Open implements keys.Config.
-func (c *agentDiskKeys) Open(ctx context.Context) (keys.Keeper, error) {
+func (c *AgentDiskKeys) Open(ctx context.Context) (keys.Keeper, error) {
 	if c.Directory == "" {
 		return nil, fault.New(fault.Invalid, "config_invalid", "directory: must be set")
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"slices"
 	"time"
 
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
@@ -31,18 +32,25 @@ func ParseRootHash(s string) (RootHash, error) {
 	return RootHash(b), nil
 }
 
-// Pinned fetches the trust domain's bundle from a server that chains to the
-// root with that hash. Nothing is sent before the server is verified but the
+// Pinned fetches the trust domain's bundle from a server that chains to a root
+// with one of those hashes. Nothing is sent before the server is verified but the
 // request for its public keys.
-func Pinned(ctx context.Context, cfg Config, pin RootHash) (*bundle.Bundle, error) {
+func Pinned(ctx context.Context, cfg Config, pins ...RootHash) (*bundle.Bundle, error) {
 	b, state, err := introduce(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
+	var pinned []*x509.Certificate
 	for _, root := range b.Roots() {
-		if sha256.Sum256(root.Raw) == pin {
-			return b, verifyServer(state, []*x509.Certificate{root}, cfg.TrustDomain)
+		if slices.Contains(pins, sha256.Sum256(root.Raw)) {
+			pinned = append(pinned, root)
 		}
+	}
+	if len(pinned) > 0 {
+		if err := verifyServer(state, pinned, cfg.TrustDomain); err != nil {
+			return nil, err
+		}
+		return b, nil
 	}
 	return nil, fault.New(fault.Unauthenticated, "server_untrusted", "the server's bundle does not hold the root that is pinned").
 		Fix("compare trust_bundle_hash with the bundle that the server's operator shows")

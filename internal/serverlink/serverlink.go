@@ -44,7 +44,9 @@ const (
 
 // Config says where a server is and how both sides are recognised.
 type Config struct {
-	Address     string // host:port
+	Address string // host:port
+	// Others are tried in turn when nothing listens at Address.
+	Others      []string
 	TrustDomain spiffeid.TrustDomain
 	// Roots returns the trust domain's roots as they are now. It is asked at each handshake.
 	Roots func() []*x509.Certificate
@@ -136,6 +138,9 @@ func open(cfg Config, verify func(tls.ConnectionState) error) (*connection, erro
 		d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: tcpKeepAlive, Interval: tcpKeepAlive, Count: 3}}
 		dial = func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 	}
+	if len(cfg.Others) > 0 {
+		dial = inTurn(dial, cfg.Others)
+	}
 	c := &connection{}
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13, // R123
@@ -175,6 +180,25 @@ func open(cfg Config, verify func(tls.ConnectionState) error) (*connection, erro
 	}
 	c.ClientConn = conn
 	return c, nil
+}
+
+// inTurn dials the address that it is given and then the others, and lets none
+// take the time of those after it.
+func inTurn(dial func(context.Context, string) (net.Conn, error), others []string) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, address string) (net.Conn, error) {
+		share := dialTimeout / time.Duration(1+len(others))
+		var faults []error
+		for _, one := range append([]string{address}, others...) {
+			attempt, cancel := context.WithTimeout(ctx, share)
+			conn, err := dial(attempt, one)
+			cancel()
+			if err == nil {
+				return conn, nil
+			}
+			faults = append(faults, err)
+		}
+		return nil, errors.Join(faults...)
+	}
 }
 
 // verify judges the server against the roots that are held now (R41).

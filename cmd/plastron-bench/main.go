@@ -39,6 +39,8 @@ func main() {
 type options struct {
 	admin, address, workload, output string
 	pid, count, batch, parallel      int
+	entries, agents                  int
+	period                           time.Duration
 }
 
 // benchmark is one row of the table of what can be measured.
@@ -54,6 +56,10 @@ func benchmarks() []benchmark {
 		{"x509", "issue X.509-SVIDs in batches to an agent", 5000, benchX509},
 		{"jwt", "issue JWT-SVIDs to an agent", 5000, benchJWT},
 		{"attest", "attest new agents with join tokens, each on its own TLS connection", 500, benchAttest},
+		{"list", "list the one entry of -entries that has a selector", 1000, benchList},
+		{"count", "count the -entries below one parent", 1000, benchCount},
+		{"propagation", "create an entry and wait for it on an open stream of the Workload API, with -agents more attached", 200, benchPropagation},
+		{"sync", "let -agents attached agents be idle for the time -for", 1, benchSync},
 		{"fetch", "fetch X.509-SVIDs from the Workload API, each on a stream of its own", 5000, benchFetch},
 	}
 }
@@ -69,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
 		fmt.Fprintf(stderr, "Usage: plastron-bench NAME [flags]\n\n")
 		for _, b := range benchmarks() {
-			fmt.Fprintf(stderr, "  %-8s %s\n", b.name, b.doc)
+			fmt.Fprintf(stderr, "  %-11s %s\n", b.name, b.doc)
 		}
 		fmt.Fprintf(stderr, "\nplastron-bench NAME -h lists the flags.\n")
 		return flag.ErrHelp
@@ -103,6 +109,9 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.count, "n", b.count, "`NUMBER` of operations")
 	flags.IntVar(&o.batch, "batch", 50, "`NUMBER` of operations in one call, where the call takes several")
 	flags.IntVar(&o.parallel, "parallel", 4, "`NUMBER` of calls at the same time")
+	flags.IntVar(&o.entries, "entries", 10000, "`NUMBER` of entries that list and count add first")
+	flags.IntVar(&o.agents, "agents", 1, "`NUMBER` of agents that sync and propagation attach, besides what is there")
+	flags.DurationVar(&o.period, "for", 30*time.Second, "`TIME` for which sync measures")
 	flags.StringVar(&o.output, "output", "table", "`FORMAT`: table or json")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -110,8 +119,8 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	switch {
 	case flags.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case o.count < 1 || o.batch < 1 || o.parallel < 1:
-		return o, errors.New("-n, -batch and -parallel must be positive")
+	case o.count < 1 || o.batch < 1 || o.parallel < 1 || o.entries < 1 || o.agents < 1 || o.period <= 0:
+		return o, errors.New("-n, -batch, -parallel, -entries, -agents and -for must be positive")
 	case o.output != "table" && o.output != "json":
 		return o, fmt.Errorf("-output is %q, not table or json", o.output)
 	}
@@ -137,6 +146,7 @@ type result struct {
 	Ratio       float64 `json:"ratio,omitempty"` // CPUNS / ReferenceNS
 	P50NS       int64   `json:"p50_ns,omitempty"`
 	P99NS       int64   `json:"p99_ns,omitempty"`
+	Messages    *int64  `json:"messages,omitempty"` // that the server sent to the attached agents meanwhile
 	Go          string  `json:"go"`
 	CPUs        int     `json:"cpus"`
 }
@@ -150,8 +160,8 @@ func (r result) print(w io.Writer, output string) error {
 		return json.NewEncoder(w).Encode(r)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\n")
-	cpu, ratio, against := "-", "-", "-"
+	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\tmessages\n")
+	cpu, ratio, against, p50, p99, messages := "-", "-", "-", "-", "-", "-"
 	if r.CPUNS > 0 {
 		cpu = micro(r.CPUNS)
 	}
@@ -161,7 +171,13 @@ func (r result) print(w io.Writer, output string) error {
 	if r.ReferenceNS > 0 {
 		against = fmt.Sprintf("%s (%s)", micro(r.ReferenceNS), r.Reference)
 	}
-	fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Operations, micro(r.WallNS), cpu, against, ratio, micro(r.P50NS), micro(r.P99NS))
+	if r.P50NS > 0 {
+		p50, p99 = micro(r.P50NS), micro(r.P99NS)
+	}
+	if r.Messages != nil {
+		messages = fmt.Sprint(*r.Messages)
+	}
+	fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Operations, micro(r.WallNS), cpu, against, ratio, p50, p99, messages)
 	return t.Flush()
 }
 

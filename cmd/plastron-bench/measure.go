@@ -58,12 +58,16 @@ func measure(ctx context.Context, o options, size int, call func(ctx context.Con
 	if err != nil {
 		return result{}, err
 	}
-	slices.Sort(times)
 	done := int64(calls * size)
-	return result{
-		Operations: int(done), WallNS: wall.Nanoseconds() / done, CPUNS: (after - before).Nanoseconds() / done,
-		P50NS: times[len(times)/2].Nanoseconds(), P99NS: times[len(times)*99/100].Nanoseconds(),
-	}, nil
+	r := result{Operations: int(done), WallNS: wall.Nanoseconds() / done, CPUNS: (after - before).Nanoseconds() / done}
+	r.P50NS, r.P99NS = percentiles(times)
+	return r, nil
+}
+
+// percentiles sorts the times and returns the median and what 99 % stay below.
+func percentiles(times []time.Duration) (p50, p99 int64) {
+	slices.Sort(times)
+	return times[len(times)/2].Nanoseconds(), times[len(times)*99/100].Nanoseconds()
 }
 
 // cpuTime returns the time that all threads of a process have run, to the

@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"time"
 
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
@@ -107,7 +106,7 @@ func attest(ctx context.Context, conn *grpc.ClientConn, token string, csr []byte
 	}
 	reply, err := stream.Recv()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w (if that is the rate limit, set ratelimit { attestation = false } in the server's configuration)", err)
 	}
 	if reply.GetResult().GetSvid() == nil {
 		return nil, errors.New("the server sent a challenge for a join token")
@@ -168,7 +167,7 @@ func (s *target) create(ctx context.Context, parent *spiretypes.SPIFFEID, from, 
 	for i := range count {
 		request.Entries = append(request.Entries, &spiretypes.Entry{
 			SpiffeId: &spiretypes.SPIFFEID{TrustDomain: s.trustDomain, Path: fmt.Sprintf("/bench/%s/%d", strings.TrimPrefix(parent.GetPath(), "/spire/"), from+i)},
-			ParentId: parent, Selectors: []*spiretypes.Selector{{Type: "unix", Value: fmt.Sprintf("uid:%d", 100000+from+i)}},
+			ParentId: parent, Selectors: []*spiretypes.Selector{selector(from + i)},
 		})
 	}
 	reply, err := entryv1.NewEntryClient(s.admin).BatchCreateEntry(ctx, request)
@@ -211,8 +210,7 @@ func benchCreate(ctx context.Context, o options) (result, error) {
 		return result{}, err
 	}
 	defer s.Close()
-	// Below an agent that does not exist, so that nobody has to be told.
-	parent := &spiretypes.SPIFFEID{TrustDomain: s.trustDomain, Path: fmt.Sprintf("/spire/agent/join_token/bench-%d", time.Now().UnixNano())}
+	parent := s.absentAgent()
 	made := make([][]string, (o.count+o.batch-1)/o.batch)
 	r, err := measure(ctx, o, o.batch, func(ctx context.Context, _, call int) error {
 		var err error
@@ -314,10 +312,7 @@ func benchAttest(ctx context.Context, o options) (result, error) {
 		defer conn.Close()
 		svid, err := attest(ctx, conn, tokens[call], csrs[call])
 		ids[call] = svid.GetId()
-		if err != nil {
-			return fmt.Errorf("%w (if that is the rate limit, set ratelimit { attestation = false } in the server's configuration)", err)
-		}
-		return nil
+		return err
 	})
 	for _, id := range ids {
 		if id != nil {

@@ -142,35 +142,26 @@ func (Gap) kind() string          { return "gap" }
 // Record is one line of the file. Its canonical bytes are the line without the
 // newline: what Canonical returns, what the next record hashes, and what a
 // later Merkle log takes as a leaf.
-type Record struct {
-	Sequence uint64          `json:"seq"` // from 1, per server
-	Previous Hash            `json:"prev"`
-	Server   string          `json:"server"`
-	Time     time.Time       `json:"time"`
-	Kind     string          `json:"kind"`
-	Event    json.RawMessage `json:"event"`
+type Record = record[json.RawMessage]
+
+// record is written with the event itself, so that it is encoded once.
+type record[E any] struct {
+	Sequence uint64    `json:"seq"` // from 1, per server
+	Previous Hash      `json:"prev"`
+	Server   string    `json:"server"`
+	Time     time.Time `json:"time"`
+	Kind     string    `json:"kind"`
+	Event    E         `json:"event"`
 }
 
 // Canonical returns the record's one form: members in the order of the struct,
 // no white space, no HTML escapes, times in UTC.
-func (r Record) Canonical() ([]byte, error) {
+func (r record[E]) Canonical() ([]byte, error) {
 	r.Time = r.Time.UTC()
-	return marshal(r)
-}
-
-func newRecord(sequence uint64, previous Hash, server string, at time.Time, e Event) ([]byte, error) {
-	body, err := marshal(e)
-	if err != nil {
-		return nil, err
-	}
-	return Record{Sequence: sequence, Previous: previous, Server: server, Time: at, Kind: e.kind(), Event: body}.Canonical()
-}
-
-func marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	if err := enc.Encode(r); err != nil {
 		return nil, err
 	}
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil

@@ -217,7 +217,7 @@ func (w *Writer) writeLocked(now time.Time, events ...Event) error {
 	}
 	for _, e := range events {
 		sequence++
-		line, err := newRecord(sequence, previous, w.cfg.Server, now, e)
+		line, err := record[Event]{sequence, previous, w.cfg.Server, now, e.kind(), e}.Canonical()
 		if err != nil {
 			return err
 		}

@@ -38,6 +38,7 @@ type row struct {
 	revision        uint64
 	contentRevision uint64   // of the key that makes the content unique; 0: there is none
 	sum             [32]byte // SHA-256 of the body that agents get
+	contentHash     [32]byte // of parent, SPIFFE ID and selectors (entry.ContentHash)
 	created         int64    // Unix seconds
 	expires         int64    // Unix seconds; 0: never
 	data            ref      // id, then a statev1.Entry with what has no column
@@ -47,7 +48,6 @@ type row struct {
 	set             uint32
 	federates       uint32 // word symbol; 0: none
 	hint            uint32 // word symbol; 0: none
-	contentHash     uint32 // the part of the content hash that the table needs
 
 	nextNamed, prevNamed   uint32 // entries with the same SPIFFE ID
 	nextChild, prevChild   uint32 // entries with the same parent; kept by reach
@@ -92,11 +92,9 @@ func (r *rows) find(id string) uint32 {
 // findContent returns an entry with this content, or 0. Should a broken store
 // hold several, it is the one that the content key belongs to.
 func (r *rows) findContent(hash [32]byte) uint32 {
-	key := contentKey(binary.BigEndian.Uint32(hash[:]))
 	any := uint32(0)
-	holder := r.content.find(key, func(h uint32) bool {
-		e := r.entry(h)
-		if entry.ContentHash(&e) != hash {
+	holder := r.content.find(contentKey(hash), func(h uint32) bool {
+		if r.at(h).contentHash != hash {
 			return false
 		}
 		any = h
@@ -108,7 +106,7 @@ func (r *rows) findContent(hash [32]byte) uint32 {
 	return any
 }
 
-func contentKey(hash uint32) uint64 { return uint64(hash) << 32 }
+func contentKey(hash [32]byte) uint64 { return binary.BigEndian.Uint64(hash[:]) }
 
 // put stores an entry and returns its handle: a new one, or the one that it had.
 // content is the hash of the entry's content and sum that of its body; unknown
@@ -137,7 +135,7 @@ func (r *rows) put(e *entry.Entry, unknown []byte, content, sum [32]byte) uint32
 		x509TTL: int32(e.X509TTL / time.Second), jwtTTL: int32(e.JWTTL / time.Second),
 		path: r.paths.intern(e.SPIFFEID.Path()), parent: r.paths.intern(e.ParentID.Path()), set: r.sets.intern(e.Selectors),
 		federates: r.word(joinDomains(e.FederatesWith)), hint: r.word(e.Hint),
-		contentHash: binary.BigEndian.Uint32(content[:]), flags: flagsOf(e),
+		contentHash: content, flags: flagsOf(e),
 	}
 	row := r.at(h)
 	for int(row.path) >= len(r.named) {

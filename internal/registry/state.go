@@ -193,9 +193,8 @@ func (s *state) putEntry(e *entry.Entry, unknown []byte, content, sum [32]byte, 
 // keepContent sets aside the revision of an entry's content key, before the
 // entry goes or changes; it is the new one's if that has the same content.
 func (s *state) keepContent(h uint32) {
-	if rev := s.rows.at(h).contentRevision; rev != 0 {
-		e := s.rows.entry(h)
-		s.orphans[entry.ContentHash(&e)] = rev
+	if row := s.rows.at(h); row.contentRevision != 0 {
+		s.orphans[row.contentHash] = row.contentRevision
 	}
 }
 

@@ -13,12 +13,13 @@ import (
 func recordBatches(trail *audit.Writer) func(store.Batch) {
 	return func(b store.Batch) {
 		var events []audit.Event
+		position := b.Position.String()
 		for _, w := range b.Writes {
 			for _, c := range w.Changes {
 				if strings.HasPrefix(c.Key, "/entry-content/") {
 					continue // says nothing that /entry/ does not
 				}
-				change := audit.Change{Caller: w.Caller, Position: b.Position.String(), Key: c.Key, Deleted: c.Deleted}
+				change := audit.Change{Caller: w.Caller, Position: position, Key: c.Key, Deleted: c.Deleted}
 				if !c.Deleted {
 					change.Value = sha256.Sum256(c.Value)
 				}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -296,6 +297,9 @@ func parseStatus(b []byte) (Status, error) {
 		seen int
 	)
 	for line := range bytes.Lines(b) {
+		if seen == 3 {
+			break
+		}
 		// The command name stands in the first line; its newlines are escaped there.
 		key, rest, _ := bytes.Cut(line, []byte(":\t"))
 		switch string(key) {
@@ -339,19 +343,48 @@ func parseIDs(b []byte, limit int) (ids []uint32, more bool, err error) {
 	return ids, false, nil
 }
 
-func readProc(pid int, name string, limit int64) ([]byte, error) {
-	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/" + name)
-	if err == nil {
-		defer f.Close()
-		var b []byte
-		if b, err = io.ReadAll(io.LimitReader(f, limit)); err == nil {
-			return b, nil
-		}
-	}
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+// readProc reads a file of /proc/PID by bare system calls: os.File would ask the
+// poller first, and the calls of one request add up.
+func readProc(pid int, name string, limit int) ([]byte, error) {
+	b, err := readFile("/proc/"+strconv.Itoa(pid)+"/"+name, limit)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
 		return nil, errExited
 	}
-	return nil, fmt.Errorf("read what the kernel says of process %d: %w", pid, err)
+	if err != nil {
+		return nil, fmt.Errorf("read what the kernel says of process %d: %w", pid, err)
+	}
+	return b, nil
+}
+
+// readFile reads at most limit bytes of a file that does not block.
+func readFile(path string, limit int) ([]byte, error) {
+	fd, err := again(func() (int, error) { return unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	b := make([]byte, 0, 4<<10) // holds what the kernel says of almost every process
+	for len(b) < limit {
+		b = slices.Grow(b, 1)
+		n, err := again(func() (int, error) { return unix.Read(fd, b[len(b):min(cap(b), limit)]) })
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
+			break
+		}
+		b = b[:len(b)+n]
+	}
+	return b, nil
+}
+
+// again repeats a system call that a signal interrupted.
+func again(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 // readExeID names the program of a process without asking the file system it

@@ -59,8 +59,8 @@ func (m *machine) leave(g *group, now time.Time) {
 	if g.refs > 0 {
 		return
 	}
-	for _, gr := range m.grants {
-		if gr.groups[g] {
+	for _, matched := range g.matched {
+		if gr := m.grants[matched.GrantID]; gr != nil {
 			delete(gr.groups, g)
 			gr.lastUse = now
 		}

@@ -81,7 +81,7 @@ func TestGrantsComeAndGo(t *testing.T) {
 		s.Put(s.Grant("a", "/a", "unix:uid:1"))
 		v := mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a" })
 		mirrortest.Verify(t, v, time.Now())
-		woken(sub) // the view may have been seen before its wake
+		woken(sub)        // the view may have been seen before its wake
 		if woken(other) { // RG16
 			t.Error("someone who is not affected was woken")
 		}

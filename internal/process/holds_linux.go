@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"github.com/plastron/plastron/internal/reason"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +33,7 @@ func holdsPeer(raw syscall.RawConn, pid int) error {
 		return fmt.Errorf("look at the socket: %w", err)
 	}
 	if hangup {
-		return errExited
+		return reason.PeerGone
 	}
 	ino, ok := peerInode(uint32(st.Ino))
 	if !ok {
@@ -48,7 +49,7 @@ func holdsSocket(pid int, ino uint32) error {
 		if errors.Is(err, os.ErrPermission) {
 			return nil
 		}
-		return errExited
+		return reason.PeerGone
 	}
 	defer dir.Close()
 	want := "socket:[" + strconv.FormatUint(uint64(ino), 10) + "]"

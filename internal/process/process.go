@@ -31,10 +31,6 @@ const (
 // Faults that more than one function returns. All are fault.Denied: the caller
 // is known to be not, or no longer, the process that connected.
 var (
-	errUnresolvable = fault.New(fault.Denied, "peer_unresolvable",
-		"the kernel does not say which process is calling").
-		Fix("run the agent in a pid namespace that contains its workloads")
-	errExited  = fault.New(fault.Denied, "peer_exited", "the calling process has exited")
 	errChanged = fault.New(fault.Denied, "peer_changed",
 		"the calling process is no longer what it was when it connected").
 		Fix("connect again after exec, or after a change of user or group")

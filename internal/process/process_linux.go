@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/reason"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,7 +69,7 @@ func peer(c *net.UnixConn, via Via) (*Process, error) {
 			return
 		}
 		if cred.Pid <= 0 {
-			perr = errUnresolvable // W18
+			perr = reason.PeerUnresolvable // W18
 			return
 		}
 		if via != PIDFDOpen {
@@ -104,7 +105,7 @@ func peer(c *net.UnixConn, via Via) (*Process, error) {
 func openFault(err error) error {
 	switch {
 	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODATA):
-		return errExited // EINVAL: the number belongs to a thread, its process is gone
+		return reason.PeerGone // EINVAL: the number belongs to a thread, its process is gone
 	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.ENOPROTOOPT):
 		return fault.New(fault.Unsupported, "pidfd_unsupported", "the kernel cannot hold a process by descriptor").
 			Fix("use Linux 5.3 or newer, and allow pidfd_open in the agent's seccomp filter").Because(err)
@@ -140,9 +141,9 @@ func (p *Process) Check() error {
 	case err != nil:
 		return err
 	case st.state == 'Z', st.state == 'X', st.state == 'x':
-		return errExited
+		return reason.PeerGone
 	case st.start != p.start:
-		return errExited // the number has passed on
+		return reason.PeerGone // the number has passed on
 	}
 	status, err := ReadStatus(p.PID)
 	if err != nil {
@@ -166,7 +167,7 @@ func (p *Process) alive() error {
 	exited := true // also when the handle is closed
 	err := p.control(func(fd uintptr) { exited = readable(fd) })
 	if err != nil || exited {
-		return errExited
+		return reason.PeerGone
 	}
 	return nil
 }
@@ -348,7 +349,7 @@ func parseIDs(b []byte, limit int) (ids []uint32, more bool, err error) {
 func readProc(pid int, name string, limit int) ([]byte, error) {
 	b, err := readFile("/proc/"+strconv.Itoa(pid)+"/"+name, limit)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) {
-		return nil, errExited
+		return nil, reason.PeerGone
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read what the kernel says of process %d: %w", pid, err)

@@ -269,7 +269,7 @@ func TestExitIsNoticed(t *testing.T) {
 		}
 		fmt.Fprintln(c.in, "exit")
 		<-gone
-		wantReason(t, conn.Check(), "peer_exited")
+		wantReason(t, conn.Check(), "peer_gone")
 	})
 }
 
@@ -283,7 +283,7 @@ func TestWaitEndsOnClose(t *testing.T) {
 	go func() { p.Wait(); close(gone) }()
 	conn.Close()
 	<-gone
-	wantReason(t, conn.Check(), "peer_exited")
+	wantReason(t, conn.Check(), "peer_gone")
 }
 
 // R40, W15
@@ -299,7 +299,7 @@ func TestExecIsNoticed(t *testing.T) {
 		c.do("exec /bin/sleep")
 		err := eventually(t, func() error {
 			err := conn.Check()
-			if fault.ReasonOf(err) == "peer_exited" { // while exec ends the other threads, the process looks gone
+			if fault.ReasonOf(err) == "peer_gone" { // while exec ends the other threads, the process looks gone
 				return nil
 			}
 			return err

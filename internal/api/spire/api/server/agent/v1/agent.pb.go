@@ -733,7 +733,7 @@ func (x *AgentX509SVIDParams) GetCsr() []byte {
 type PostStatusRequest struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	CurrentBundleSerial uint64                 `protobuf:"varint,1,opt,name=current_bundle_serial,json=currentBundleSerial,proto3" json:"current_bundle_serial,omitempty"`
-	AgentVersion        string                 `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
+	AgentVersion        string                 `protobuf:"bytes,2,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"` // next free (types.proto)
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }

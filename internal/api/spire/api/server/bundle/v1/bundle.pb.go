@@ -203,7 +203,7 @@ type AppendBundleRequest struct {
 	X509Authorities []*types.X509Certificate `protobuf:"bytes,1,rep,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`
 	JwtAuthorities  []*types.JWTKey          `protobuf:"bytes,2,rep,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`
 	OutputMask      *types.BundleMask        `protobuf:"bytes,3,opt,name=output_mask,json=outputMask,proto3" json:"output_mask,omitempty"`
-	WitAuthorities  []*types.WITKey          `protobuf:"bytes,4,rep,name=wit_authorities,json=witAuthorities,proto3" json:"wit_authorities,omitempty"`
+	WitAuthorities  []*types.WITKey          `protobuf:"bytes,4,rep,name=wit_authorities,json=witAuthorities,proto3" json:"wit_authorities,omitempty"` // next free (types.proto)
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -356,7 +356,7 @@ func (x *PublishJWTAuthorityResponse) GetJwtAuthorities() []*types.JWTKey {
 
 type PublishWITAuthorityRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	WitAuthority  *types.WITKey          `protobuf:"bytes,1,opt,name=wit_authority,json=witAuthority,proto3" json:"wit_authority,omitempty"`
+	WitAuthority  *types.WITKey          `protobuf:"bytes,1,opt,name=wit_authority,json=witAuthority,proto3" json:"wit_authority,omitempty"` // as its JWT twin; not seen
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,7 +400,7 @@ func (x *PublishWITAuthorityRequest) GetWitAuthority() *types.WITKey {
 
 type PublishWITAuthorityResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	WitAuthorities []*types.WITKey        `protobuf:"bytes,1,rep,name=wit_authorities,json=witAuthorities,proto3" json:"wit_authorities,omitempty"` // all of the trust domain
+	WitAuthorities []*types.WITKey        `protobuf:"bytes,1,rep,name=wit_authorities,json=witAuthorities,proto3" json:"wit_authorities,omitempty"` // all of the trust domain; as its JWT twin
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }

@@ -229,7 +229,7 @@ type MintWITSVIDRequest struct {
 	Id               *types.SPIFFEID        `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	PublicKey        []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`                      // PKIX DER
 	Ttl              int32                  `protobuf:"varint,3,opt,name=ttl,proto3" json:"ttl,omitempty"`                                                  // seconds; 0: the server's default
-	SigningAlgorithm string                 `protobuf:"bytes,4,opt,name=signing_algorithm,json=signingAlgorithm,proto3" json:"signing_algorithm,omitempty"` // JOSE name; what the holder of the key will sign with
+	SigningAlgorithm string                 `protobuf:"bytes,4,opt,name=signing_algorithm,json=signingAlgorithm,proto3" json:"signing_algorithm,omitempty"` // JOSE name; what the holder of the key will sign with; next free (types.proto)
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -663,8 +663,8 @@ func (x *BatchNewWITSVIDResponse) GetResults() []*BatchNewWITSVIDResponse_Result
 type NewWITSVIDParams struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	EntryId          string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
-	PublicKey        []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // PKIX DER
-	SigningAlgorithm string                 `protobuf:"bytes,3,opt,name=signing_algorithm,json=signingAlgorithm,proto3" json:"signing_algorithm,omitempty"`
+	PublicKey        []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`                      // PKIX DER
+	SigningAlgorithm string                 `protobuf:"bytes,3,opt,name=signing_algorithm,json=signingAlgorithm,proto3" json:"signing_algorithm,omitempty"` // next free (types.proto)
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }

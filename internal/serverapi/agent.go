@@ -33,7 +33,7 @@ func (a agents) CountAgents(ctx context.Context, req *agentv1.CountAgentsRequest
 	if err != nil {
 		return nil, err
 	}
-	err = f.each(ctx, a.server.cfg.Registry, "", func(*registry.Node) (bool, error) { count++; return true, nil })
+	err = f.each(ctx, a.server.cfg.Registry, "", pieceSize, func(*registry.Node) (bool, error) { count++; return true, nil })
 	if err != nil {
 		return nil, err
 	}
@@ -46,21 +46,22 @@ func (a agents) ListAgents(ctx context.Context, req *agentv1.ListAgentsRequest) 
 	if err != nil {
 		return nil, err
 	}
-	c := cursor{"agents", req.Filter}
+	c := a.server.cursor("agents", req.Filter)
 	after, err := c.key(req.PageToken)
 	if err != nil {
 		return nil, err
 	}
-	resp, size, total, last := &agentv1.ListAgentsResponse{}, pageSize(req.PageSize), sized(0), ""
-	err = f.each(ctx, a.server.cfg.Registry, after, func(n *registry.Node) (bool, error) {
-		if size > 0 && len(resp.Agents) == size {
+	resp, page, last := &agentv1.ListAgentsResponse{}, newPage(req.PageSize), ""
+	err = f.each(ctx, a.server.cfg.Registry, after, page.piece(), func(n *registry.Node) (bool, error) {
+		out := writeAgent(n, req.OutputMask)
+		fits, err := page.take(out)
+		if !fits {
 			resp.NextPageToken = c.token(last)
 			return false, nil
 		}
 		last = n.ID.String()
-		out := writeAgent(n, req.OutputMask)
 		resp.Agents = append(resp.Agents, out)
-		return true, total.add(out)
+		return true, err
 	})
 	if err != nil {
 		return nil, err

@@ -99,7 +99,7 @@ func (a bundles) PublishWITAuthority(context.Context, *bundlev1.PublishWITAuthor
 
 // ListFederatedBundles gives a page of foreign bundles, or all of them.
 func (a bundles) ListFederatedBundles(_ context.Context, req *bundlev1.ListFederatedBundlesRequest) (*bundlev1.ListFederatedBundlesResponse, error) {
-	c := cursor{"bundles", nil}
+	c := a.server.cursor("bundles", nil)
 	after, err := c.key(req.PageToken)
 	if err != nil {
 		return nil, err
@@ -113,15 +113,16 @@ func (a bundles) ListFederatedBundles(_ context.Context, req *bundlev1.ListFeder
 		}
 	})
 	slices.SortFunc(found, func(x, y *bundle.Bundle) int { return x.TrustDomain.Compare(y.TrustDomain) })
-	resp, size, total := &bundlev1.ListFederatedBundlesResponse{}, pageSize(req.PageSize), sized(0)
+	resp, page := &bundlev1.ListFederatedBundlesResponse{}, newPage(req.PageSize)
 	for _, b := range found {
-		if size > 0 && len(resp.Bundles) == size {
-			resp.NextPageToken = c.token(resp.Bundles[size-1].TrustDomain)
-			break
-		}
 		out := writeBundle(b, req.OutputMask)
-		if err := total.add(out); err != nil {
+		fits, err := page.take(out)
+		if err != nil {
 			return nil, err
+		}
+		if !fits {
+			resp.NextPageToken = c.token(resp.Bundles[len(resp.Bundles)-1].TrustDomain)
+			break
 		}
 		resp.Bundles = append(resp.Bundles, out)
 	}
@@ -272,7 +273,7 @@ func (a bundles) delete(ctx context.Context, name string, mode bundlev1.BatchDel
 	// this very moment waits for the bundle, which is a state it may be in anyway.
 	var naming []string
 	f := registry.Filter{FederatesWith: &registry.DomainFilter{Match: registry.MatchAny, Domains: []spiffeid.TrustDomain{td}}}
-	err = a.server.eachEntry(ctx, f, "", func(e *entry.Entry) (bool, error) {
+	err = a.server.eachEntry(ctx, f, "", pieceSize, func(e *entry.Entry) (bool, error) {
 		naming = append(naming, e.ID)
 		return mode != bundlev1.BatchDeleteFederatedBundleRequest_RESTRICT, nil
 	})

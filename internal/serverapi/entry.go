@@ -41,20 +41,21 @@ func (a entries) ListEntries(ctx context.Context, req *entryv1.ListEntriesReques
 	if err != nil {
 		return nil, err
 	}
-	c := cursor{"entries", req.Filter}
+	c := a.server.cursor("entries", req.Filter)
 	after, err := c.key(req.PageToken)
 	if err != nil {
 		return nil, err
 	}
-	resp, size, total := &entryv1.ListEntriesResponse{}, pageSize(req.PageSize), sized(0)
-	err = a.server.eachEntry(ctx, f, after, func(e *entry.Entry) (bool, error) {
-		if size > 0 && len(resp.Entries) == size {
-			resp.NextPageToken = c.token(resp.Entries[size-1].Id)
+	resp, page := &entryv1.ListEntriesResponse{}, newPage(req.PageSize)
+	err = a.server.eachEntry(ctx, f, after, page.piece(), func(e *entry.Entry) (bool, error) {
+		out := writeEntry(e, req.OutputMask)
+		fits, err := page.take(out)
+		if !fits {
+			resp.NextPageToken = c.token(resp.Entries[len(resp.Entries)-1].Id)
 			return false, nil
 		}
-		out := writeEntry(e, req.OutputMask)
 		resp.Entries = append(resp.Entries, out)
-		return true, total.add(out)
+		return true, err
 	})
 	if err != nil {
 		return nil, err

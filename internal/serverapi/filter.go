@@ -98,21 +98,21 @@ func readFilterSelectors(m *spiretypes.SelectorMatch) ([]entry.Selector, error) 
 
 // eachEntry calls visit with the entries that pass the filter and come after a
 // key, in the order of their ids, until visit says stop. The registry is read in
-// pieces, so that a long list does not keep writers waiting; what is there all
-// the while is seen exactly once (R86).
-func (s *Server) eachEntry(ctx context.Context, f registry.Filter, after string, visit func(*entry.Entry) (more bool, err error)) error {
+// pieces of so many rows, so that a long list does not keep writers waiting;
+// what is there all the while is seen exactly once (R86).
+func (s *Server) eachEntry(ctx context.Context, f registry.Filter, after string, rows int, visit func(*entry.Entry) (more bool, err error)) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		var piece []entry.Entry
-		s.cfg.Registry.View(func(snap *registry.Snapshot) { piece = snap.List(f, after, pieceSize) })
+		s.cfg.Registry.View(func(snap *registry.Snapshot) { piece = snap.List(f, after, rows) })
 		for i := range piece {
 			if more, err := visit(&piece[i]); err != nil || !more {
 				return err
 			}
 		}
-		if len(piece) < pieceSize {
+		if len(piece) < rows {
 			return nil
 		}
 		after = piece[len(piece)-1].ID
@@ -198,21 +198,22 @@ func readNodeSelectors(m *spiretypes.SelectorMatch) (func(have []entry.Selector)
 }
 
 // each calls visit with the nodes after a key that pass, in the order of their
-// IDs, until visit says stop.
-func (f agentFilter) each(ctx context.Context, reg *registry.Registry, after string, visit func(*registry.Node) (more bool, err error)) error {
+// IDs, until visit says stop. It reads pieces of so many rows that pass, and
+// looks at no more than pieceSize for one.
+func (f agentFilter) each(ctx context.Context, reg *registry.Registry, after string, rows int, visit func(*registry.Node) (more bool, err error)) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		var piece []registry.Node
-		last, looked := after, 0
+		looked, end := 0, true
 		reg.View(func(s *registry.Snapshot) {
 			for n := range s.Nodes(after) {
-				last = n.ID.String()
+				after = n.ID.String()
 				if looked++; f.passes(&n) {
 					piece = append(piece, n)
 				}
-				if looked == pieceSize {
+				if end = looked < pieceSize && len(piece) < rows; !end {
 					return
 				}
 			}
@@ -222,10 +223,9 @@ func (f agentFilter) each(ctx context.Context, reg *registry.Registry, after str
 				return err
 			}
 		}
-		if looked < pieceSize {
+		if end {
 			return nil
 		}
-		after = last
 	}
 }
 

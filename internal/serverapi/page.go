@@ -6,6 +6,8 @@ import (
 	"encoding/base64"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -16,14 +18,23 @@ const (
 	// pieceSize is how many rows are read at a time, so that a long list does not
 	// keep writers waiting.
 	pieceSize = 1000
+	// pageBytes keeps a page below the 4 MiB that gRPC clients accept by default.
+	pageBytes = 4<<20 - 64<<10
 )
 
 // cursor is where a list goes on: after the key of the last row that was given.
-// Its text carries a check over the list and the filter that it belongs to, so
-// that it is refused anywhere else (E36).
+// Its text carries a check over the list, the filter and the store that it
+// belongs to, so that it is refused anywhere else (E36).
 type cursor struct {
 	list   string
 	filter proto.Message
+	epoch  store.Epoch
+}
+
+func (s *Server) cursor(list string, filter proto.Message) cursor {
+	c := cursor{list: list, filter: filter}
+	s.cfg.Registry.View(func(snap *registry.Snapshot) { c.epoch = snap.Position().Epoch })
+	return c
 }
 
 func (c cursor) check(key string) []byte {
@@ -32,6 +43,7 @@ func (c cursor) check(key string) []byte {
 	if err != nil {
 		return nil
 	}
+	h.Write(c.epoch[:])
 	h.Write([]byte(c.list))
 	h.Write([]byte{0})
 	h.Write(b)
@@ -57,16 +69,42 @@ func (c cursor) key(token string) (string, error) {
 		Fix("list again from the start, with the same filter on each page")
 }
 
-// pageSize reads the size that a caller asks for: 0 means everything, and what
+// page is what one answer of a list holds so far.
+type page struct {
+	limit int // rows; 0: everything
+	rows  int
+	bytes sized
+}
+
+// newPage reads the size that a caller asks for: 0 means everything, and what
 // is out of range is brought into it (E35).
-func pageSize(asked int32) int {
+func newPage(asked int32) page {
 	switch {
 	case asked < 0:
-		return defaultPage
+		return page{limit: defaultPage}
 	case asked > maxPage:
-		return maxPage
+		return page{limit: maxPage}
 	}
-	return int(asked)
+	return page{limit: int(asked)}
+}
+
+// take reports whether a row still belongs to this answer. A page of large rows
+// ends early; an answer that must hold everything is refused instead (D6).
+func (p *page) take(row proto.Message) (bool, error) {
+	if p.limit > 0 && p.rows > 0 && (p.rows == p.limit || int(p.bytes)+proto.Size(row) > pageBytes) {
+		return false, nil
+	}
+	p.rows++
+	return true, p.bytes.add(row)
+}
+
+// piece is how many rows are worth reading at once: one more than are left shows
+// whether there is another page.
+func (p *page) piece() int {
+	if p.limit == 0 {
+		return pieceSize
+	}
+	return min(pieceSize, p.limit-p.rows+1)
 }
 
 // sized adds up the bytes of an answer and refuses one that is too large,

@@ -49,6 +49,7 @@ type Process struct {
 	UID, GID uint32 // effective, as of connect
 
 	start  uint64 // clock ticks since boot
+	exact  bool   // handle is of SO_PEERPIDFD
 	exe    exeID
 	handle *handle
 }

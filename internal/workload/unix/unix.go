@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -34,6 +35,8 @@ const (
 	nameDeadline    = 2 * time.Second
 	programDeadline = 5 * time.Second
 	maxLookups      = 16 // look-ups of names under way at once
+	nameLife        = 5 * time.Second
+	maxNames        = 4096 // remembered at once
 )
 
 // Config is the plugin's configuration. Its zero value works.
@@ -49,10 +52,10 @@ type Config struct {
 // Open returns an attestor. It acquires nothing.
 func (c *Config) Open(context.Context) (workload.Attestor, error) {
 	return &Attestor{
-		Config:    *c,
-		userName:  func(id string) (string, error) { u, err := user.LookupId(id); return name(u, err) },
-		groupName: func(id string) (string, error) { g, err := user.LookupGroupId(id); return groupName(g, err) },
-		lookups:   make(chan struct{}, maxLookups),
+		Config:  *c,
+		users:   newNames(func(id string) (string, error) { u, err := user.LookupId(id); return name(u, err) }),
+		groups:  newNames(func(id string) (string, error) { g, err := user.LookupGroupId(id); return groupName(g, err) }),
+		lookups: make(chan struct{}, maxLookups),
 	}, nil
 }
 
@@ -73,9 +76,9 @@ func groupName(g *user.Group, err error) (string, error) {
 // Attestor is made by Config.Open.
 type Attestor struct {
 	Config
-	userName, groupName func(id string) (string, error)
-	lookups             chan struct{}
-	programs            process.Programs
+	users, groups *names
+	lookups       chan struct{}
+	programs      process.Programs
 }
 
 // Attest returns what the kernel says of process pid.
@@ -85,18 +88,17 @@ func (a *Attestor) Attest(ctx context.Context, pid int) (workload.Attested, erro
 		return workload.Attested{}, err
 	}
 	r := result{Attested: workload.Attested{Facts: map[string]string{}}}
-	names, cancel := context.WithTimeout(ctx, nameDeadline)
-	defer cancel()
+	deadline := time.Now().Add(nameDeadline)
 
 	uid, gid := strconv.FormatUint(uint64(st.UID), 10), strconv.FormatUint(uint64(st.GID), 10)
 	r.fact("uid", uid)
-	r.named("user", uid, func() (string, error) { return a.lookup(names, a.userName, uid) })
+	r.named("user", uid, func() (string, error) { return a.lookup(ctx, deadline, a.users, uid) })
 	r.fact("gid", gid)
-	r.named("group", gid, func() (string, error) { return a.lookup(names, a.groupName, gid) })
+	r.named("group", gid, func() (string, error) { return a.lookup(ctx, deadline, a.groups, gid) })
 	for _, g := range st.Groups {
 		id := strconv.FormatUint(uint64(g), 10)
 		r.add("supplementary_gid", id)
-		if n, err := a.lookup(names, a.groupName, id); err != nil {
+		if n, err := a.lookup(ctx, deadline, a.groups, id); err != nil {
 			r.omit("supplementary_group", err)
 		} else if err := r.add("supplementary_group", n); err != nil {
 			r.omit("supplementary_group", err)
@@ -137,30 +139,74 @@ func (a *Attestor) program(ctx context.Context, pid int, r *result) {
 	r.fact("sha256", sum)
 }
 
+// names is the system's user or group database. What it said is believed for a
+// few seconds, so that it is not asked for each call of each process (R62).
+type names struct {
+	ask func(id string) (string, error)
+
+	mu    sync.Mutex // guards everything below
+	known map[string]known
+}
+
+type known struct {
+	name  string
+	until time.Time
+}
+
+func newNames(ask func(string) (string, error)) *names {
+	return &names{ask: ask, known: map[string]known{}}
+}
+
+func (n *names) remembered(id string, now time.Time) (string, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	k, ok := n.known[id]
+	return k.name, ok && now.Before(k.until)
+}
+
+func (n *names) remember(id, name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.known) >= maxNames {
+		clear(n.known)
+	}
+	n.known[id] = known{name, time.Now().Add(nameLife)}
+}
+
+var errNoName = errors.New("the database of names did not answer in time")
+
 // lookup asks the system's user or group database, which may be remote and
 // slow. It stops waiting at the deadline; the look-up itself cannot be stopped,
 // so their number is bounded.
-func (a *Attestor) lookup(ctx context.Context, f func(string) (string, error), id string) (string, error) {
+func (a *Attestor) lookup(ctx context.Context, deadline time.Time, n *names, id string) (string, error) {
+	if name, ok := n.remembered(id, time.Now()); ok {
+		return name, nil
+	}
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	select {
+	case a.lookups <- struct{}{}:
+	case <-ctx.Done():
+		return "", errNoName
+	}
 	type answer struct {
 		name string
 		err  error
 	}
-	select {
-	case a.lookups <- struct{}{}:
-	case <-ctx.Done():
-		return "", errors.New("the database of names did not answer in time")
-	}
 	done := make(chan answer, 1)
 	go func() {
 		defer func() { <-a.lookups }()
-		n, err := f(id)
-		done <- answer{n, err}
+		name, err := n.ask(id)
+		if err == nil {
+			n.remember(id, name)
+		}
+		done <- answer{name, err}
 	}()
 	select {
 	case r := <-done:
 		return r.name, r.err
 	case <-ctx.Done():
-		return "", errors.New("the database of names did not answer in time")
+		return "", errNoName
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/workload"
@@ -141,7 +142,7 @@ func TestNamesAreUnambiguous(t *testing.T) {
 		"a:b": "user:a:b", "uid:0": "user:uid:0", "x\nuid:0": "", "": "", "\x00": "", "\xff": "", "é": "user:é",
 		strings.Repeat("x", entry.MaxSelectorValue): "",
 	} {
-		a.userName = func(string) (string, error) { return name, nil }
+		a.users = newNames(func(string) (string, error) { return name, nil })
 		got, err := a.Attest(t.Context(), os.Getpid())
 		if err != nil {
 			t.Fatal(err)
@@ -163,12 +164,60 @@ func TestSlowDatabase(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := open(t, Config{})
 		release := make(chan struct{})
-		a.userName = func(string) (string, error) { <-release; return "", errors.New("too late") }
-		a.groupName = a.userName
+		a.users = newNames(func(string) (string, error) { <-release; return "", errors.New("too late") })
+		a.groups = a.users
 		got, err := a.Attest(t.Context(), os.Getpid())
 		if err != nil || !has(got, "uid:"+strconv.Itoa(os.Getuid())) || !omitted(got, "user") || !omitted(got, "group") {
 			t.Errorf("%+v, %v", got, err)
 		}
 		close(release)
 	})
+}
+
+// R62: a name is asked for once in a few seconds; that there is none, each time.
+func TestNamesAreRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := open(t, Config{})
+		asked, gone := 0, false
+		a.users = newNames(func(string) (string, error) {
+			if asked++; gone {
+				return "", errors.New("no such user")
+			}
+			return "alice", nil
+		})
+		for _, step := range []struct {
+			wait  time.Duration
+			gone  bool
+			asked int
+			name  bool
+		}{
+			{0, false, 1, true},
+			{0, true, 1, true},
+			{nameLife - 1, true, 1, true},
+			{1, true, 2, false},
+			{0, true, 3, false},
+			{0, false, 4, true},
+		} {
+			gone = step.gone
+			<-time.After(step.wait)
+			got, err := a.Attest(t.Context(), os.Getpid())
+			if err != nil || asked != step.asked || has(got, "user:alice") != step.name {
+				t.Errorf("%+v: asked %d times, %v, %v", step, asked, got.Selectors, err)
+			}
+		}
+	})
+}
+
+// BenchmarkAttest is what a request pays once.
+func BenchmarkAttest(b *testing.B) {
+	a, err := (&Config{}).Open(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := a.Attest(b.Context(), os.Getpid()); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

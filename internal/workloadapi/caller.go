@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
@@ -28,6 +29,10 @@ type caller struct {
 	credentials.CommonAuthInfo
 	uid  int64
 	gone func()
+
+	mu       sync.Mutex // guards everything below
+	known    []entry.Selector
+	attested time.Time // when known was found out; zero: never
 }
 
 // AuthType names the kind of connection, as the library asks.
@@ -101,10 +106,18 @@ func callerOf(ctx context.Context) (*caller, error) {
 //
 // An attestor that fails only takes its selectors away (R47); if all fail, that
 // is not the same as a caller without selectors (RG43).
-func (s *Server) attest(ctx context.Context, c *caller) ([]entry.Selector, error) {
+//
+// What all attestors said a moment ago of a connection's process is good for its
+// next calls, too, unless anew is set: what Check looks at has not changed, and
+// the rest could have been asked for that moment ago (R62).
+func (s *Server) attest(ctx context.Context, c *caller, anew bool) ([]entry.Selector, error) {
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
+	if known, ok := c.remembered(time.Now()); ok && !anew {
+		return known, nil
+	}
+	began := time.Now()
 	p, err := c.Peer()
 	if err != nil {
 		return nil, err
@@ -142,5 +155,17 @@ func (s *Server) attest(ctx context.Context, c *caller) ([]entry.Selector, error
 			Because(errors.Join(errs...))
 	}
 	slices.SortFunc(selectors, entry.Selector.Compare)
-	return slices.Compact(selectors), nil
+	selectors = slices.Compact(selectors)
+	if failed == 0 {
+		c.mu.Lock()
+		c.known, c.attested = selectors, began
+		c.mu.Unlock()
+	}
+	return selectors, nil
+}
+
+func (c *caller) remembered(now time.Time) ([]entry.Selector, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known, !c.attested.IsZero() && now.Sub(c.attested) < attestLife
 }

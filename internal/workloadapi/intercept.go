@@ -89,6 +89,9 @@ func toStatus(err error) error {
 	if _, library := status.FromError(err); library && fault.KindOf(err) == fault.Internal {
 		return err
 	}
+	if code := codeOf(err); code == codes.Canceled {
+		return status.Error(code, "canceled") // nobody reads it
+	}
 	st := status.New(codeOf(err), textOf(err))
 	detailed, derr := st.WithDetails(protoadapt.MessageV1Of(&errdetails.ErrorInfo{Reason: fault.ReasonOf(err), Domain: "plastron"}))
 	if derr != nil {

@@ -62,7 +62,7 @@ func (s *Server) see(ctx context.Context) (*caller, mirror.View, error) {
 	if err != nil {
 		return nil, mirror.View{}, err
 	}
-	selectors, err := s.attest(ctx, c)
+	selectors, err := s.attest(ctx, c, false)
 	if err != nil {
 		return nil, mirror.View{}, err
 	}

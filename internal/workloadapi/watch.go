@@ -42,7 +42,7 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 	timer := time.NewTimer(reattestEvery)
 	defer timer.Stop()
 	for {
-		now, err := s.attest(ctx, c)
+		now, err := s.attest(ctx, c, sent)
 		if err != nil {
 			return err
 		}

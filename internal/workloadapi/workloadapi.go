@@ -42,6 +42,7 @@ const (
 const (
 	readyWait      = 5 * time.Second // for SVIDs that are being signed
 	attestWait     = 10 * time.Second
+	attestLife     = time.Second     // of what was found out about a connection's process
 	reattestEvery  = 5 * time.Minute // R42
 	sendWait       = 30 * time.Second
 	jwtWait        = 20 * time.Second

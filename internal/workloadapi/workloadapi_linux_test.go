@@ -485,6 +485,30 @@ func TestReattestedOnPush(t *testing.T) {
 	wants(t, err, codes.PermissionDenied, "no_identity")
 }
 
+// R62: what was found out about a connection's process is good for the calls of
+// the next moment, and for no other connection.
+func TestAttestedOnceForManyCalls(t *testing.T) {
+	r := newRig(t)
+	r.grant("a", "/a")
+	conn := r.dial()
+	const many = 100
+	for range many {
+		if err := calls(conn)["FetchX509SVID"](r.ctx()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := r.facts.count()
+	if n >= many/2 {
+		t.Errorf("%d calls, attested %d times", many, n)
+	}
+	if err := calls(r.dial())["FetchX509SVID"](r.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if r.facts.count() == n {
+		t.Error("another connection was not attested")
+	}
+}
+
 // RG43: that nothing could be found out is not the same as nothing found.
 func TestAttestationFails(t *testing.T) {
 	second := &facts{}

@@ -6,7 +6,8 @@ import (
 )
 
 // ContentHash identifies what must be unique about an entry: parent, SPIFFE ID
-// and the exact set of selectors. Every part carries its length, so that no two
+// or template, and the exact set of selectors. A template holds a brace, so it
+// is no SPIFFE ID. Every part carries its length, so that no two
 // contents have one encoding.
 func ContentHash(e *Entry) [32]byte {
 	b := make([]byte, 0, 256)
@@ -15,7 +16,11 @@ func ContentHash(e *Entry) [32]byte {
 		b = append(b, s...)
 	}
 	part(e.ParentID.String())
-	part(e.SPIFFEID.String())
+	if e.Rule != nil {
+		part(e.Rule.Template.String())
+	} else {
+		part(e.SPIFFEID.String())
+	}
 	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Selectors)))
 	for _, s := range e.Selectors {
 		part(s.Type)

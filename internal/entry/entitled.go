@@ -32,7 +32,7 @@ func Entitled(entries []Entry, node Node) map[string]bool {
 				continue
 			}
 			given[e.ID] = true
-			reached[e.SPIFFEID.Path()] = true
+			reached[e.SPIFFEID.Path()] = true // a rule's is empty, which no parent's is
 			grown = true
 		}
 	}

@@ -1,6 +1,6 @@
 // Package entry holds the words of authorisation: selectors, registration
-// entries (grants), node aliases, and the pure functions that say who is
-// entitled to what and why. It reads no clock and no store.
+// entries and rules (grants), node aliases, and the pure functions that say who
+// is entitled to what and why. It reads no clock and no store.
 package entry
 
 import (
@@ -35,13 +35,15 @@ func (s Selector) String() string { return s.Type + ":" + s.Value }
 
 // Entry is a grant: workloads under ParentID that show all Selectors get
 // SPIFFEID. An entry whose parent is the server's ID is a node alias: agents
-// whose node selectors are a superset of Selectors are also known by SPIFFEID.
+// whose node selectors are a superset of Selectors are also known by SPIFFEID. An
+// entry with a Rule gives an ID that follows from facts about the workload.
 type Entry struct {
 	ID        string
-	Revision  uint64 // the store revision that last wrote it; grows over delete and re-creation
-	SPIFFEID  spiffeid.ID
+	Revision  uint64      // the store revision that last wrote it; grows over delete and re-creation
+	SPIFFEID  spiffeid.ID // zero for a rule
 	ParentID  spiffeid.ID
 	Selectors []Selector // sorted, without duplicates, at least one
+	Rule      *Rule      // nil: an exact entry
 
 	X509TTL time.Duration // whole seconds; 0: the server's default
 	JWTTL   time.Duration // whole seconds; 0: the server's default

@@ -8,8 +8,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// maxNearMisses bounds a trace.
-const maxNearMisses = 20
+// maxNearMisses and maxFactFaults bound a trace.
+const (
+	maxNearMisses = 20
+	maxFactFaults = 20
+)
 
 // Facts is what is known of one caller.
 type Facts struct {
@@ -26,10 +29,11 @@ type Matched struct {
 
 // Trace says why a caller got what it got.
 type Trace struct {
-	Matched  []Matched  // what Match returned
-	Shadowed []Shadowed // matched, but an older grant has the same hint
-	Expired  []string   // grants that would have matched, had they not ended
-	Near     []NearMiss // grants that one selector keeps away, oldest first
+	Matched  []Matched   // what Match returned
+	Shadowed []Shadowed  // matched, but an older grant has the same hint
+	Expired  []string    // grants that would have matched, had they not ended
+	Facts    []FactFault // rules whose selectors are shown, but whose facts are missing or do not fit, oldest first
+	Near     []NearMiss  // grants that one selector keeps away, oldest first
 }
 
 // Shadowed is a grant that is not handed out because its hint is taken.
@@ -41,15 +45,17 @@ type Shadowed struct {
 
 // NearMiss is a grant that lacks one selector.
 type NearMiss struct {
-	GrantID string
-	ID      spiffeid.ID
-	Missing Selector   // what the grant asks for
-	Have    []Selector // what the caller shows of the same kind; may be empty
+	GrantID  string
+	ID       spiffeid.ID // zero for a rule
+	Template string      // of a rule
+	Missing  Selector    // what the grant asks for
+	Have     []Selector  // what the caller shows of the same kind; may be empty
 }
 
 // Match returns the identities of a caller, the oldest grant first: those
 // grants, of all that its agent holds, whose selectors the caller shows all of
-// (R46). A grant that ended never matches, nor does one that goes to a store.
+// (R46). A grant that ended never matches, nor does one that goes to a store,
+// nor a rule for which a fact is missing or does not fit.
 //
 // Of grants with one hint only the oldest is handed out (WAPI-5.2.1-g). That is
 // naming and not authorisation: a caller who loses a selector never becomes
@@ -75,12 +81,19 @@ func Match(grants []Entry, facts Facts, now time.Time) ([]Matched, Trace) {
 		switch {
 		case i < len(e.Selectors):
 			if len(t.Near) < maxNearMisses && !e.Expired(now) && Subset(e.Selectors[i+1:], have) {
-				t.Near = append(t.Near, NearMiss{GrantID: e.ID, ID: e.SPIFFEID, Missing: e.Selectors[i], Have: sameKind(e.Selectors[i], have)})
+				t.Near = append(t.Near, NearMiss{GrantID: e.ID, ID: e.SPIFFEID, Template: e.template(), Missing: e.Selectors[i], Have: sameKind(e.Selectors[i], have)})
 			}
 		case e.Expired(now):
 			t.Expired = append(t.Expired, e.ID)
 		default:
-			m := Matched{GrantID: e.ID, ID: e.SPIFFEID}
+			id, named, bad := e.Grants(facts.Values)
+			if bad != nil {
+				if len(t.Facts) < maxFactFaults {
+					t.Facts = append(t.Facts, *bad)
+				}
+				continue
+			}
+			m := Matched{GrantID: e.ID, ID: id, Facts: named}
 			if by, taken := hints[e.Hint]; taken && e.Hint != "" {
 				t.Shadowed = append(t.Shadowed, Shadowed{Matched: m, Hint: e.Hint, By: by})
 				continue

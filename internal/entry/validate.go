@@ -52,6 +52,9 @@ func Validate(td spiffeid.TrustDomain, e *Entry, now time.Time) error {
 	if err := checkTimes(e, now); err != nil {
 		return err
 	}
+	if e.Rule != nil {
+		return checkRule(td, e)
+	}
 	return checkFlags(e)
 }
 
@@ -72,8 +75,10 @@ func CheckID(id string) error {
 }
 
 func checkIDs(td spiffeid.TrustDomain, e *Entry) error {
-	if err := identity.CheckWorkload(td, e.SPIFFEID); err != nil {
-		return err
+	if e.Rule == nil {
+		if err := identity.CheckWorkload(td, e.SPIFFEID); err != nil {
+			return err
+		}
 	}
 	if e.ParentID.IsZero() {
 		return fault.New(fault.Invalid, "parent_id_missing", "the entry has no parent ID").

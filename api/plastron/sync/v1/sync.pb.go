@@ -359,10 +359,10 @@ func (x *Position) GetRevision() uint64 {
 
 type Hello struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Version        uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"` // of this protocol; 1
-	Capabilities   []string               `protobuf:"bytes,2,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
-	Position       *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"` // absent: the agent holds nothing
-	Hash           []byte                 `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`         // state hash of what the agent holds; 32 bytes or absent
+	Version        uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`          // of this protocol; 1
+	Capabilities   []string               `protobuf:"bytes,2,rep,name=capabilities,proto3" json:"capabilities,omitempty"` // "rules": grants may be rules
+	Position       *Position              `protobuf:"bytes,3,opt,name=position,proto3" json:"position,omitempty"`         // absent: the agent holds nothing
+	Hash           []byte                 `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`                 // state hash of what the agent holds; 32 bytes or absent
 	AgentVersion   string                 `protobuf:"bytes,5,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	BundleSequence uint64                 `protobuf:"varint,6,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"` // of the own trust domain's bundle; 0: none
 	unknownFields  protoimpl.UnknownFields
@@ -1051,7 +1051,8 @@ func (x *Selector) GetValue() string {
 	return ""
 }
 
-// Grant is an entry as an agent needs it.
+// Grant is an entry or a rule as an agent needs it. A rule has an id_template in
+// place of a spiffe_id and goes to agents with the capability "rules" only.
 type Grant struct {
 	state                   protoimpl.MessageState `protogen:"open.v1"`
 	Id                      string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1069,8 +1070,11 @@ type Grant struct {
 	StoreSvid               bool                   `protobuf:"varint,13,opt,name=store_svid,json=storeSvid,proto3" json:"store_svid,omitempty"`
 	DisableX509SvidPrefetch bool                   `protobuf:"varint,14,opt,name=disable_x509_svid_prefetch,json=disableX509SvidPrefetch,proto3" json:"disable_x509_svid_prefetch,omitempty"`
 	JwtSvidIncludeJti       bool                   `protobuf:"varint,15,opt,name=jwt_svid_include_jti,json=jwtSvidIncludeJti,proto3" json:"jwt_svid_include_jti,omitempty"`
-	CreatedAt               int64                  `protobuf:"varint,16,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"` // Unix seconds
-	ExpiresAt               int64                  `protobuf:"varint,17,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // Unix seconds; 0: never
+	CreatedAt               int64                  `protobuf:"varint,16,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`   // Unix seconds
+	ExpiresAt               int64                  `protobuf:"varint,17,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`   // Unix seconds; 0: never
+	IdTemplate              string                 `protobuf:"bytes,18,opt,name=id_template,json=idTemplate,proto3" json:"id_template,omitempty"` // spiffe://td/user/{unix.user}
+	IdPrefix                string                 `protobuf:"bytes,19,opt,name=id_prefix,json=idPrefix,proto3" json:"id_prefix,omitempty"`       // spiffe://td/user/
+	Trust                   string                 `protobuf:"bytes,20,opt,name=trust,proto3" json:"trust,omitempty"`                             // "agent": facts are taken on the agent's word
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -1222,6 +1226,27 @@ func (x *Grant) GetExpiresAt() int64 {
 		return x.ExpiresAt
 	}
 	return 0
+}
+
+func (x *Grant) GetIdTemplate() string {
+	if x != nil {
+		return x.IdTemplate
+	}
+	return ""
+}
+
+func (x *Grant) GetIdPrefix() string {
+	if x != nil {
+		return x.IdPrefix
+	}
+	return ""
+}
+
+func (x *Grant) GetTrust() string {
+	if x != nil {
+		return x.Trust
+	}
+	return ""
 }
 
 type Bundle struct {
@@ -1730,7 +1755,7 @@ const file_plastron_sync_v1_sync_proto_rawDesc = "" +
 	"\x04body\"4\n" +
 	"\bSelector\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xc6\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\x9a\x05\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12\x1b\n" +
@@ -1755,7 +1780,11 @@ const file_plastron_sync_v1_sync_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x10 \x01(\x03R\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x11 \x01(\x03R\texpiresAt\"\xff\x01\n" +
+	"expires_at\x18\x11 \x01(\x03R\texpiresAt\x12\x1f\n" +
+	"\vid_template\x18\x12 \x01(\tR\n" +
+	"idTemplate\x12\x1b\n" +
+	"\tid_prefix\x18\x13 \x01(\tR\bidPrefix\x12\x14\n" +
+	"\x05trust\x18\x14 \x01(\tR\x05trust\"\xff\x01\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12!\n" +

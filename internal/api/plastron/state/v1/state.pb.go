@@ -76,7 +76,7 @@ func (x Slot_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Slot_State.Descriptor instead.
 func (Slot_State) EnumDescriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{11, 0}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12, 0}
 }
 
 // Envelope wraps every stored value.
@@ -365,18 +365,151 @@ func (x *Entry) GetExpiresAt() int64 {
 	return 0
 }
 
-// EntryContent is stored under /entry-content/HASH; it makes (parent, SPIFFE ID,
-// selectors) unique.
+// Rule is stored under /rule/ID. No entry has the same id.
+type Rule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	IdTemplate    string                 `protobuf:"bytes,2,opt,name=id_template,json=idTemplate,proto3" json:"id_template,omitempty"`
+	IdPrefix      string                 `protobuf:"bytes,3,opt,name=id_prefix,json=idPrefix,proto3" json:"id_prefix,omitempty"`
+	Trust         string                 `protobuf:"bytes,4,opt,name=trust,proto3" json:"trust,omitempty"`
+	ParentId      string                 `protobuf:"bytes,5,opt,name=parent_id,json=parentId,proto3" json:"parent_id,omitempty"`
+	Selectors     []*Selector            `protobuf:"bytes,6,rep,name=selectors,proto3" json:"selectors,omitempty"`
+	X509SvidTtl   int32                  `protobuf:"varint,7,opt,name=x509_svid_ttl,json=x509SvidTtl,proto3" json:"x509_svid_ttl,omitempty"`
+	JwtSvidTtl    int32                  `protobuf:"varint,8,opt,name=jwt_svid_ttl,json=jwtSvidTtl,proto3" json:"jwt_svid_ttl,omitempty"`
+	FederatesWith []string               `protobuf:"bytes,9,rep,name=federates_with,json=federatesWith,proto3" json:"federates_with,omitempty"`
+	Hint          string                 `protobuf:"bytes,10,opt,name=hint,proto3" json:"hint,omitempty"`
+	CreatedAt     int64                  `protobuf:"varint,11,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,12,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Rule) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Rule) GetIdTemplate() string {
+	if x != nil {
+		return x.IdTemplate
+	}
+	return ""
+}
+
+func (x *Rule) GetIdPrefix() string {
+	if x != nil {
+		return x.IdPrefix
+	}
+	return ""
+}
+
+func (x *Rule) GetTrust() string {
+	if x != nil {
+		return x.Trust
+	}
+	return ""
+}
+
+func (x *Rule) GetParentId() string {
+	if x != nil {
+		return x.ParentId
+	}
+	return ""
+}
+
+func (x *Rule) GetSelectors() []*Selector {
+	if x != nil {
+		return x.Selectors
+	}
+	return nil
+}
+
+func (x *Rule) GetX509SvidTtl() int32 {
+	if x != nil {
+		return x.X509SvidTtl
+	}
+	return 0
+}
+
+func (x *Rule) GetJwtSvidTtl() int32 {
+	if x != nil {
+		return x.JwtSvidTtl
+	}
+	return 0
+}
+
+func (x *Rule) GetFederatesWith() []string {
+	if x != nil {
+		return x.FederatesWith
+	}
+	return nil
+}
+
+func (x *Rule) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
+func (x *Rule) GetCreatedAt() int64 {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return 0
+}
+
+func (x *Rule) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
+// EntryContent is stored under /entry-content/HASH; it makes (parent, SPIFFE ID
+// or ID template, selectors) unique.
 type EntryContent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	EntryId       string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"`
+	EntryId       string                 `protobuf:"bytes,1,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"` // or of a rule
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EntryContent) Reset() {
 	*x = EntryContent{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +521,7 @@ func (x *EntryContent) String() string {
 func (*EntryContent) ProtoMessage() {}
 
 func (x *EntryContent) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -401,7 +534,7 @@ func (x *EntryContent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryContent.ProtoReflect.Descriptor instead.
 func (*EntryContent) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EntryContent) GetEntryId() string {
@@ -423,7 +556,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -435,7 +568,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -448,7 +581,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Credential) GetSerial() string {
@@ -492,7 +625,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -504,7 +637,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -517,7 +650,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Node) GetId() string {
@@ -610,7 +743,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +755,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +768,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Token) GetExpiresAt() int64 {
@@ -680,7 +813,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +825,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +838,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -753,7 +886,7 @@ type X509Authority struct {
 
 func (x *X509Authority) Reset() {
 	*x = X509Authority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +898,7 @@ func (x *X509Authority) String() string {
 func (*X509Authority) ProtoMessage() {}
 
 func (x *X509Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +911,7 @@ func (x *X509Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Authority.ProtoReflect.Descriptor instead.
 func (*X509Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *X509Authority) GetAsn1() []byte {
@@ -807,7 +940,7 @@ type JWTAuthority struct {
 
 func (x *JWTAuthority) Reset() {
 	*x = JWTAuthority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +952,7 @@ func (x *JWTAuthority) String() string {
 func (*JWTAuthority) ProtoMessage() {}
 
 func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +965,7 @@ func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTAuthority.ProtoReflect.Descriptor instead.
 func (*JWTAuthority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JWTAuthority) GetKeyId() string {
@@ -874,7 +1007,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +1019,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +1032,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Authority) GetKind() string {
@@ -934,7 +1067,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1079,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1092,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Slot) GetName() string {
@@ -1045,7 +1178,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1190,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1203,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Server) GetId() string {
@@ -1137,7 +1270,25 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x0f \x01(\x03R\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x10 \x01(\x03R\texpiresAt\")\n" +
+	"expires_at\x18\x10 \x01(\x03R\texpiresAt\"\x81\x03\n" +
+	"\x04Rule\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
+	"\vid_template\x18\x02 \x01(\tR\n" +
+	"idTemplate\x12\x1b\n" +
+	"\tid_prefix\x18\x03 \x01(\tR\bidPrefix\x12\x14\n" +
+	"\x05trust\x18\x04 \x01(\tR\x05trust\x12\x1b\n" +
+	"\tparent_id\x18\x05 \x01(\tR\bparentId\x129\n" +
+	"\tselectors\x18\x06 \x03(\v2\x1b.plastron.state.v1.SelectorR\tselectors\x12\"\n" +
+	"\rx509_svid_ttl\x18\a \x01(\x05R\vx509SvidTtl\x12 \n" +
+	"\fjwt_svid_ttl\x18\b \x01(\x05R\n" +
+	"jwtSvidTtl\x12%\n" +
+	"\x0efederates_with\x18\t \x03(\tR\rfederatesWith\x12\x12\n" +
+	"\x04hint\x18\n" +
+	" \x01(\tR\x04hint\x12\x1d\n" +
+	"\n" +
+	"created_at\x18\v \x01(\x03R\tcreatedAt\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\f \x01(\x03R\texpiresAt\")\n" +
 	"\fEntryContent\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\"^\n" +
 	"\n" +
@@ -1226,37 +1377,39 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
 	(*Selector)(nil),      // 2: plastron.state.v1.Selector
 	(*Entry)(nil),         // 3: plastron.state.v1.Entry
-	(*EntryContent)(nil),  // 4: plastron.state.v1.EntryContent
-	(*Credential)(nil),    // 5: plastron.state.v1.Credential
-	(*Node)(nil),          // 6: plastron.state.v1.Node
-	(*Token)(nil),         // 7: plastron.state.v1.Token
-	(*Bundle)(nil),        // 8: plastron.state.v1.Bundle
-	(*X509Authority)(nil), // 9: plastron.state.v1.X509Authority
-	(*JWTAuthority)(nil),  // 10: plastron.state.v1.JWTAuthority
-	(*Authority)(nil),     // 11: plastron.state.v1.Authority
-	(*Slot)(nil),          // 12: plastron.state.v1.Slot
-	(*Server)(nil),        // 13: plastron.state.v1.Server
+	(*Rule)(nil),          // 4: plastron.state.v1.Rule
+	(*EntryContent)(nil),  // 5: plastron.state.v1.EntryContent
+	(*Credential)(nil),    // 6: plastron.state.v1.Credential
+	(*Node)(nil),          // 7: plastron.state.v1.Node
+	(*Token)(nil),         // 8: plastron.state.v1.Token
+	(*Bundle)(nil),        // 9: plastron.state.v1.Bundle
+	(*X509Authority)(nil), // 10: plastron.state.v1.X509Authority
+	(*JWTAuthority)(nil),  // 11: plastron.state.v1.JWTAuthority
+	(*Authority)(nil),     // 12: plastron.state.v1.Authority
+	(*Slot)(nil),          // 13: plastron.state.v1.Slot
+	(*Server)(nil),        // 14: plastron.state.v1.Server
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	2,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
-	2,  // 1: plastron.state.v1.Node.selectors:type_name -> plastron.state.v1.Selector
-	5,  // 2: plastron.state.v1.Node.current:type_name -> plastron.state.v1.Credential
-	5,  // 3: plastron.state.v1.Node.next:type_name -> plastron.state.v1.Credential
-	9,  // 4: plastron.state.v1.Bundle.x509_authorities:type_name -> plastron.state.v1.X509Authority
-	10, // 5: plastron.state.v1.Bundle.jwt_authorities:type_name -> plastron.state.v1.JWTAuthority
-	12, // 6: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
-	0,  // 7: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	2,  // 1: plastron.state.v1.Rule.selectors:type_name -> plastron.state.v1.Selector
+	2,  // 2: plastron.state.v1.Node.selectors:type_name -> plastron.state.v1.Selector
+	6,  // 3: plastron.state.v1.Node.current:type_name -> plastron.state.v1.Credential
+	6,  // 4: plastron.state.v1.Node.next:type_name -> plastron.state.v1.Credential
+	10, // 5: plastron.state.v1.Bundle.x509_authorities:type_name -> plastron.state.v1.X509Authority
+	11, // 6: plastron.state.v1.Bundle.jwt_authorities:type_name -> plastron.state.v1.JWTAuthority
+	13, // 7: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
+	0,  // 8: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_plastron_state_v1_state_proto_init() }
@@ -1270,7 +1423,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

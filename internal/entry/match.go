@@ -105,6 +105,12 @@ func Match(grants []Entry, facts Facts, now time.Time) ([]Matched, Trace) {
 	return t.Matched, t
 }
 
+// Nearly reports whether at most one of required is not in have; both are sorted.
+func Nearly(required, have []Selector) bool {
+	i := firstMissing(required, have)
+	return i == len(required) || Subset(required[i+1:], have)
+}
+
 // sameKind returns the selectors of have that state the same thing as s with
 // another value: the same type and the same word before the value's first colon.
 func sameKind(s Selector, have []Selector) []Selector {

@@ -107,6 +107,15 @@ func ReasonOf(err error) string {
 	return "internal"
 }
 
+// MessageOf returns the message of the first fault in err's chain, or a text
+// that gives nothing away.
+func MessageOf(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Message
+	}
+	return "internal error; the log has the details"
+}
+
 func sprintf(format string, args []any) string {
 	if len(args) == 0 {
 		return format

@@ -29,6 +29,8 @@ type grant struct {
 	failures int       // in a row
 	notYet   time.Time // no attempt before
 	refused  bool      // the last attempt was refused: nobody waits for it
+	denied   bool      // err is the server's own word
+	err      error     // of the last attempt; nil: it succeeded, or there was none
 	lastUse  time.Time // when it last had a subscriber
 	groups   map[*group]bool
 }

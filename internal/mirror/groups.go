@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/internal/entry"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // group is all subscribers that show the same selectors.
@@ -32,11 +33,16 @@ func groupKey(selectors []entry.Selector) string {
 	return string(b)
 }
 
-// join returns the group of a set of selectors and counts one more subscriber.
-func (m *machine) join(selectors []entry.Selector, now time.Time) *group {
+// normalised returns selectors sorted and without duplicates.
+func normalised(selectors []entry.Selector) []entry.Selector {
 	selectors = slices.Clone(selectors)
 	slices.SortFunc(selectors, entry.Selector.Compare)
-	selectors = slices.Compact(selectors)
+	return slices.Compact(selectors)
+}
+
+// join returns the group of a set of selectors and counts one more subscriber.
+func (m *machine) join(selectors []entry.Selector, now time.Time) *group {
+	selectors = normalised(selectors)
 	key := groupKey(selectors)
 	g := m.groups[key]
 	if g == nil {
@@ -125,7 +131,7 @@ func (m *machine) view(g *group, now time.Time) View {
 	if own := m.own(); own != nil {
 		v.Bundle = own.out
 	}
-	federates := map[string]bool{}
+	federates := map[string]spiffeid.TrustDomain{}
 	for _, matched := range g.matched {
 		gr := m.grants[matched.GrantID]
 		if !gr.serves(now) {
@@ -133,7 +139,7 @@ func (m *machine) view(g *group, now time.Time) View {
 		}
 		v.Matched = append(v.Matched, matched)
 		for _, td := range gr.entry.FederatesWith {
-			federates[td.Name()] = true
+			federates[td.Name()] = td
 		}
 		if c := gr.cert; c.usable(now) {
 			v.Identities = append(v.Identities, Identity{GrantID: matched.GrantID, ID: c.id, Hint: gr.entry.Hint,
@@ -145,9 +151,12 @@ func (m *machine) view(g *group, now time.Time) View {
 	if m.signFailures >= signAway && len(v.Identities) > 0 {
 		v.Pending = 0 // the server is away: what there is, is not kept waiting
 	}
-	for td := range federates {
-		if t := m.bundles[td]; t != nil && !t.empty() && td != m.td.Name() {
+	delete(federates, m.td.Name())
+	for name, td := range federates {
+		if t := m.bundles[name]; t != nil && !t.empty() {
 			v.Federated = append(v.Federated, t.out)
+		} else {
+			v.Unknown = append(v.Unknown, td)
 		}
 	}
 	slices.SortFunc(v.Federated, func(a, b Bundle) int { return a.TrustDomain.Compare(b.TrustDomain) })

@@ -65,6 +65,8 @@ type View struct {
 	// by name.
 	Bundle    Bundle
 	Federated []Bundle
+	// Unknown are those that matched grants name and of which no bundle is held.
+	Unknown []spiffeid.TrustDomain
 	// Trace says why.
 	Trace entry.Trace
 }

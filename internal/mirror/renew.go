@@ -10,6 +10,7 @@ import (
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -63,7 +64,7 @@ type signedItem struct {
 func verify(w want, chain [][]byte, key crypto.Signer, pkcs8 []byte, revision uint64, roots []*x509.Certificate, now time.Time) (*cert, error) {
 	id, err := svid.VerifyX509(chain, roots, w.id.TrustDomain(), now)
 	if err != nil {
-		return nil, err
+		return nil, skewed(err, chain, roots, w.id.TrustDomain(), now)
 	}
 	if id != w.id {
 		return nil, fault.New(fault.Invalid, "svid_wrong_id", "the server signed %s instead of %s", id, w.id)
@@ -85,9 +86,27 @@ func verify(w want, chain [][]byte, key crypto.Signer, pkcs8 []byte, revision ui
 		issuedAt: now, expiresAt: leaf.NotAfter, authority: last.AuthorityKeyId, authName: last.RawIssuer}, nil
 }
 
+// skewed says that it is the clock, if what was just signed would have verified
+// at the moment at which the server says that it signed it.
+func skewed(err error, chain [][]byte, roots []*x509.Certificate, td spiffeid.TrustDomain, now time.Time) error {
+	if len(chain) == 0 {
+		return err
+	}
+	leaf, perr := x509.ParseCertificate(chain[0])
+	if perr != nil {
+		return err
+	}
+	signed := leaf.NotBefore.Add(svid.Backdate)
+	if _, then := svid.VerifyX509(chain, roots, td, signed); then != nil {
+		return err
+	}
+	return reason.Say(reason.ClockSkew, "the server signed at %s, and this machine's clock says %s",
+		signed.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)).Because(err)
+}
+
 // accept takes over the outcome of a batch, item by item (R59).
 func (m *machine) accept(items signed, ev event, dirty map[*group]bool, fx *effects) {
-	m.signing, m.signFailures = false, 0
+	m.signing, m.signFailures, m.ledger.signing = false, 0, nil
 	for i, item := range items {
 		g := m.grants[item.grantID]
 		if g == nil || !g.usable {
@@ -105,6 +124,7 @@ func (m *machine) accept(items signed, ev event, dirty map[*group]bool, fx *effe
 		}
 		if err != nil {
 			g.failures++
+			g.err, g.denied = err, item.refused
 			g.notYet = ev.now.Add(backoff(g.failures, grantFloor, grantCeiling, ev.seed, i))
 			// What the server refuses stays refused; anything else may mend itself soon,
 			// such as a new authority whose bundle is still on its way.
@@ -114,6 +134,7 @@ func (m *machine) accept(items signed, ev event, dirty map[*group]bool, fx *effe
 			continue
 		}
 		g.failures, g.notYet, g.refused, g.cert = 0, time.Time{}, false, item.cert
+		g.err, g.denied = nil, false
 		g.cert.renewAt = ev.now.Add(jitter(g.cert.expiresAt.Sub(ev.now)/2, ev.seed, i))
 		markGroups(g, dirty)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -61,7 +62,10 @@ type Config struct {
 	Directive   func(*syncv1.Directive)
 	OwnBundle   func(*bundle.Bundle)
 	StreamEnded func(error)
-	Log         *slog.Logger
+	// Hint asks the server whether an entry that does not reach this agent fits a
+	// process: a code of package reason, or nothing. nil: it is not asked.
+	Hint func(ctx context.Context, selectors []entry.Selector) (string, error)
+	Log  *slog.Logger
 }
 
 // Mirror is the agent's copy. All methods may be called concurrently.
@@ -75,6 +79,7 @@ type Mirror struct {
 	machine     *machine
 	subscribers map[*group]map[*Subscription]bool
 	tokens      *tokens
+	hints       *hints
 	asking      map[string]chan struct{} // tokens being signed; closed when done
 	out         *outbox                  // of the conversation under way, or nil
 }
@@ -89,6 +94,7 @@ func New(cfg Config) *Mirror {
 		machine:     newMachine(cfg.TrustDomain, cfg.CacheSize, cfg.Version),
 		subscribers: map[*group]map[*Subscription]bool{},
 		tokens:      newTokens(cfg.JWTCacheSize),
+		hints:       newHints(),
 		asking:      map[string]chan struct{}{},
 	}
 }
@@ -128,6 +134,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 func (m *Mirror) follow(ctx context.Context) (good bool, err error) {
 	stream, err := m.cfg.Link.Follow(ctx)
 	if err != nil {
+		m.step(disconnected{err})
 		return false, err
 	}
 	out := &outbox{ready: make(chan struct{}, 1)}
@@ -155,7 +162,7 @@ func (m *Mirror) follow(ctx context.Context) (good bool, err error) {
 		cancel()
 		stream.Close()
 		wg.Wait()
-		m.step(disconnected{})
+		m.step(disconnected{err})
 	}()
 	m.step(connected{})
 	for {
@@ -260,7 +267,7 @@ func (m *Mirror) sign(ctx context.Context) {
 				if ctx.Err() == nil {
 					m.cfg.Log.Warn("batch was not signed", "count", len(batch), "reason", fault.ReasonOf(err), "err", err)
 				}
-				m.step(signFailed{})
+				m.step(signFailed{err})
 				continue
 			}
 			m.step(items)
@@ -367,6 +374,42 @@ func (s *Subscription) signal() {
 	case s.changed <- struct{}{}:
 	default:
 	}
+}
+
+// Why says what a process is given and what keeps the rest away. Where little
+// speaks for any grant that is held, the server is asked whether another entry
+// fits; fresh asks even if it was asked a moment ago.
+func (m *Mirror) Why(ctx context.Context, facts entry.Facts, fresh bool) Why {
+	facts.Selectors = normalised(facts.Selectors)
+	m.mu.Lock()
+	now := wallClock()
+	w := m.machine.why(facts, now)
+	if !w.faint || !w.Sync.Connected || m.cfg.Hint == nil {
+		m.mu.Unlock()
+		return w
+	}
+	key := groupKey(facts.Selectors)
+	code, known := m.hints.find(key, now)
+	ask := (fresh || !known) && m.hints.ask(facts.Selectors, now)
+	if ask {
+		m.hints.keep(key, code, now) // who comes meanwhile does not ask too
+	}
+	m.mu.Unlock()
+	if ask {
+		ctx, cancel := context.WithTimeout(ctx, hintWait)
+		defer cancel()
+		var err error
+		if code, err = m.cfg.Hint(ctx, facts.Selectors); err != nil {
+			m.cfg.Log.Debug("server gave no hint", "reason", fault.ReasonOf(err), "err", err)
+		}
+		m.mu.Lock()
+		m.hints.keep(key, code, now)
+		m.mu.Unlock()
+	}
+	if r := reason.Find(code); r == reason.ParentMismatch || r == reason.AliasMismatch {
+		w.Reason = r
+	}
+	return w
 }
 
 // outbox is what waits to be sent on one conversation.
@@ -504,14 +547,21 @@ func (m *Mirror) signJWT(ctx context.Context, grantID string, id spiffeid.ID, au
 		return nil, err
 	}
 	tok := &token{text: r.Token, issuedAt: wallClock()}
-	claims, err := svid.ValidateJWT(r.Token, audience, func(td spiffeid.TrustDomain, keyID string) (crypto.PublicKey, bool) {
+	keys := func(td spiffeid.TrustDomain, keyID string) (crypto.PublicKey, bool) {
 		tok.keyID = keyID
 		if td != m.cfg.TrustDomain {
 			return nil, false
 		}
 		return own.bundle.JWTKey(keyID)
-	}, tok.issuedAt)
+	}
+	claims, err := svid.ValidateJWT(r.Token, audience, keys, tok.issuedAt)
 	if err != nil {
+		m.mu.Lock()
+		theirs := tok.issuedAt.Add(m.machine.ledger.skew)
+		m.mu.Unlock()
+		if _, then := svid.ValidateJWT(r.Token, audience, keys, theirs); then == nil {
+			return nil, reason.ClockSkew.Because(err)
+		}
 		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token that does not verify").Because(err)
 	}
 	if claims.ID != id || tokenKey("", 0, claims.Audience) != tokenKey("", 0, audience) {

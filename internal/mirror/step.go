@@ -19,9 +19,9 @@ type event struct {
 
 type (
 	connected    struct{}
-	disconnected struct{}
+	disconnected struct{ err error } // nil: it was we who ended it
 	tick         struct{}
-	signFailed   struct{} // a batch as a whole, such as a server that cannot be reached
+	signFailed   struct{ err error } // a batch as a whole, such as a server that cannot be reached
 )
 
 // effects is what to do after a step.
@@ -76,6 +76,7 @@ type machine struct {
 	signNotYet   time.Time // after a failed batch
 
 	groups map[string]*group
+	ledger ledger
 	now    time.Time // of the last step
 	// next is when something is due without an event from outside.
 	next time.Time
@@ -98,12 +99,13 @@ func (m *machine) step(ev event) effects {
 		m.hello(&fx)
 	case disconnected:
 		m.online, m.inventory, m.parts, m.partsSize = false, nil, nil, 0
+		m.ledger.stream = what.err
 	case *syncv1.ServerMessage:
 		m.receive(what, ev, dirty, &fx)
 	case signed:
 		m.accept(what, ev, dirty, &fx)
 	case signFailed:
-		m.signing = false
+		m.signing, m.ledger.signing = false, what.err
 		m.signFailures++
 		for _, g := range m.grants {
 			if g.signing && m.signFailures == signAway {

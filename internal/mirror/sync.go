@@ -32,6 +32,7 @@ func (m *machine) receive(msg *syncv1.ServerMessage, ev event, dirty map[*group]
 	if !m.online {
 		return // a late message of a stream that was given up
 	}
+	m.ledger.hear(msg, ev.now)
 	switch msg := msg.GetMessage().(type) {
 	case *syncv1.ServerMessage_Current:
 		if !m.synced || !m.agrees(msg.Current.GetHash()) {

@@ -72,6 +72,14 @@ func (f *follower) next() *syncv1.ServerMessage {
 	return nil
 }
 
+// checkClock: the agent can tell from it how far its own clock is off (R107).
+func (f *follower) checkClock(ms int64) {
+	f.t.Helper()
+	if d := time.Since(time.UnixMilli(ms)); d < -time.Millisecond || d > deadline {
+		f.t.Errorf("the server's clock is %v behind", d)
+	}
+}
+
 // sync goes through inventory and difference to a known state.
 func (f *follower) sync() *syncv1.Delta {
 	f.t.Helper()
@@ -81,6 +89,7 @@ func (f *follower) sync() *syncv1.Delta {
 		if inv == nil {
 			f.t.Fatal("not an inventory")
 		}
+		f.checkClock(inv.Clock)
 		for _, item := range inv.Items {
 			body, ok := f.held[item.Id]
 			if sum := sha256.Sum256(body); ok && fingerprint(sum) == item.Fingerprint {
@@ -233,6 +242,8 @@ func TestFollow(t *testing.T) {
 		again := follow(t, conn, &syncv1.Hello{Version: 1, Position: position, Hash: f.hash()})
 		if current := again.next().GetCurrent(); current == nil || string(current.Hash) != string(f.hash()) {
 			t.Errorf("%s: want Current", name)
+		} else {
+			again.checkClock(current.Clock)
 		}
 	}
 	// And with something old: only the difference is asked for.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	"github.com/plastron/plastron/internal/fault"
@@ -86,7 +87,8 @@ func (s *Server) Acknowledged(sequence uint64) (following int, laggards []spiffe
 func (f *follow) sendInventory(ctx context.Context, inv registry.Inventory) error {
 	for from := 0; ; from += pieceOfInventory {
 		to := min(from+pieceOfInventory, len(inv.Items))
-		part := &syncv1.Inventory{Position: writePosition(inv.Position), Hash: inv.Hash[:], More: to < len(inv.Items)}
+		part := &syncv1.Inventory{Position: writePosition(inv.Position), Hash: inv.Hash[:], More: to < len(inv.Items),
+			Clock: time.Now().UnixMilli()}
 		for _, item := range inv.Items[from:to] {
 			kind := syncv1.Item_KIND_GRANT
 			if item.Kind == registry.ItemBundle {
@@ -121,7 +123,8 @@ func (f *follow) sendDelta(ctx context.Context, d registry.Delta) error {
 }
 
 func current(p store.Position, hash [32]byte) *syncv1.ServerMessage {
-	return &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Current{Current: &syncv1.Current{Position: writePosition(p), Hash: hash[:]}}}
+	return &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Current{Current: &syncv1.Current{
+		Position: writePosition(p), Hash: hash[:], Clock: time.Now().UnixMilli()}}}
 }
 
 func directive(d *syncv1.Directive) *syncv1.ServerMessage {

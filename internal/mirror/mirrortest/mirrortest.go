@@ -42,6 +42,7 @@ type Server struct {
 	grants   map[string]*syncv1.Grant
 	streams  map[*stream]bool
 	ttl      time.Duration
+	skew     time.Duration
 	down     bool
 	refuse   map[string]string
 	spoil    func(serverlink.X509Result) serverlink.X509Result
@@ -91,7 +92,7 @@ func (s *Server) newKey() *ecdsa.PrivateKey {
 
 func (s *Server) newAuthority(old *authority) *authority {
 	key := s.newKey()
-	der, err := svid.SelfSignedCA(s.TD, key, time.Now().Add(-time.Minute), time.Now().Add(20*365*24*time.Hour))
+	der, err := svid.SelfSignedCA(s.TD, key, time.Now().Add(-48*time.Hour), time.Now().Add(20*365*24*time.Hour))
 	if err != nil {
 		s.TB.Fatal(err)
 	}
@@ -224,6 +225,16 @@ func (s *Server) SetTTL(ttl time.Duration) {
 	defer s.mu.Unlock()
 	s.ttl = ttl
 }
+
+// SetSkew puts the server's clock before that of the agent.
+func (s *Server) SetSkew(skew time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.skew = skew
+}
+
+// nowLocked is the server's time.
+func (s *Server) nowLocked() time.Time { return time.Now().Add(s.skew) }
 
 // Refuse makes signing for a grant fail with a reason; empty: not any more.
 func (s *Server) Refuse(grantID, reason string) {
@@ -452,7 +463,7 @@ func (st *stream) Send(m *syncv1.AgentMessage) error {
 		if string(m.Hello.GetHash()) == string(s.hashLocked()) {
 			st.following = true
 			st.send(&syncv1.ServerMessage{Message: &syncv1.ServerMessage_Current{Current: &syncv1.Current{
-				Position: s.positionLocked(s.revision), Hash: s.hashLocked()}}})
+				Position: s.positionLocked(s.revision), Hash: s.hashLocked(), Clock: s.nowLocked().UnixMilli()}}})
 			return nil
 		}
 		keys := slices.Sorted(maps.Keys(s.bodies))
@@ -463,7 +474,7 @@ func (st *stream) Send(m *syncv1.AgentMessage) error {
 				kind = syncv1.Item_KIND_BUNDLE
 			}
 			st.send(&syncv1.ServerMessage{Message: &syncv1.ServerMessage_Inventory{Inventory: &syncv1.Inventory{
-				Position: s.positionLocked(s.revision), Hash: s.hashLocked(), More: i < len(keys)-1,
+				Position: s.positionLocked(s.revision), Hash: s.hashLocked(), More: i < len(keys)-1, Clock: s.nowLocked().UnixMilli(),
 				Items: []*syncv1.Item{{Kind: kind, Id: key[2:], Fingerprint: binary.BigEndian.Uint64(h[:])}}}}})
 		}
 	case *syncv1.AgentMessage_Want:
@@ -541,7 +552,7 @@ func (s *Server) issue(ca *authority, g *syncv1.Grant, csr []byte) ([][]byte, er
 	if g.GetX509SvidTtl() > 0 {
 		ttl = time.Duration(g.GetX509SvidTtl()) * time.Second
 	}
-	now := time.Now()
+	now := s.nowLocked()
 	prepared, err := issuer.Prepare(svid.Leaf{ID: spiffeid.RequireFromString(g.GetSpiffeId()), Key: key,
 		DNSNames: g.GetDnsNames(), NotBefore: now.Add(-30 * time.Second), NotAfter: now.Add(ttl).Truncate(time.Second)})
 	if err != nil {
@@ -563,7 +574,7 @@ func (s *Server) JWT(_ context.Context, grantID string, audience []string) (serv
 	case g == nil:
 		return serverlink.JWTResult{}, fault.New(fault.Denied, "grant_unknown", "no such grant")
 	}
-	now := time.Now()
+	now := s.nowLocked()
 	issuer, err := svid.NewJWTIssuer(s.jwtKeys[0].id, s.jwtKeys[0].key, now.Add(24*time.Hour))
 	if err != nil {
 		return serverlink.JWTResult{}, err

@@ -629,6 +629,7 @@ type Current struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Position      *Position              `protobuf:"bytes,1,opt,name=position,proto3" json:"position,omitempty"`
 	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Clock         int64                  `protobuf:"varint,3,opt,name=clock,proto3" json:"clock,omitempty"` // the server's wall clock, Unix milliseconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -677,6 +678,13 @@ func (x *Current) GetHash() []byte {
 	return nil
 }
 
+func (x *Current) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
+}
+
 // Inventory lists everything the agent is granted, in parts; the last has more = false.
 // The agent drops what is not listed only when the closing Delta has come.
 type Inventory struct {
@@ -685,6 +693,7 @@ type Inventory struct {
 	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
 	Items         []*Item                `protobuf:"bytes,3,rep,name=items,proto3" json:"items,omitempty"`
 	More          bool                   `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	Clock         int64                  `protobuf:"varint,5,opt,name=clock,proto3" json:"clock,omitempty"` // the server's wall clock, Unix milliseconds
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -745,6 +754,13 @@ func (x *Inventory) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *Inventory) GetClock() int64 {
+	if x != nil {
+		return x.Clock
+	}
+	return 0
 }
 
 type Item struct {
@@ -1723,15 +1739,17 @@ const file_plastron_sync_v1_sync_proto_rawDesc = "" +
 	"\n" +
 	"x509_svids\x18\x02 \x01(\rR\tx509Svids\x12 \n" +
 	"\vsubscribers\x18\x03 \x01(\rR\vsubscribers\x12\x14\n" +
-	"\x05clock\x18\x04 \x01(\x03R\x05clock\"U\n" +
+	"\x05clock\x18\x04 \x01(\x03R\x05clock\"k\n" +
 	"\aCurrent\x126\n" +
 	"\bposition\x18\x01 \x01(\v2\x1a.plastron.sync.v1.PositionR\bposition\x12\x12\n" +
-	"\x04hash\x18\x02 \x01(\fR\x04hash\"\x99\x01\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x14\n" +
+	"\x05clock\x18\x03 \x01(\x03R\x05clock\"\xaf\x01\n" +
 	"\tInventory\x126\n" +
 	"\bposition\x18\x01 \x01(\v2\x1a.plastron.sync.v1.PositionR\bposition\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12,\n" +
 	"\x05items\x18\x03 \x03(\v2\x16.plastron.sync.v1.ItemR\x05items\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more\"\xa8\x01\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more\x12\x14\n" +
+	"\x05clock\x18\x05 \x01(\x03R\x05clock\"\xa8\x01\n" +
 	"\x04Item\x12/\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1b.plastron.sync.v1.Item.KindR\x04kind\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12 \n" +

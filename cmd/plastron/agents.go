@@ -12,6 +12,8 @@ import (
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
@@ -143,8 +145,8 @@ func (p *program) agentCountCommand() *cobra.Command {
 }
 
 func (p *program) agentShowCommand() *cobra.Command {
-	return p.oneAgentCommand("show", "Show one agent", func(ctx context.Context, client agentv1.AgentClient, id *spiretypes.SPIFFEID) (proto.Message, error) {
-		return client.GetAgent(ctx, &agentv1.GetAgentRequest{Id: id})
+	return p.oneAgentCommand("show", "Show one agent", nil, func(ctx context.Context, conn grpc.ClientConnInterface, id *spiretypes.SPIFFEID) (proto.Message, error) {
+		return agentv1.NewAgentClient(conn).GetAgent(ctx, &agentv1.GetAgentRequest{Id: id})
 	}, func(reply proto.Message) {
 		one := reply.(*spiretypes.Agent)
 		fmt.Fprint(p.stdout, "Found an attested agent given its SPIFFE ID\n\n")
@@ -156,22 +158,27 @@ func (p *program) agentShowCommand() *cobra.Command {
 }
 
 func (p *program) agentEvictCommand() *cobra.Command {
-	return p.oneAgentCommand("evict", "Forget an agent, a ban included; it has to join anew", func(ctx context.Context, client agentv1.AgentClient, id *spiretypes.SPIFFEID) (proto.Message, error) {
-		return client.DeleteAgent(ctx, &agentv1.DeleteAgentRequest{Id: id})
+	return p.oneAgentCommand("evict", "Forget an agent, a ban included; it has to join anew", waitFlag, func(ctx context.Context, conn grpc.ClientConnInterface, id *spiretypes.SPIFFEID) (proto.Message, error) {
+		return agentv1.NewAgentClient(conn).DeleteAgent(ctx, &agentv1.DeleteAgentRequest{Id: id})
 	}, func(proto.Message) { fmt.Fprintln(p.stdout, "Agent evicted successfully") })
 }
 
 func (p *program) agentBanCommand() *cobra.Command {
-	return p.oneAgentCommand("ban", "Keep an agent out until it is evicted", func(ctx context.Context, client agentv1.AgentClient, id *spiretypes.SPIFFEID) (proto.Message, error) {
-		return client.BanAgent(ctx, &agentv1.BanAgentRequest{Id: id})
+	return p.oneAgentCommand("ban", "Keep an agent out until it is evicted", waitFlag, func(ctx context.Context, conn grpc.ClientConnInterface, id *spiretypes.SPIFFEID) (proto.Message, error) {
+		return agentv1.NewAgentClient(conn).BanAgent(ctx, &agentv1.BanAgentRequest{Id: id})
 	}, func(proto.Message) { fmt.Fprintln(p.stdout, "Agent banned successfully") })
 }
 
-// oneAgentCommand is a verb on the one agent that -spiffeID names.
-func (p *program) oneAgentCommand(name, short string,
-	call func(context.Context, agentv1.AgentClient, *spiretypes.SPIFFEID) (proto.Message, error), show func(proto.Message)) *cobra.Command {
+// oneAgentCommand is a verb on the one agent that -spiffeID names; waitFlag is nil
+// for one that changes nothing.
+func (p *program) oneAgentCommand(name, short string, waitFlag func(*pflag.FlagSet) *waiting,
+	call func(context.Context, grpc.ClientConnInterface, *spiretypes.SPIFFEID) (proto.Message, error), show func(proto.Message)) *cobra.Command {
 	c := &cobra.Command{Use: name, Short: short}
 	var text string
+	wait := &waiting{}
+	if waitFlag != nil {
+		wait = waitFlag(c.Flags())
+	}
 	c.Flags().StringVar(&text, "spiffeID", "", "SPIFFE `ID` of the agent")
 	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, _ []string) error {
@@ -187,15 +194,16 @@ func (p *program) oneAgentCommand(name, short string,
 			return err
 		}
 		defer conn.Close()
-		reply, err := call(c.Context(), agentv1.NewAgentClient(conn), id)
+		reply, err := call(c.Context(), wait.over(conn), id)
 		if err != nil {
 			return peer.fault(err)
 		}
 		if *out == asJSON {
-			return printJSON(p.stdout, reply)
+			err = printJSON(p.stdout, reply)
+		} else {
+			show(reply)
 		}
-		show(reply)
-		return nil
+		return wait.finish(c, p, conn, peer, *out, err)
 	}
 	return c
 }

@@ -53,7 +53,7 @@ func (p *program) entryCreateCommand() *cobra.Command {
 	e.addFlags(flags)
 	flags.StringVar(&e.entryID, "entryID", "", "`ID` of the new entry; otherwise the server chooses one")
 	flags.BoolVar(&e.node, "node", false, "the entry is a node alias: the selectors are those of agents, the parent is the server")
-	at, out := serverSocketFlags(flags), outputFlag(flags)
+	wait, at, out := waitFlag(flags), serverSocketFlags(flags), outputFlag(flags)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		entries, err := e.entries(c, p.stdin)
 		if err != nil {
@@ -64,7 +64,7 @@ func (p *program) entryCreateCommand() *cobra.Command {
 			return err
 		}
 		defer conn.Close()
-		reply, err := entryv1.NewEntryClient(conn).BatchCreateEntry(c.Context(), &entryv1.BatchCreateEntryRequest{Entries: entries})
+		reply, err := entryv1.NewEntryClient(wait.over(conn)).BatchCreateEntry(c.Context(), &entryv1.BatchCreateEntryRequest{Entries: entries})
 		if err != nil {
 			return peer.fault(err)
 		}
@@ -90,9 +90,9 @@ func (p *program) entryCreateCommand() *cobra.Command {
 			}
 		}
 		if failed > 0 {
-			return fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not created", failed, len(entries))
+			err = fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not created", failed, len(entries))
 		}
-		return nil
+		return wait.finish(c, p, conn, peer, *out, err)
 	}
 	return c
 }
@@ -137,7 +137,7 @@ func (e *entryFlags) entries(c *cobra.Command, stdin io.Reader) ([]*spiretypes.E
 func (e *entryFlags) fromFile(c *cobra.Command, stdin io.Reader) ([]*spiretypes.Entry, error) {
 	other := ""
 	c.Flags().Visit(func(f *pflag.Flag) {
-		if !slices.Contains([]string{"data", "output", "socketPath", "instance"}, f.Name) {
+		if !slices.Contains([]string{"data", "output", "socketPath", "instance", "wait"}, f.Name) {
 			other = f.Name
 		}
 	})
@@ -325,7 +325,7 @@ func (p *program) entryDeleteCommand() *cobra.Command {
 	var entryID, file string
 	c.Flags().StringVar(&entryID, "entryID", "", "`ID` of the entry to delete")
 	c.Flags().StringVar(&file, "file", "", "`FILE` with a JSON object whose key ids lists the entries to delete, or - for the standard input")
-	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
+	wait, at, out := waitFlag(c.Flags()), serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		var ids []string
 		switch {
@@ -346,7 +346,7 @@ func (p *program) entryDeleteCommand() *cobra.Command {
 			return err
 		}
 		defer conn.Close()
-		reply, err := entryv1.NewEntryClient(conn).BatchDeleteEntry(c.Context(), &entryv1.BatchDeleteEntryRequest{Ids: ids})
+		reply, err := entryv1.NewEntryClient(wait.over(conn)).BatchDeleteEntry(c.Context(), &entryv1.BatchDeleteEntryRequest{Ids: ids})
 		if err != nil {
 			return peer.fault(err)
 		}
@@ -366,9 +366,9 @@ func (p *program) entryDeleteCommand() *cobra.Command {
 			}
 		}
 		if failed > 0 {
-			return fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not deleted", failed, len(ids))
+			err = fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not deleted", failed, len(ids))
 		}
-		return nil
+		return wait.finish(c, p, conn, peer, *out, err)
 	}
 	return c
 }

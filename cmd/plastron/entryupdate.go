@@ -29,7 +29,7 @@ say is reset, save for the attributes that such files do not have.`,
 	var e entryFlags
 	e.addFlags(c.Flags())
 	c.Flags().StringVar(&e.entryID, "entryID", "", "`ID` of the entry to change")
-	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
+	wait, at, out := waitFlag(c.Flags()), serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		request, err := e.update(c, p)
 		if err != nil {
@@ -40,7 +40,7 @@ say is reset, save for the attributes that such files do not have.`,
 			return err
 		}
 		defer conn.Close()
-		reply, err := e.merge(c, entryv1.NewEntryClient(conn), request)
+		reply, err := e.merge(c, entryv1.NewEntryClient(wait.over(conn)), request)
 		if err != nil {
 			return peer.fault(err)
 		}
@@ -68,9 +68,9 @@ say is reset, save for the attributes that such files do not have.`,
 			}
 		}
 		if failed > 0 {
-			return fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not updated", failed, len(request.GetEntries()))
+			err = fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not updated", failed, len(request.GetEntries()))
 		}
-		return nil
+		return wait.finish(c, p, conn, peer, *out, err)
 	}
 	return c
 }

@@ -107,7 +107,7 @@ those keys go.`,
 	var id, path string
 	c.Flags().StringVar(&id, "id", "", "`TRUST DOMAIN` of the bundle")
 	c.Flags().StringVar(&path, "path", "", "`FILE` with the bundle; otherwise it is read from the standard input")
-	form, at, out := bundleFormFlag(c.Flags()), serverSocketFlags(c.Flags()), outputFlag(c.Flags())
+	form, wait, at, out := bundleFormFlag(c.Flags()), waitFlag(c.Flags()), serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if id == "" {
 			return usage(c, "-id is required")
@@ -125,7 +125,7 @@ those keys go.`,
 			return err
 		}
 		defer conn.Close()
-		reply, err := bundlev1.NewBundleClient(conn).BatchSetFederatedBundle(c.Context(), &bundlev1.BatchSetFederatedBundleRequest{
+		reply, err := bundlev1.NewBundleClient(wait.over(conn)).BatchSetFederatedBundle(c.Context(), &bundlev1.BatchSetFederatedBundleRequest{
 			Bundle: []*spiretypes.Bundle{wireBundle(b)},
 		})
 		if err != nil {
@@ -137,10 +137,11 @@ those keys go.`,
 			}
 		}
 		if *out == asJSON {
-			return printJSON(p.stdout, reply)
+			err = printJSON(p.stdout, reply)
+		} else {
+			_, err = fmt.Fprintln(p.stdout, "bundle set.")
 		}
-		_, err = fmt.Fprintln(p.stdout, "bundle set.")
-		return err
+		return wait.finish(c, p, conn, peer, *out, err)
 	}
 	return c
 }
@@ -178,7 +179,7 @@ func (p *program) bundleDeleteCommand() *cobra.Command {
 	modes := []string{"restrict", "delete", "dissociate"}
 	c.Flags().StringVar(&id, "id", "", "`TRUST DOMAIN` of the bundle")
 	c.Flags().StringVar(&mode, "mode", modes[0], "`MODE` for entries that federate with it: restrict refuses if there are any, delete deletes them too, dissociate ends their federation with it")
-	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
+	wait, at, out := waitFlag(c.Flags()), serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if id == "" {
 			return usage(c, "-id is required")
@@ -195,7 +196,7 @@ func (p *program) bundleDeleteCommand() *cobra.Command {
 			return err
 		}
 		defer conn.Close()
-		reply, err := bundlev1.NewBundleClient(conn).BatchDeleteFederatedBundle(c.Context(), &bundlev1.BatchDeleteFederatedBundleRequest{
+		reply, err := bundlev1.NewBundleClient(wait.over(conn)).BatchDeleteFederatedBundle(c.Context(), &bundlev1.BatchDeleteFederatedBundleRequest{
 			TrustDomains: []string{td.Name()},
 			Mode:         bundlev1.BatchDeleteFederatedBundleRequest_Mode(bundlev1.BatchDeleteFederatedBundleRequest_Mode_value[strings.ToUpper(mode)]),
 		})
@@ -208,10 +209,11 @@ func (p *program) bundleDeleteCommand() *cobra.Command {
 			}
 		}
 		if *out == asJSON {
-			return printJSON(p.stdout, reply)
+			err = printJSON(p.stdout, reply)
+		} else {
+			_, err = fmt.Fprintln(p.stdout, "bundle deleted.")
 		}
-		_, err = fmt.Fprintln(p.stdout, "bundle deleted.")
-		return err
+		return wait.finish(c, p, conn, peer, *out, err)
 	}
 	return c
 }

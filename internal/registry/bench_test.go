@@ -89,7 +89,7 @@ func BenchmarkEntries(b *testing.B) {
 			batch := store.Batch{Position: store.Position{Revision: uint64(i + 1)},
 				Writes: []store.Write{{Changes: []store.Change{{Key: keyOf(kindEntry, e.ID), Value: raw}}}}}
 			began := time.Now()
-			s.apply(batch, func(*node, touched) {})
+			s.apply(batch, func(*node, touched) {}, func(store.Write) {})
 			spent += time.Since(began)
 		}
 		b.ReportMetric(float64(heap()-before)/n, "B/entry")

@@ -203,9 +203,10 @@ func (r *Registry) body(s *state, groups []uint32, held map[string]struct{}, ite
 	})
 }
 
-// observe marks the followers of an agent that a change affects. The registry's
-// lock is held for writing.
+// observe notes that a change affects an agent and marks the agent's followers.
+// The registry's lock is held for writing.
 func (r *Registry) observe(agent *node, what touched) {
+	r.touches.add(agent)
 	for f := range r.followers[agent.path] {
 		f.mark(what)
 		r.woken[f] = struct{}{}

@@ -242,6 +242,20 @@ func (h *history) woken(path string) bool {
 	return true
 }
 
+// touched reports whether the last batch is remembered as one that affects an agent.
+func (h *history) touched(path string) bool {
+	for i := range h.r.touches.at(h.revision) {
+		agents, err := h.r.Touched(Committed{h.r.Position(), i})
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		if slices.Contains(agents, id(path)) {
+			return true
+		}
+	}
+	return false
+}
+
 // check compares everything that can be asked of the registry with the lists.
 func (h *history) check() {
 	t := h.t
@@ -392,6 +406,9 @@ func TestHistories(t *testing.T) {
 			for _, path := range agents {
 				after := h.holds(path)
 				changed, woken := !equalHoldings(before[path], after), h.woken(path)
+				if touched := h.touched(path); touched != woken {
+					t.Fatalf("RG16 seed %d step %d: %s is remembered as affected %v, woken %v", seed, step, path, touched, woken)
+				}
 				if changed && !woken || single && woken && !changed {
 					t.Fatalf("RG16 seed %d step %d: %s changed %v, woken %v", seed, step, path, changed, woken)
 				}

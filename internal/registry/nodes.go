@@ -22,6 +22,7 @@ type node struct {
 	sym       uint32 // of path
 	selectors []uint32
 	aliases   map[uint32]struct{} // handles of the aliases that name it; kept by reach
+	touched   uint64              // kept by touches
 }
 
 func newNodes() *nodes {

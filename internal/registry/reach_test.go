@@ -68,7 +68,7 @@ func TestWorkIsProportionalToAffected(t *testing.T) {
 			s.reach.visits = 0
 			h.revision++
 			s.apply(store.Batch{Position: store.Position{Revision: h.revision}, Writes: []store.Write{{Changes: changes}}},
-				func(n *node, _ touched) { touchedAgents[n.path] = true })
+				func(n *node, _ touched) { touchedAgents[n.path] = true }, func(store.Write) {})
 			if len(touchedAgents) != step.affected {
 				t.Errorf("%s: %d agents are affected, want %d", step.name, len(touchedAgents), step.affected)
 			}

@@ -41,6 +41,7 @@ type Registry struct {
 	moved     chan struct{}                     // closed and replaced when the position moves
 	followers map[string]map[*Follower]struct{} // by agent path
 	woken     map[*Follower]struct{}            // by the batch that is being applied
+	touches   touches
 	batches   []func(store.Batch)
 }
 
@@ -67,6 +68,7 @@ func Open(ctx context.Context, st store.Store, td spiffeid.TrustDomain, log *slo
 		}
 	}
 	r.state = s
+	r.touches.forget(s.position.Revision)
 	return r, nil
 }
 
@@ -138,7 +140,8 @@ func (r *Registry) Batches(f func(store.Batch)) {
 // fold applies a batch and tells who is affected.
 func (r *Registry) fold(b store.Batch) {
 	r.mu.Lock()
-	r.state.apply(b, r.observe)
+	r.state.apply(b, r.observe, r.touches.wrote)
+	r.touches.folded(b.Position.Revision)
 	r.announceLocked()
 	batches := r.batches
 	r.mu.Unlock()
@@ -151,6 +154,7 @@ func (r *Registry) fold(b store.Batch) {
 func (r *Registry) replace(s *state) {
 	r.mu.Lock()
 	r.state = s
+	r.touches.forget(s.position.Revision)
 	for _, of := range r.followers {
 		for f := range of {
 			f.look()

@@ -73,6 +73,7 @@ func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error)
 					"the change is committed at revision %d but not yet visible here", result.Position.Revision).
 					Fix("read again in a moment; do not repeat the change")
 			}
+			r.note(ctx, result.Position, &txn)
 			return result.Position, nil
 		case fault.KindOf(result.Err) != fault.Conflict:
 			return store.Position{}, fmt.Errorf("commit: %w", result.Err)

@@ -52,8 +52,8 @@ func newState(td spiffeid.TrustDomain) *state {
 }
 
 // apply folds a batch into the state and tells on, which may be nil, which
-// agents it affects.
-func (s *state) apply(b store.Batch, on observer) {
+// agents it affects, and wrote when a transaction is through.
+func (s *state) apply(b store.Batch, on observer, wrote func(store.Write)) {
 	for _, w := range b.Writes {
 		for _, c := range w.Changes {
 			if c.Deleted {
@@ -62,6 +62,7 @@ func (s *state) apply(b store.Batch, on observer) {
 				s.set(c.Key, b.Position.Revision, c.Value, on)
 			}
 		}
+		wrote(w)
 	}
 	s.position = b.Position
 }

@@ -102,6 +102,8 @@ func access() map[string]rule {
 		"/plastron.issue.v1.Issue/JWT":   {kindAgent, queueSign, short},
 		"/plastron.join.v1.Join/Address": {operators, queueFree, short},
 
+		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
+
 		"/grpc.health.v1.Health/Check": {kindLocal, queueFree, short},
 		"/grpc.health.v1.Health/List":  {kindLocal, queueFree, short},
 		"/grpc.health.v1.Health/Watch": {kindLocal, queueFree, short},

@@ -54,6 +54,7 @@ d        spire.api.server.svid.v1.SVID NewDownstreamX509CA
 a        plastron.sync.v1.Sync Follow
 a        plastron.issue.v1.Issue X509 JWT
 lA       plastron.join.v1.Join Address
+lA       plastron.receipt.v1.Receipt Wait
 l        grpc.health.v1.Health Check List Watch
 `
 

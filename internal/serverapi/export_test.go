@@ -74,3 +74,10 @@ func ListenSocket(path string) (interface{ Close() error }, error) {
 	}
 	return s, nil
 }
+
+// Waiting returns how many agents somebody waits for.
+func (s *Server) Waiting() int {
+	s.followers.mu.Lock()
+	defer s.followers.mu.Unlock()
+	return len(s.followers.waits)
+}

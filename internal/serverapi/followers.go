@@ -29,6 +29,23 @@ type followers struct {
 	mu      sync.Mutex
 	open    map[*following]struct{}
 	byAgent map[spiffeid.ID][]*following // the oldest first
+	waits   map[spiffeid.ID]map[*wait]struct{}
+
+	// out reports whether an agent is banned or not attested. It is called with mu held.
+	out func(spiffeid.ID) bool
+}
+
+func newFollowers(r *registry.Registry) *followers {
+	return &followers{
+		open: map[*following]struct{}{}, byAgent: map[spiffeid.ID][]*following{}, waits: map[spiffeid.ID]map[*wait]struct{}{},
+		out: func(agent spiffeid.ID) (out bool) {
+			r.View(func(s *registry.Snapshot) {
+				n, err := s.Node(agent)
+				out = err != nil || n.Banned
+			})
+			return out
+		},
+	}
 }
 
 // following is one open stream.
@@ -60,6 +77,9 @@ func (f *followers) leave(row *following) {
 	rows := slices.DeleteFunc(f.byAgent[row.agent], func(r *following) bool { return r == row })
 	if f.byAgent[row.agent] = rows; len(rows) == 0 {
 		delete(f.byAgent, row.agent)
+		if len(f.waits[row.agent]) > 0 && f.out(row.agent) {
+			f.settleLocked(row.agent, func(store.Position) bool { return true })
+		}
 	}
 }
 
@@ -67,6 +87,7 @@ func (f *followers) acknowledge(row *following, p store.Position, bundle uint64)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	row.position, row.bundle = p, bundle
+	f.settleLocked(row.agent, func(missing store.Position) bool { return reaches(p, missing) })
 }
 
 // Acknowledged says how many agents follow here and which of them, at most a

@@ -56,6 +56,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	defer done()
 	ctx, cancel := context.WithTimeout(ctx, r.limit)
 	defer cancel()
+	if callerFrom(ctx).kinds&operators != 0 {
+		ctx = noteReceipts(ctx)
+	}
 	resp, err := s.contain(info.FullMethod, func() (any, error) { return handler(ctx, req) })
 	return resp, s.finish(ctx, info.FullMethod, err)
 }

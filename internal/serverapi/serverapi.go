@@ -20,6 +20,7 @@ import (
 
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
+	receiptv1 "github.com/plastron/plastron/api/plastron/receipt/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
@@ -70,7 +71,7 @@ type Server struct {
 	admins    map[spiffeid.ID]bool
 	gates     map[queue]*gate
 	rootCache rootCache
-	followers followers
+	followers *followers
 	panics    atomic.Uint64
 	closing   chan struct{} // closed when shutdown begins
 }
@@ -80,7 +81,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
-		followers: followers{open: map[*following]struct{}{}, byAgent: map[spiffeid.ID][]*following{}},
+		followers: newFollowers(cfg.Registry),
 	}
 	if s.cfg.room == (room{}) {
 		s.cfg.room = room{all: maxConnections, strangers: maxStrangers, perAddress: maxPerAddress}
@@ -186,4 +187,5 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	syncv1.RegisterSyncServer(to, syncs{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})
 	joinv1.RegisterJoinServer(to, joins{server: s})
+	receiptv1.RegisterReceiptServer(to, receipts{server: s})
 }

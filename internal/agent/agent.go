@@ -17,13 +17,14 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
+	"sync"
 	"sync/atomic"
 
 	"github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/agentid"
 	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/config"
-	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
@@ -50,8 +51,6 @@ type Agent struct {
 
 	own    atomic.Pointer[credential]    // the SVID in use; nil before the first attestation
 	bundle atomic.Pointer[bundle.Bundle] // the own trust domain's, as last known
-	// anonymous says that own is not shown: the server has refused it.
-	anonymous atomic.Bool
 }
 
 type workloadPlugin struct {
@@ -153,8 +152,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer link.Close()
 
-	l := &life{agent: a, dir: dir, keeper: keeper, link: link,
-		trouble: make(chan refusal, 1), directives: make(chan *syncv1.Directive, 16), changed: make(chan struct{}, 1)}
+	l := newLife(ctx, a, dir, keeper, link)
 	m := mirror.New(mirror.Config{
 		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Link: mirrorLink{link, l}, Version: Version,
 		CacheSize: a.cfg.Agent.X509SVIDCacheMaxSize, JWTCacheSize: a.cfg.Agent.JWTSVIDCacheMaxSize,
@@ -174,12 +172,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	// agent knows what there is (WEP-6-c).
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return api.Run(ctx) })
+	g.Go(func() error { return l.identity.Run(ctx) })
 	g.Go(func() error {
-		if err := l.begin(ctx); err != nil {
-			return err
+		select {
+		case <-l.admitted:
+		case <-ctx.Done():
+			return nil
 		}
 		g.Go(func() error { return m.Run(ctx) })
-		g.Go(func() error { return l.run(ctx) })
 		select {
 		case <-m.Synced():
 			close(a.ready)
@@ -207,7 +207,7 @@ func (a *Agent) linkConfig() serverlink.Config {
 			return nil
 		},
 		Certificate: func() *tls.Certificate {
-			if own := a.own.Load(); own != nil && !a.anonymous.Load() {
+			if own := a.own.Load(); own != nil {
 				return &tls.Certificate{Certificate: own.chain, PrivateKey: own.key}
 			}
 			return nil
@@ -228,12 +228,24 @@ func (l mirrorLink) Follow(ctx context.Context) (mirror.Stream, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	return &heard{Stream: s, life: l.life}, nil
 }
 
-// stuck says that the agent cannot go on by itself.
-func stuck(err error, remedy string) error {
-	return fault.New(fault.Precondition, fault.ReasonOf(err), "the server does not accept this agent any more").Fix("%s", remedy).Because(err)
+// heard tells the identity of the first message of a conversation: the server is
+// ours, and accepts the SVID.
+type heard struct {
+	mirror.Stream
+	life *life
+	once sync.Once
+}
+
+// Recv implements mirror.Stream.
+func (h *heard) Recv() (*syncv1.ServerMessage, error) {
+	m, err := h.Stream.Recv()
+	if err == nil {
+		h.once.Do(func() { h.life.identity.Post(agentid.Accepted{}) })
+	}
+	return m, err
 }
 
 func wrap(doing string, err error) error { return fmt.Errorf("%s: %w", doing, err) }

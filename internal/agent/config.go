@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/plastron/plastron/internal/agentid"
 	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
@@ -68,6 +69,15 @@ type Settings struct {
 	TrustBundleHash string `hcl:"trust_bundle_hash"`
 	// InsecureBootstrap trusts whoever answers first. For trying things out only.
 	InsecureBootstrap bool `hcl:"insecure_bootstrap"`
+	// RebootstrapMode says whether that source is asked again when no server can be
+	// recognised by what the agent has learnt: auto (default), never, or always, which is
+	// auto and refuses to start with an attestor whose proof is good only once. What the
+	// trust domain is known to have dropped is not taken from there. A source that trusts
+	// whoever answers is never asked again.
+	RebootstrapMode string `hcl:"rebootstrap_mode"`
+	// RebootstrapDelay is how long an agent whose own SVID is in its first half waits
+	// before that; one that has to renew or attest does not wait. Default 10m.
+	RebootstrapDelay config.Duration `hcl:"rebootstrap_delay"`
 
 	// JoinToken is a secret that lets this node in once; JoinTokenFile a file that
 	// holds it. At most one of them.
@@ -107,8 +117,6 @@ type Settings struct {
 	ProfilingFreq          config.Node `hcl:"profiling_freq"`
 	ProfilingNames         config.Node `hcl:"profiling_names"`
 	ProfilingPort          config.Node `hcl:"profiling_port"`
-	RebootstrapDelay       config.Node `hcl:"rebootstrap_delay"`
-	RebootstrapMode        config.Node `hcl:"rebootstrap_mode"`
 	SDS                    config.Node `hcl:"sds"`
 	TrustBundleUnixSocket  config.Node `hcl:"trust_bundle_unix_socket"`
 	TrustBundleURL         config.Node `hcl:"trust_bundle_url"`
@@ -126,6 +134,7 @@ func Default() Config {
 	return Config{Agent: Settings{
 		DataDir: ".", SocketPath: "/tmp/spire-agent/public/api.sock", TrustBundleFormat: "pem", WorkloadKeyType: "ec-p256",
 		X509SVIDCacheMaxSize: mirror.DefaultCacheSize, JWTSVIDCacheMaxSize: mirror.DefaultCacheSize,
+		RebootstrapMode: string(agentid.Auto), RebootstrapDelay: config.Duration(agentid.DefaultRebootstrapDelay),
 		LogLevel: "INFO", LogFormat: "text",
 	}}
 }
@@ -170,6 +179,15 @@ func (c *Config) validate() error {
 	}
 	check(sources > 0 || s.Ticket != "", "trust_bundle_path, trust_bundle_hash or insecure_bootstrap: one must be set, so that the server can be recognised")
 	check(sources < 2, "trust_bundle_path, trust_bundle_hash and insecure_bootstrap exclude each other") // F28
+	switch s.RebootstrapMode {
+	case string(agentid.Never), string(agentid.Auto):
+	case "always":
+		check(!s.InsecureBootstrap, "rebootstrap_mode: always and insecure_bootstrap exclude each other")
+		check(!slices.ContainsFunc(c.Plugins, func(p config.Plugin) bool { return p.On() && p.Type == typeNodeAttestor && p.Name == jointoken.Name }),
+			"rebootstrap_mode: always needs a node attestor whose proof is good more than once, not join_token")
+	default:
+		check(false, "rebootstrap_mode: must be never, auto or always")
+	}
 	check(!s.InsecureBootstrap || s.Ticket == "", "insecure_bootstrap and ticket exclude each other")
 	check(s.JoinToken == "" || s.JoinTokenFile == "", "join_token and join_token_file exclude each other")
 	if s.JoinToken != "" {
@@ -213,8 +231,6 @@ func (c *Config) notOffered() []notOffered {
 		row(s.ProfilingFreq, "profiling_freq", remove),
 		row(s.ProfilingNames, "profiling_names", remove),
 		row(s.ProfilingPort, "profiling_port", remove),
-		row(s.RebootstrapDelay, "rebootstrap_delay", remove),
-		row(s.RebootstrapMode, "rebootstrap_mode", "remove the data directory to bootstrap again"),
 		row(s.SDS, "sds", "remove the block"),
 		row(s.TrustBundleUnixSocket, "trust_bundle_unix_socket", "use trust_bundle_path or trust_bundle_hash"),
 		row(s.TrustBundleURL, "trust_bundle_url", "use trust_bundle_path or trust_bundle_hash"),

@@ -9,18 +9,19 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
-	"runtime"
+	"os"
+	"path/filepath"
 	"strconv"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/agentid"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
+	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
-	"github.com/plastron/plastron/internal/serverlink"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 )
@@ -32,6 +33,7 @@ type testServer struct {
 	ca       *testAuthority
 	refused  atomic.Int64 // connections
 	attested atomic.Int64
+	age      time.Duration // of the server's certificate
 }
 
 func (s *testServer) AttestAgent(stream grpc.BidiStreamingServer[agentv1.AttestAgentRequest, agentv1.AttestAgentResponse]) error {
@@ -59,7 +61,7 @@ func (s *testServer) serve(t *testing.T) *life {
 		t.Fatal(err)
 	}
 	now := time.Now()
-	own := tls.Certificate{Certificate: s.ca.sign("/spire/server", key.Public(), now.Add(-time.Minute), now.Add(time.Hour)), PrivateKey: key}
+	own := tls.Certificate{Certificate: s.ca.sign("/spire/server", key.Public(), now.Add(-time.Minute-s.age), now.Add(time.Hour-s.age)), PrivateKey: key}
 	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: []tls.Certificate{own}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}, ClientAuth: tls.RequestClientCert,
 		VerifyConnection: func(state tls.ConnectionState) error {
@@ -71,6 +73,7 @@ func (s *testServer) serve(t *testing.T) *life {
 		},
 	})))
 	agentv1.RegisterAgentServer(g, s)
+	bundlev1.RegisterBundleServer(g, bundlev1.UnimplementedBundleServer{})
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -78,19 +81,12 @@ func (s *testServer) serve(t *testing.T) *life {
 	go g.Serve(l)
 	t.Cleanup(g.Stop)
 
-	life := testLife(t, func(c *Config) {
+	return testLife(t, s.ca, func(c *Config) {
 		host, port, _ := net.SplitHostPort(l.Addr().String())
 		c.Agent.ServerAddress = host
 		c.Agent.ServerPort, _ = strconv.Atoi(port)
 		c.Agent.JoinToken = "QJ3XK5ZT7VYB2M4NRA6WDHCEPS"
 	})
-	life.trouble, life.directives, life.changed = make(chan refusal, 1), make(chan *syncv1.Directive, 1), make(chan struct{}, 1)
-	if life.link, err = serverlink.New(life.agent.linkConfig()); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { life.link.Close() })
-	life.agent.bundle.Store(s.ca.bundle)
-	return life
 }
 
 // hold gives the agent an SVID of its own.
@@ -100,8 +96,11 @@ func (s *testServer) hold(t *testing.T, l *life, end time.Time) *credential {
 	if err != nil {
 		t.Fatal(err)
 	}
-	own := &credential{keyID: keyA, key: key, expiresAt: end,
-		chain: s.ca.sign("/spire/agent/join_token/x", key.Public(), end.Add(-time.Hour), end)}
+	chain := s.ca.sign("/spire/agent/join_token/x", key.Public(), end.Add(-time.Hour), end)
+	own, err := newCredential(testDomain, s.ca.bundle.Roots(), keyA, key, chain, lastMoment(chain))
+	if err != nil {
+		t.Fatal(err)
+	}
 	l.use(own)
 	return own
 }
@@ -114,14 +113,12 @@ func TestAttestsAgainWhenTheOldAuthorityIsGone(t *testing.T) {
 	old := s.hold(t, l, time.Now().Add(-time.Minute))
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := l.renew(ctx); err != nil {
-		t.Fatalf("renew() = %v with %d refused connections and %d attestations", err, s.refused.Load(), s.attested.Load())
+	got, err := l.Do(ctx, agentid.Job{Kind: agentid.Attest, NewKey: true})
+	if err != nil {
+		t.Fatalf("Do() = %v with %d refused connections and %d attestations", err, s.refused.Load(), s.attested.Load())
 	}
-	if own := l.agent.own.Load(); own == old || !own.expiresAt.After(time.Now()) {
+	if own := l.agent.own.Load(); own == old || own.serial != got.Serial || !own.expiresAt.After(time.Now()) {
 		t.Error("the agent has no SVID that is good")
-	}
-	if l.agent.anonymous.Load() {
-		t.Error("the new SVID is not shown")
 	}
 }
 
@@ -134,126 +131,55 @@ func TestRenewsByAttestingAgain(t *testing.T) {
 	old.reattest = true
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := l.renewOnce(ctx); err != nil {
+	if _, err := l.Do(ctx, agentid.Job{Kind: agentid.Renew}); err != nil {
 		t.Fatal(err)
 	}
 	own := l.agent.own.Load()
 	if own == old || own.keyID == old.keyID || s.attested.Load() != 1 || s.refused.Load() != 0 {
 		t.Errorf("the same SVID: %v, %d attestations, %d refused connections, want another by one attestation", own == old, s.attested.Load(), s.refused.Load())
 	}
-	if l.agent.anonymous.Load() {
-		t.Error("the new SVID is not shown")
-	}
 }
 
-// Two nodes with one ID, by a template or a copied key, oust each other.
-func TestOustedAgentTakesItsTime(t *testing.T) { // F22
-	s := &testServer{ca: newTestAuthority(t)}
+// With the clock ahead no server is ours: what says so is the clock's own reason,
+// and nothing is proved to the server meanwhile (R107).
+func TestWrongClockCostsNoEvidence(t *testing.T) {
+	s := &testServer{ca: newTestAuthority(t), age: 2 * time.Hour}
 	l := s.serve(t)
-	s.hold(t, l, time.Now().Add(time.Hour))
-	why := fault.New(fault.Denied, "agent_not_active", "replaced")
-	if err := l.recover(t.Context(), why); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), attestFloor/10)
-	defer cancel()
-	if err := l.recover(ctx, why); !errors.Is(err, context.DeadlineExceeded) || s.attested.Load() != 1 {
-		t.Errorf("recover() = %v with %d attestations, want a wait before the second", err, s.attested.Load())
-	}
-	if err := l.recover(t.Context(), why); err != nil || s.attested.Load() != 2 {
-		t.Errorf("recover() = %v with %d attestations, want the second after the wait", err, s.attested.Load())
-	}
-}
-
-// A refusal of the SVID that was replaced meanwhile says nothing about the new
-// one: a second attestation would cost a join token that is used.
-func TestLateRefusalOfAReplacedSVID(t *testing.T) {
-	s := &testServer{ca: newTestAuthority(t)}
-	l := s.serve(t)
-	old := s.hold(t, l, time.Now().Add(time.Minute))
-	why := fault.New(fault.Denied, "agent_not_active", "replaced")
-	l.shown = old
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	if err := l.recover(ctx, why); err != nil {
-		t.Fatal(err)
-	}
-	l.streamEnded(why) // of a stream that was opened with the old one
-	done := make(chan error, 1)
-	go func() { done <- l.run(ctx) }()
-	gone := func(waiting func() int) {
-		t.Helper()
-		for deadline := time.Now().Add(30 * time.Second); waiting() > 0; runtime.Gosched() {
-			if time.Now().After(deadline) {
-				t.Fatal("it was not dealt with in time")
-			}
-		}
-	}
-	gone(func() int { return len(l.trouble) })
-	l.setBundle(s.ca.bundle) // the loop comes to it when it is done with the refusal
-	gone(func() int { return len(l.changed) })
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Errorf("run() = %v", err)
-	}
-	if n := s.attested.Load(); n != 1 {
-		t.Errorf("%d attestations, want 1", n)
-	}
-}
-
-// A clock that was ahead and is right again leaves no renewal waiting for years (R107).
-func TestRenewalAfterTheClockWasPutBack(t *testing.T) {
-	now := time.Now()
-	for name, row := range map[string]struct {
-		at   time.Time
-		want bool
-	}{
-		"later":     {now.Add(10 * time.Minute), false},
-		"come":      {now.Add(-time.Second), true},
-		"in a year": {now.Add(365 * 24 * time.Hour), true},
-	} {
-		if got := due(row.at, now, time.Hour); got != row.want {
-			t.Errorf("%s: due() = %v", name, got)
-		}
-	}
-}
-
-// With the clock ahead the SVID seems to have ended; when the clock is right
-// again the agent goes on with it, without a new attestation (R107).
-func TestGoesOnWithItsSVIDWhenTheClockIsRightAgain(t *testing.T) {
-	s := &testServer{ca: newTestAuthority(t)}
-	l := s.serve(t)
-	own := s.hold(t, l, time.Now().Add(time.Hour))
-	// As with a clock that is ahead: no server is ours.
-	l.agent.bundle.Store(newTestAuthority(t).bundle)
-	l.fresh = true
+	s.hold(t, l, time.Now().Add(-time.Minute))
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	if err := l.recover(ctx, fault.New(fault.Unauthenticated, "server_untrusted", "the server's certificate has expired")); err != nil {
-		t.Fatalf("recover() = %v", err)
-	}
-	if l.agent.own.Load() != own || l.agent.anonymous.Load() || l.renewAt.After(time.Now()) {
-		t.Error("the agent does not go on with its SVID")
-	}
-	if n := s.attested.Load(); n != 0 {
-		t.Errorf("%d attestations", n)
+	_, err := l.Do(ctx, agentid.Job{Kind: agentid.Attest, Probe: true})
+	if fault.ReasonOf(err) != agentid.ReasonClock || s.attested.Load() != 0 {
+		t.Errorf("Do() = %v with %d attestations", err, s.attested.Load())
 	}
 }
 
-// After a suspend the agent does not wait for a dead connection (R57); ordinary
-// drift and load are no suspend.
-func TestNoticesASuspend(t *testing.T) {
-	for _, row := range []struct {
-		wall, monotonic time.Duration
-		want            bool
-	}{
-		{2 * time.Second, 2 * time.Second, false},
-		{30 * time.Second, 30 * time.Second, false}, // starved, not asleep
-		{time.Hour, 2 * time.Second, true},
-		{-time.Hour, 2 * time.Second, false}, // put back
-	} {
-		if got := slept(row.wall, row.monotonic); got != row.want {
-			t.Errorf("slept(%v, %v) = %v", row.wall, row.monotonic, got)
-		}
+// A disk that cannot be written: nothing changes while the SVID in use is good for
+// long; when it is nearly over the new one lives in memory. The state file stays
+// whole (R54).
+func TestDiskThatCannotBeWritten(t *testing.T) {
+	s := &testServer{ca: newTestAuthority(t)}
+	l := s.serve(t)
+	old := s.hold(t, l, time.Now().Add(time.Hour))
+	old.reattest = true
+	if err := l.dir.save(testDomain, old, s.ca.bundle); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(filepath.Join(l.dir.path, stateFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := l.dir.path
+	l.dir.path = filepath.Join(path, "gone") // as good as a full disk to whoever writes
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if _, err := l.Do(ctx, agentid.Job{Kind: agentid.Renew}); fault.ReasonOf(err) != agentid.ReasonNotStored || l.agent.own.Load() != old {
+		t.Errorf("Do() = %v, and the SVID is another", err)
+	}
+	if _, err := l.Do(ctx, agentid.Job{Kind: agentid.Renew, Volatile: true}); err != nil || l.agent.own.Load() == old {
+		t.Errorf("Do() = %v, and the SVID is the same", err)
+	}
+	if after, err := os.ReadFile(filepath.Join(path, stateFile)); err != nil || string(after) != string(before) {
+		t.Errorf("the state file changed (%v)", err)
 	}
 }

@@ -10,8 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
+	"github.com/plastron/plastron/internal/agentid"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/svid"
@@ -38,9 +40,10 @@ type credential struct {
 	keyID     string
 	key       crypto.Signer
 	chain     [][]byte
-	since     time.Time // when it was received; not stored
+	serial    string // decimal
+	notBefore time.Time
 	expiresAt time.Time
-	reattest  bool // the node may attest again at any time
+	reattest  bool // it is renewed by attesting again
 }
 
 // newCredential verifies a chain that the server gave for our key (R36).
@@ -56,7 +59,39 @@ func newCredential(td spiffeid.TrustDomain, roots []*x509.Certificate, keyID str
 	if pub, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(leaf.PublicKey) {
 		return nil, fault.New(fault.Invalid, "svid_wrong_key", "the agent's SVID is for another key")
 	}
-	return &credential{id: id, keyID: keyID, key: key, chain: chain, since: now, expiresAt: leaf.NotAfter}, nil
+	return &credential{id: id, keyID: keyID, key: key, chain: chain, serial: leaf.SerialNumber.String(),
+		notBefore: leaf.NotBefore, expiresAt: leaf.NotAfter}, nil
+}
+
+// lastMoment returns a time at which a chain was good, whatever the clock shows.
+func lastMoment(chain [][]byte) time.Time {
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return time.Time{} // newCredential says what is wrong with it
+	}
+	return leaf.NotAfter.Add(-time.Second)
+}
+
+// own is what decisions need to know of it.
+func (c *credential) own() *agentid.Own {
+	return &agentid.Own{ID: c.id, KeyID: c.keyID, Serial: c.serial, NotBefore: c.notBefore, NotAfter: c.expiresAt, Repeatable: c.reattest}
+}
+
+// standing says how the authority of the SVID stands in a bundle.
+func (c *credential) standing(b *bundle.Bundle) agentid.Standing {
+	if c == nil {
+		return agentid.Held
+	}
+	at := lastMoment(c.chain)
+	if _, err := svid.VerifyX509(c.chain, b.Roots(), b.TrustDomain, at); err != nil {
+		return agentid.Gone
+	}
+	untainted := b.Clone()
+	untainted.X509 = slices.DeleteFunc(untainted.X509, func(a bundle.X509Authority) bool { return a.Tainted })
+	if _, err := svid.VerifyX509(c.chain, untainted.Roots(), b.TrustDomain, at); err != nil {
+		return agentid.Tainted
+	}
+	return agentid.Held
 }
 
 // state is what the agent's file holds: nothing secret, but whoever changes the
@@ -72,9 +107,10 @@ type state struct {
 
 // dataDir is the agent's own directory, locked against a second agent (R61).
 type dataDir struct {
-	path string
-	lock *os.File
-	log  *slog.Logger
+	path    string
+	lock    *os.File
+	log     *slog.Logger
+	dropped *dropped
 }
 
 func openDataDir(path string, log *slog.Logger) (*dataDir, error) {
@@ -94,7 +130,7 @@ func openDataDir(path string, log *slog.Logger) (*dataDir, error) {
 		return nil, fault.New(fault.Precondition, "data_dir_in_use", "another agent uses the data directory %q", path). // F13
 																Fix("stop it, or choose another data_dir").Because(err)
 	}
-	return &dataDir{path: path, lock: lock, log: log}, nil
+	return &dataDir{path: path, lock: lock, log: log, dropped: new(dropped)}, nil
 }
 
 // Close lets go of the directory.
@@ -103,37 +139,51 @@ func (d *dataDir) Close() error { return d.lock.Close() }
 // load returns what an earlier run has stored for this trust domain. A file that
 // cannot be read is set aside, so that nobody has to come and remove it (R54).
 func (d *dataDir) load(td spiffeid.TrustDomain) (state, *bundle.Bundle) {
-	path := filepath.Join(d.path, stateFile)
-	s, b, err := readState(path, td)
-	switch {
-	case err == nil:
-		return s, b
-	case errors.Is(err, os.ErrNotExist):
-	default:
-		aside := fmt.Sprintf("%s.%d.bad", path, time.Now().Unix())
-		d.log.Warn("stored state is not usable and was set aside", "dir", aside, "err", errors.Join(err, os.Rename(path, aside)))
+	if err := d.dropped.load(filepath.Join(d.path, droppedFile)); err != nil {
+		d.setAside(droppedFile, err)
 	}
-	return state{}, nil
+	s, b, err := readState(filepath.Join(d.path, stateFile), td)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return state{}, nil
+	case err != nil:
+		d.setAside(stateFile, err)
+		return state{}, nil
+	}
+	// The file may be an older one that was put back (R55).
+	if b = d.dropped.without(b); len(b.X509) == 0 {
+		return state{}, nil
+	}
+	return s, b
 }
 
-func readState(path string, td spiffeid.TrustDomain) (state, *bundle.Bundle, error) {
+func (d *dataDir) setAside(name string, err error) {
+	path := filepath.Join(d.path, name)
+	aside := fmt.Sprintf("%s.%d.bad", path, time.Now().Unix())
+	d.log.Warn("stored state is not usable and was set aside", "dir", aside, "err", errors.Join(err, os.Rename(path, aside)))
+}
+
+// readJSON reads a file of ours into v.
+func readJSON(path string, v any) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return state{}, nil, err
+		return err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxState+1))
-	if err != nil {
-		return state{}, nil, err
-	}
-	var s state
 	switch {
+	case err != nil:
+		return err
 	case len(data) > maxState:
-		return state{}, nil, errors.New("it is too large")
-	default:
-		if err := json.Unmarshal(data, &s); err != nil {
-			return state{}, nil, err
-		}
+		return errors.New("it is too large")
+	}
+	return json.Unmarshal(data, v)
+}
+
+func readState(path string, td spiffeid.TrustDomain) (state, *bundle.Bundle, error) {
+	var s state
+	if err := readJSON(path, &s); err != nil {
+		return state{}, nil, err
 	}
 	if s.Format != stateFormat || s.TrustDomain != td.Name() {
 		return state{}, nil, fmt.Errorf("it is of format %d for the trust domain %q", s.Format, s.TrustDomain)
@@ -159,7 +209,13 @@ func (d *dataDir) save(td spiffeid.TrustDomain, own *credential, b *bundle.Bundl
 	if err != nil {
 		return err
 	}
-	if err := writeFile(filepath.Join(d.path, stateFile), data); err != nil {
+	// First what is no longer trusted: a stop between the two costs at most a root
+	// that the server tells again.
+	err = d.dropped.save(filepath.Join(d.path, droppedFile))
+	if err == nil {
+		err = writeFile(filepath.Join(d.path, stateFile), data)
+	}
+	if err != nil {
 		return fault.New(fault.Unavailable, "state_not_stored", "the agent's state could not be written").
 			Fix("see that %s is writable and not full", d.path).Because(err)
 	}

@@ -1,17 +1,22 @@
 package agent
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/x509"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/plastron/plastron/internal/agentid"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/config"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/memkeys"
+	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -70,7 +75,7 @@ func (a *testAuthority) sign(path string, public crypto.PublicKey, begin, end ti
 }
 
 // testLife is a life that can begin, with an agent that is configured but does not run.
-func testLife(t *testing.T, change func(*Config)) *life {
+func testLife(t *testing.T, ca *testAuthority, change func(*Config)) *life {
 	t.Helper()
 	cfg := Default()
 	cfg.Agent.TrustDomain = config.TrustDomain{TrustDomain: testDomain}
@@ -96,36 +101,91 @@ func testLife(t *testing.T, change func(*Config)) *life {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &life{agent: a, dir: dir, keeper: keeper}
+	link, err := serverlink.New(a.linkConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { link.Close() })
+	l := newLife(t.Context(), a, dir, keeper, link)
+	a.bundle.Store(ca.bundle)
+	return l
 }
 
-// A stored SVID that cannot be used now, because the clock is wrong, is good
-// again at the next start, when the clock is right: nothing of it is lost by the
-// attempt to attest instead (R54, R107).
-func TestStoredKeyOutlivesAWrongClock(t *testing.T) {
+// A stored SVID that is not good now, because the clock is wrong, is kept with its
+// key, and used: whether it is good the server knows (R54, R107).
+func TestStoredSVIDOutlivesAWrongClock(t *testing.T) {
 	for _, name := range []string{keyA, keyB} {
-		t.Run(name, func(t *testing.T) {
-			l := testLife(t, func(c *Config) { c.Agent.JoinTokenFile = filepath.Join(t.TempDir(), "none") })
-			key, err := l.keeper.Generate(t.Context(), name, keys.ECP256)
-			if err != nil {
-				t.Fatal(err)
-			}
-			ca, now := newTestAuthority(t), time.Now()
-			chain := ca.sign("/spire/agent/join_token/x", key.Public(), now.Add(time.Hour), now.Add(2*time.Hour))
-			own := &credential{keyID: name, key: key, chain: chain}
-			if err := l.dir.save(testDomain, own, ca.bundle); err != nil {
-				t.Fatal(err)
-			}
-			if err := l.begin(t.Context()); err == nil {
-				t.Fatal("begin() = nil with an SVID of the future and no join token")
-			}
-			kept, err := l.keeper.Key(t.Context(), name)
-			if err != nil || !key.Public().(interface{ Equal(crypto.PublicKey) bool }).Equal(kept.Public()) {
-				t.Errorf("the key %s of the stored SVID is gone (%v)", name, err)
-			}
-			if stored, _ := l.dir.load(testDomain); stored.KeyID != name || len(stored.SVID) == 0 {
-				t.Errorf("stored state names the key %q", stored.KeyID)
-			}
-		})
+		for when, begin := range map[string]time.Duration{"future": time.Hour, "past": -3 * time.Hour} {
+			t.Run(name+" "+when, func(t *testing.T) {
+				ca, now := newTestAuthority(t), time.Now()
+				l := testLife(t, ca, nil)
+				key, err := l.keeper.Generate(t.Context(), name, keys.ECP256)
+				if err != nil {
+					t.Fatal(err)
+				}
+				chain := ca.sign("/spire/agent/join_token/x", key.Public(), now.Add(begin), now.Add(begin+time.Hour))
+				if err := l.dir.save(testDomain, &credential{keyID: name, key: key, chain: chain}, ca.bundle); err != nil {
+					t.Fatal(err)
+				}
+				again := newLife(t.Context(), l.agent, l.dir, l.keeper, l.link)
+				if own := l.agent.own.Load(); own == nil || own.keyID != name {
+					t.Fatalf("the stored SVID is not used: %+v", own)
+				}
+				if again.nextKey() == name {
+					t.Error("its key is the next to be replaced")
+				}
+				if stored, _ := l.dir.load(testDomain); stored.KeyID != name || len(stored.SVID) == 0 {
+					t.Errorf("stored state names the key %q", stored.KeyID)
+				}
+			})
+		}
+	}
+}
+
+// What the trust domain has dropped is not trusted again because of an old
+// configured bundle or an old state file; what the server tells later wins.
+func TestDroppedRootsStayDropped(t *testing.T) { // R55
+	old, current := newTestAuthority(t), newTestAuthority(t)
+	both := old.bundle.Clone()
+	both.X509 = append(both.X509, current.bundle.X509...)
+	path := filepath.Join(t.TempDir(), "bundle.pem")
+	if err := os.WriteFile(path, old.bundle.MarshalPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	configured := func(c *Config) { c.Agent.InsecureBootstrap, c.Agent.TrustBundlePath = false, path }
+	l := testLife(t, &testAuthority{bundle: both}, configured)
+	if err := l.dir.save(testDomain, nil, both); err != nil {
+		t.Fatal(err)
+	}
+	rolledBack, err := os.ReadFile(filepath.Join(l.dir.path, stateFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.setBundle(current.bundle)
+	if _, err := l.Do(t.Context(), agentid.Job{Kind: agentid.Save}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Do(t.Context(), agentid.Job{Kind: agentid.Bootstrap}); fault.ReasonOf(err) != agentid.ReasonSuperseded {
+		t.Errorf("the configured bundle: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(l.dir.path, stateFile), rolledBack, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fresh := func() *dataDir { return &dataDir{path: l.dir.path, log: l.dir.log, dropped: new(dropped)} }
+	if _, b := fresh().load(testDomain); b == nil || len(b.X509) != 1 || !bytes.Equal(b.X509[0].ASN1, current.bundle.X509[0].ASN1) {
+		t.Errorf("the old state file: %d roots", len(b.X509))
+	}
+	l.setBundle(both) // such as a server that was restored
+	if _, err := l.Do(t.Context(), agentid.Job{Kind: agentid.Save}); err != nil {
+		t.Fatal(err)
+	}
+	if _, b := fresh().load(testDomain); b == nil || len(b.X509) != 2 {
+		t.Error("what the server tells later is not taken")
+	}
+	if err := os.WriteFile(filepath.Join(l.dir.path, droppedFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, b := fresh().load(testDomain); b == nil {
+		t.Error("a torn list of dropped roots costs the state")
 	}
 }

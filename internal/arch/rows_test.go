@@ -18,7 +18,7 @@ var rows = [...][]string{
 	5:  {"process", "serverlink"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite"},
 	7:  {"registry"},
-	8:  {"authority", "nodes", "mirror"},
+	8:  {"agentid", "authority", "nodes", "mirror"},
 	9:  {"serverapi", "workloadapi"},
 	10: {"builtin"},
 	11: {"server", "agent"},

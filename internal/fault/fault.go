@@ -9,6 +9,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Kind is the class of a failure.
@@ -48,6 +49,8 @@ type Error struct {
 	Message string // one sentence: what happened, naming the field or thing
 	Remedy  string // one sentence: what to do; may be empty
 	Err     error  // the cause, for logs only; may be nil
+
+	After time.Duration // try again not sooner than this; 0: not said
 }
 
 // Error returns the message, the remedy and the cause.
@@ -86,6 +89,13 @@ func (e *Error) Because(err error) *Error {
 	return &c
 }
 
+// NotBefore returns a copy of e that says how long to wait before trying again.
+func (e *Error) NotBefore(after time.Duration) *Error {
+	c := *e
+	c.After = after
+	return &c
+}
+
 // New returns a fault of the given kind, reason and message.
 func New(kind Kind, reason, format string, args ...any) *Error {
 	return &Error{Kind: kind, Reason: reason, Message: sprintf(format, args)}
@@ -114,6 +124,15 @@ func MessageOf(err error) string {
 		return e.Message
 	}
 	return "internal error; the log has the details"
+}
+
+// AfterOf returns how long to wait before trying again, as the first fault in
+// err's chain says, or 0.
+func AfterOf(err error) time.Duration {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.After
+	}
+	return 0
 }
 
 func sprintf(format string, args []any) string {

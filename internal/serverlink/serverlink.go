@@ -211,7 +211,15 @@ func verifyServer(state tls.ConnectionState, roots []*x509.Certificate, td spiff
 	for i, cert := range state.PeerCertificates {
 		chain[i] = cert.Raw
 	}
-	id, err := svid.VerifyX509(chain, roots, td, time.Now())
+	now, leaf := time.Now(), state.PeerCertificates[0]
+	id, err := svid.VerifyX509(chain, roots, td, now)
+	if err != nil && (now.Before(leaf.NotBefore) || now.After(leaf.NotAfter)) {
+		if _, timeless := svid.VerifyX509(chain, roots, td, leaf.NotAfter.Add(-time.Second)); timeless == nil {
+			return fault.New(fault.Unauthenticated, "clock_skew", "the server's certificate is good from %s to %s, and this machine's clock shows %s",
+				leaf.NotBefore.UTC().Format(time.RFC3339), leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339)).
+				Fix("set the clock of this machine, or of the server if that is the wrong one").Because(err)
+		}
+	}
 	if err != nil {
 		return untrusted(err)
 	}

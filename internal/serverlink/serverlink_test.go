@@ -146,8 +146,10 @@ func TestWhoIsTheServer(t *testing.T) {
 			roots: "server_untrusted", pinned: "server_untrusted"},
 		"an imposter that shows our root": {cert: imposter.certificate(t, server, time.Hour/2), bundle: bundleOf(ours, imposter),
 			roots: "server_untrusted", pinned: "server_untrusted"},
-		"expired": {cert: ours.certificate(t, server, -time.Minute), bundle: bundleOf(ours),
-			roots: "server_untrusted", pinned: "server_untrusted", insecure: "server_untrusted"},
+		"expired": {cert: ours.certificate(t, server, -time.Minute), bundle: bundleOf(ours), // R107
+			roots: "clock_skew", pinned: "clock_skew", insecure: "clock_skew"},
+		"an imposter, expired": {cert: imposter.certificate(t, server, -time.Minute), bundle: bundleOf(imposter),
+			roots: "server_untrusted", pinned: "server_untrusted", insecure: "clock_skew"},
 		"TLS 1.2": {cert: ours.certificate(t, server, time.Hour/2), version: tls.VersionTLS12, bundle: bundleOf(ours), // R123
 			roots: "server_unavailable", pinned: "server_unavailable", insecure: "server_unavailable"},
 		"an empty bundle": {cert: ours.certificate(t, server, time.Hour/2), bundle: bundleOf(),

@@ -81,7 +81,7 @@ func Match(grants []Entry, facts Facts, now time.Time) ([]Matched, Trace) {
 		switch {
 		case i < len(e.Selectors):
 			if len(t.Near) < maxNearMisses && !e.Expired(now) && Subset(e.Selectors[i+1:], have) {
-				t.Near = append(t.Near, NearMiss{GrantID: e.ID, ID: e.SPIFFEID, Template: e.template(), Missing: e.Selectors[i], Have: sameKind(e.Selectors[i], have)})
+				t.Near = append(t.Near, NearMiss{GrantID: e.ID, ID: e.SPIFFEID, Template: e.template(), Missing: e.Selectors[i], Have: SameKind(e.Selectors[i], have)})
 			}
 		case e.Expired(now):
 			t.Expired = append(t.Expired, e.ID)
@@ -111,9 +111,9 @@ func Nearly(required, have []Selector) bool {
 	return i == len(required) || Subset(required[i+1:], have)
 }
 
-// sameKind returns the selectors of have that state the same thing as s with
+// SameKind returns the selectors of have that state the same thing as s with
 // another value: the same type and the same word before the value's first colon.
-func sameKind(s Selector, have []Selector) []Selector {
+func SameKind(s Selector, have []Selector) []Selector {
 	kind := func(s Selector) string {
 		key, _, found := strings.Cut(s.Value, ":")
 		if !found {

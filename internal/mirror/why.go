@@ -45,12 +45,14 @@ const (
 	Refused                   // the last attempt failed
 	Ended                     // it has ended
 	Shadowed                  // an older grant has the same hint
+	Unfilled                  // a rule whose template a fact does not fill
 )
 
 // Fitting is a grant that fits a process.
 type Fitting struct {
 	GrantID   string
-	ID        spiffeid.ID
+	ID        spiffeid.ID // zero for an unfilled rule
+	Template  string      // of an unfilled rule
 	State     State
 	Reason    *fault.Error // why it is not Ready, or what it lacks
 	ExpiresAt time.Time    // of its SVID; zero: there is none
@@ -115,6 +117,14 @@ func (m *machine) why(facts entry.Facts, now time.Time) Why {
 		w.Grants = append(w.Grants, Fitting{GrantID: id, ID: e.SPIFFEID, State: Ended,
 			Reason: reason.Say(reason.GrantExpired, "the grant ended at %s", e.ExpiresAt.Format(time.RFC3339))})
 	}
+	for _, bad := range trace.Facts {
+		said, row := bad.Fault(), reason.RuleFactInvalid
+		if bad.Reason == entry.FactMissing {
+			row = reason.RuleFactMissing
+		}
+		w.Grants = append(w.Grants, Fitting{GrantID: bad.GrantID, Template: bad.Template, State: Unfilled,
+			Reason: reason.Say(row, "%s", said.Message).Fix("%s", said.Remedy)})
+	}
 	w.Reason, w.faint = m.verdict(&w)
 	return w
 }
@@ -165,7 +175,7 @@ func (m *machine) verdict(w *Why) (verdict *fault.Error, faint bool) {
 		}
 		return reason.NotSynced, false
 	}
-	for _, state := range []State{Ready, Signing, Refused, Ended} {
+	for _, state := range []State{Ready, Signing, Refused, Ended, Unfilled} {
 		for _, g := range w.Grants {
 			if g.State == state && (g.Reason != nil || state == Ready) {
 				if state == Ready {

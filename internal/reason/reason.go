@@ -16,22 +16,22 @@ var (
 		Fix("register it: 'plastron server entry create' with this agent, or an alias of it, as the parent and selectors that the process shows")
 	SelectorMismatch = fault.New(fault.Denied, "selector_mismatch",
 		"a grant of this agent fits this process but for one selector").
-		Fix("'plastron agent why PID' names the selector: correct the entry, or run the process as the entry says")
+		Fix("correct the entry, or run the process as the entry says; 'plastron agent why PID' names the selector")
 	ParentMismatch = fault.New(fault.Denied, "parent_mismatch",
 		"an entry fits this process, but its parent is not this agent").
-		Fix("'plastron server entry why' names the entry: give it this agent, or an alias of it, as the parent")
+		Fix("give the entry this agent, or an alias of it, as the parent; 'plastron server entry why' names the entry")
 	AliasMismatch = fault.New(fault.Denied, "alias_mismatch",
 		"an entry fits this process, but its parent is an alias that wants one node selector which this agent does not have").
-		Fix("'plastron server entry why' names the selector: correct the alias, or attest the node so that it has it")
+		Fix("correct the alias, or attest the node so that it has the selector; 'plastron server entry why' names it")
 	GrantExpired = fault.New(fault.Denied, "grant_expired",
 		"the grant that fits this process has ended").
 		Fix("set a later end: 'plastron server entry update' with -entryExpiry, or create the entry anew")
 	RuleFactMissing = fault.New(fault.Denied, "rule_fact_missing",
 		"a rule fits this process, but a fact that it names is not known of the process").
-		Fix("'plastron agent why PID' names the fact: let an attestor yield it, or take it out of the rule")
+		Fix("let an attestor yield the fact, or take it out of the rule; 'plastron agent why PID' names it")
 	RuleFactInvalid = fault.New(fault.Denied, "rule_fact_invalid",
 		"a rule fits this process, but a fact that it names has a value which no SPIFFE ID can hold").
-		Fix("'plastron agent why PID' names the fact: rename what it stands for, or register the process by an entry of its own")
+		Fix("rename what the fact stands for, or register the process by an entry of its own; 'plastron agent why PID' names it")
 )
 
 // What the process is cannot be told.

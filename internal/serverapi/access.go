@@ -34,6 +34,7 @@ const (
 	queueRead   queue = "read"
 	queueStatus queue = "status"
 	queueSync   queue = "sync" // opening of long streams
+	queueHint   queue = "hint"
 )
 
 // rule is one row of the table of RPC by caller kind.
@@ -101,6 +102,8 @@ func access() map[string]rule {
 		"/plastron.issue.v1.Issue/X509":  {kindAgent, queueSign, long},
 		"/plastron.issue.v1.Issue/JWT":   {kindAgent, queueSign, short},
 		"/plastron.join.v1.Join/Address": {operators, queueFree, short},
+		"/plastron.why.v1.Entries/Ask":   {operators, queueFree, short},
+		"/plastron.why.v1.Entries/Hint":  {kindAgent, queueHint, short},
 
 		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
 

@@ -55,6 +55,8 @@ a        plastron.sync.v1.Sync Follow
 a        plastron.issue.v1.Issue X509 JWT
 lA       plastron.join.v1.Join Address
 lA       plastron.receipt.v1.Receipt Wait
+lA       plastron.why.v1.Entries Ask
+a        plastron.why.v1.Entries Hint
 l        grpc.health.v1.Health Check List Watch
 `
 

@@ -55,13 +55,15 @@ func paces() map[queue]pace {
 		queueRead:   {rate: 50, burst: 200},
 		queueStatus: {rate: 1, burst: 20},
 		queueSync:   {rate: 1, burst: 20},
+		queueHint:   {rate: 1, burst: 20}, // so that no agent guesses its way through others' entries
 	}
 }
 
 // widths returns how many calls of a queue run at once; more are refused, so
 // that none waits longer than its caller (R17).
 func widths() map[queue]int {
-	return map[queue]int{queueAttest: 1000, queueRenew: 1000, queueSign: 1000, queueRead: 1000, queueStatus: 1000, queueSync: maxConnections}
+	return map[queue]int{queueAttest: 1000, queueRenew: 1000, queueSign: 1000, queueRead: 1000, queueStatus: 1000, queueSync: maxConnections,
+		queueHint: 16}
 }
 
 // maxBuckets bounds the table of one queue; callers beyond it share a bucket.

@@ -22,6 +22,7 @@ import (
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
 	receiptv1 "github.com/plastron/plastron/api/plastron/receipt/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
+	whyv1 "github.com/plastron/plastron/api/plastron/why/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
@@ -188,4 +189,5 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	issuev1.RegisterIssueServer(to, issues{server: s})
 	joinv1.RegisterJoinServer(to, joins{server: s})
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})
+	whyv1.RegisterEntriesServer(to, whys{server: s})
 }

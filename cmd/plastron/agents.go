@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
@@ -164,9 +165,19 @@ func (p *program) agentEvictCommand() *cobra.Command {
 }
 
 func (p *program) agentBanCommand() *cobra.Command {
-	return p.oneAgentCommand("ban", "Keep an agent out until it is evicted", waitFlag, func(ctx context.Context, conn grpc.ClientConnInterface, id *spiretypes.SPIFFEID) (proto.Message, error) {
+	return p.oneAgentCommand("ban", "Keep an agent out until it is unbanned or evicted", waitFlag, func(ctx context.Context, conn grpc.ClientConnInterface, id *spiretypes.SPIFFEID) (proto.Message, error) {
 		return agentv1.NewAgentClient(conn).BanAgent(ctx, &agentv1.BanAgentRequest{Id: id})
 	}, func(proto.Message) { fmt.Fprintln(p.stdout, "Agent banned successfully") })
+}
+
+func (p *program) agentUnbanCommand() *cobra.Command {
+	c := p.oneAgentCommand("unban", "Let a banned agent attest again", waitFlag, func(ctx context.Context, conn grpc.ClientConnInterface, id *spiretypes.SPIFFEID) (proto.Message, error) {
+		return nodev1.NewNodeClient(conn).Unban(ctx, &nodev1.UnbanRequest{Id: idText(id)})
+	}, func(proto.Message) { fmt.Fprintln(p.stdout, "Agent unbanned successfully") })
+	c.Long = `Lets a banned agent attest again. Nothing else of it is kept: no certificate and no
+join token that it had counts any more, so it attests anew, by a new token or by
+what its attestor proves. An agent that is not banned is refused.`
+	return c
 }
 
 // oneAgentCommand is a verb on the one agent that -spiffeID names; waitFlag is nil

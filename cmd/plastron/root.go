@@ -20,7 +20,7 @@ func (p *program) root() *cobra.Command {
 			p.serverRunCommand(),
 			p.serverValidateCommand(),
 			group("agent", "Agents that have joined",
-				p.agentListCommand(), p.agentShowCommand(), p.agentCountCommand(), p.agentEvictCommand(), p.agentBanCommand(), p.agentPurgeCommand()),
+				p.agentListCommand(), p.agentShowCommand(), p.agentCountCommand(), p.agentEvictCommand(), p.agentBanCommand(), p.agentUnbanCommand(), p.agentPurgeCommand()),
 			group("entry", "Registrations: which process gets which identity",
 				p.entryCreateCommand(), p.entryUpdateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand()),
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),

@@ -118,6 +118,14 @@ type Alarm struct {
 	Detail  string `json:"detail"`
 }
 
+// Widening is an act of an operator that gives trust beyond what entries grant. It
+// is on record before it is done; the Change that it makes follows.
+type Widening struct {
+	Act     string `json:"act"` // "unban"
+	Caller  string `json:"caller"`
+	Subject string `json:"subject"`
+}
+
 // Start opens each run of a server's trail.
 type Start struct {
 	Version string `json:"version"`
@@ -136,6 +144,7 @@ func (Change) kind() string       { return "change" }
 func (AuthorityAct) kind() string { return "authority" }
 func (Issuance) kind() string     { return "issuance" }
 func (Alarm) kind() string        { return "alarm" }
+func (Widening) kind() string     { return "widening" }
 func (Start) kind() string        { return "start" }
 func (Gap) kind() string          { return "gap" }
 

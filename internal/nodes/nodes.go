@@ -191,8 +191,16 @@ func Renew(node *registry.Node, serial string, expiry, now time.Time, next regis
 	return &renewed, nil
 }
 
+// Unban decides whether there is a ban to lift. The node is forgotten then.
+func Unban(node *registry.Node) error {
+	if !node.Banned {
+		return fault.New(fault.Precondition, "agent_not_banned", "the agent %q is not banned", node.ID)
+	}
+	return nil
+}
+
 func banned() error {
-	return fault.New(fault.Denied, ReasonBanned, "the agent is banned").Fix("an operator lifts the ban by evicting the agent")
+	return fault.New(fault.Denied, ReasonBanned, "the agent is banned").Fix("an operator lifts the ban with 'plastron server agent unban'")
 }
 
 func tokenRefused() error {

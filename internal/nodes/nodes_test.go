@@ -195,7 +195,7 @@ func TestAuthenticateRefusals(t *testing.T) { // Q5
 	}
 }
 
-// TestInterleavings runs attestations, renewals, first uses, bans and evictions
+// TestInterleavings runs attestations, renewals, first uses, bans, their ends and evictions
 // as the registry does, each as read, decide, commit-if-unchanged, in 10,000
 // random orders, and checks the history.
 func TestInterleavings(t *testing.T) { // R20, R29, A46, A47, A48
@@ -270,6 +270,14 @@ func interleave(rnd *rand.Rand) string {
 			return nil, nil, nil
 		})
 	}
+	if rnd.IntN(4) == 0 {
+		add("unban", func(n *registry.Node, _ *registry.Token) (*registry.Node, *registry.Token, error) {
+			if n == nil {
+				return nil, nil, fault.New(fault.NotFound, "node_unknown", "")
+			}
+			return nil, nil, nodes.Unban(n)
+		})
+	}
 	for steps := 0; w.violations == "" && steps < 500; steps++ {
 		var open []*task
 		for _, k := range tasks {
@@ -321,9 +329,12 @@ func (w *world) step(k *task) {
 		}
 	case "ban":
 		w.bannedAt = w.revision + 1
-	case "evict":
+	case "evict", "unban":
 		if w.node == nil {
 			return
+		}
+		if k.name == "unban" && w.bannedAt == 0 {
+			w.violations = "a node was unbanned that was not banned"
 		}
 		w.evicted, w.bannedAt, w.node = true, 0, nil
 		w.revision++

@@ -270,7 +270,7 @@ func (e *Engine) Standing(p Presented) (reconnect bool, err error) {
 	return reconnect, err
 }
 
-// Ban keeps a node out until it is evicted.
+// Ban keeps a node out until it is unbanned or evicted.
 func (e *Engine) Ban(ctx context.Context, caller string, id spiffeid.ID) error {
 	_, err := e.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
 		n, err := tx.Node(id)
@@ -283,10 +283,37 @@ func (e *Engine) Ban(ctx context.Context, caller string, id spiffeid.ID) error {
 	return err
 }
 
+// Unban forgets a banned node, so that it may attest again (R29). What widens
+// trust is on record of its own, before it is done (R129).
+func (e *Engine) Unban(ctx context.Context, caller string, id spiffeid.ID) error {
+	var err error
+	e.cfg.Registry.View(func(s *registry.Snapshot) {
+		var n registry.Node
+		if n, err = s.Node(id); err == nil {
+			err = Unban(&n)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if err := e.cfg.Audit.Append(audit.Widening{Act: "unban", Caller: caller, Subject: id.String()}); err != nil {
+		return err
+	}
+	return e.drop(ctx, caller, id, Unban)
+}
+
 // Evict forgets a node, its ban included, with the alias that its token carried (R32).
 func (e *Engine) Evict(ctx context.Context, caller string, id spiffeid.ID) error {
+	return e.drop(ctx, caller, id, func(*registry.Node) error { return nil })
+}
+
+func (e *Engine) drop(ctx context.Context, caller string, id spiffeid.ID, check func(*registry.Node) error) error {
 	_, err := e.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
-		if _, err := tx.Node(id); err != nil {
+		n, err := tx.Node(id)
+		if err == nil {
+			err = check(&n)
+		}
+		if err != nil {
 			return err
 		}
 		if err := deleteAliases(tx, id); err != nil {

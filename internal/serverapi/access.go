@@ -105,6 +105,8 @@ func access() map[string]rule {
 		"/plastron.why.v1.Entries/Ask":   {operators, queueFree, short},
 		"/plastron.why.v1.Entries/Hint":  {kindAgent, queueHint, short},
 
+		"/plastron.node.v1.Node/Unban": {operators, queueFree, short},
+
 		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
 
 		"/grpc.health.v1.Health/Check": {kindLocal, queueFree, short},

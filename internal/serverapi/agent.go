@@ -95,7 +95,7 @@ func (a agents) DeleteAgent(ctx context.Context, req *agentv1.DeleteAgentRequest
 	return &emptypb.Empty{}, nil
 }
 
-// BanAgent keeps an agent out until it is deleted.
+// BanAgent keeps an agent out until it is unbanned or deleted.
 func (a agents) BanAgent(ctx context.Context, req *agentv1.BanAgentRequest) (*emptypb.Empty, error) {
 	id, err := a.server.readAgent(req.Id)
 	if err != nil {

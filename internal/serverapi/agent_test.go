@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
@@ -291,6 +292,40 @@ func TestBanAndEvict(t *testing.T) { // R29, Q5
 	wantCode(t, "an evicted agent", ping(t, conn), codes.PermissionDenied, nodes.ReasonNotAttested)
 	_, err = admin.BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: id})
 	wantCode(t, "banning it again", err, codes.NotFound, "")
+}
+
+func TestUnban(t *testing.T) { // R29, R129
+	r := newRig(t)
+	key, token := newKey(t), r.token()
+	agent, err := r.attest(r.connect(nil), token, key, newCSR(t, key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := r.connect(&agent)
+	unban := func(id string) error {
+		_, err := nodev1.NewNodeClient(r.admin).Unban(t.Context(), &nodev1.UnbanRequest{Id: id})
+		return err
+	}
+	wantCode(t, "one that is not banned", unban(agent.id.String()), codes.FailedPrecondition, "agent_not_banned")
+	wantCode(t, "one that is not there", unban("spiffe://example.org/spire/agent/none"), codes.NotFound, "")
+	wantCode(t, "no ID", unban(""), codes.InvalidArgument, "")
+	if n := countInTrail(t, r, `"kind":"widening"`); n != 0 {
+		t.Errorf("%d records of what was refused", n)
+	}
+	if _, err := agentv1.NewAgentClient(r.admin).BanAgent(t.Context(), &agentv1.BanAgentRequest{Id: wireID(agent.id.Path())}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unban(agent.id.String()); err != nil {
+		t.Fatal(err)
+	}
+	if n := countInTrail(t, r, `"kind":"widening"`, `"act":"unban"`, agent.id.String(), `"caller":"local`); n != 1 {
+		t.Errorf("%d records, want 1", n)
+	}
+	// It is as if it had never been: neither its certificate nor its token is good.
+	wantCode(t, "the old certificate", ping(t, conn), codes.PermissionDenied, nodes.ReasonNotAttested)
+	_, err = r.attest(r.connect(nil), token, key, newCSR(t, key))
+	wantCode(t, "the old token", err, codes.PermissionDenied, "join_token_refused")
+	wantCode(t, "again", unban(agent.id.String()), codes.NotFound, "")
 }
 
 func TestExpiredAgentIsToldSo(t *testing.T) { // Q5

@@ -20,6 +20,7 @@ import (
 
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
+	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
 	receiptv1 "github.com/plastron/plastron/api/plastron/receipt/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	whyv1 "github.com/plastron/plastron/api/plastron/why/v1"
@@ -188,6 +189,7 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	syncv1.RegisterSyncServer(to, syncs{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})
 	joinv1.RegisterJoinServer(to, joins{server: s})
+	nodev1.RegisterNodeServer(to, nodeCalls{server: s})
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})
 	whyv1.RegisterEntriesServer(to, whys{server: s})
 }

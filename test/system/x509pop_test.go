@@ -148,6 +148,11 @@ func TestX509PoP(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the agent goes on although it is banned")
 	}
+
+	// An operator lifts it, and the node proves itself anew.
+	d.run("server", "agent", "unban", "-spiffeID", id, "-socketPath", d.adminSocket())
+	d.startAgent("")
+	d.waitServed()
 }
 
 // TestX509PoPEvicted attests again by itself when the server has forgotten the node.

@@ -31,7 +31,7 @@ const (
 // cert is an X.509-SVID with its key.
 type cert struct {
 	id                  spiffeid.ID
-	revision            uint64 // of the grant that it was signed for
+	asked, revision     uint64 // of the grant: that we knew, and that the server signed for
 	chain, key          []byte
 	issuedAt, expiresAt time.Time
 	renewAt             time.Time
@@ -82,7 +82,7 @@ func verify(w want, chain [][]byte, key crypto.Signer, pkcs8 []byte, revision ui
 			return nil, err
 		}
 	}
-	return &cert{id: id, revision: max(revision, w.revision), chain: bytes.Join(chain, nil), key: pkcs8,
+	return &cert{id: id, asked: w.revision, revision: max(revision, w.revision), chain: bytes.Join(chain, nil), key: pkcs8,
 		issuedAt: now, expiresAt: leaf.NotAfter, authority: last.AuthorityKeyId, authName: last.RawIssuer}, nil
 }
 
@@ -206,7 +206,8 @@ func (m *machine) plan(ev event, fx *effects) {
 		soon(g.entry.ExpiresAt)
 		if g.cert != nil {
 			soon(endOf(g.cert.issuedAt, g.cert.expiresAt))
-			if g.cert.revision >= g.entry.Revision && !due(g.cert.renewAt, now, g.cert.expiresAt.Sub(g.cert.issuedAt)) {
+			// A revision below the one asked for is of a server that was restored, or of another.
+			if g.cert.asked <= g.entry.Revision && g.entry.Revision <= g.cert.revision && !due(g.cert.renewAt, now, g.cert.expiresAt.Sub(g.cert.issuedAt)) {
 				soon(g.cert.renewAt)
 				continue
 			}

@@ -426,6 +426,28 @@ func TestNewEpoch(t *testing.T) {
 	})
 }
 
+// A restored server, or another one, counts revisions from further back: what it
+// changes is signed anew all the same.
+func TestRevisionGoesBack(t *testing.T) {
+	bubble(t, func(t *testing.T, s *mirrortest.Server, m *mirror.Mirror) {
+		g := s.Grant("a", "/a", "unix:uid:1")
+		for range 5 {
+			s.Put(g)
+		}
+		sub := m.Subscribe(selectors("unix:uid:1"))
+		defer sub.Close()
+		old := mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a" }).Identities[0]
+		s.Restore()
+		g.DnsNames = []string{"a.test"}
+		s.Put(g)
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return string(v.Identities[0].Chain) != string(old.Chain) })
+		time.Sleep(5 * time.Second)
+		if n := s.Calls().Signed; n != 2 {
+			t.Errorf("%d signatures, want one for each content", n)
+		}
+	})
+}
+
 // Divergence, gaps, and messages that make no sense lead to a fresh comparison;
 // what is held stays in use.
 func TestStartsOver(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"github.com/plastron/plastron/api/plastron/issue/v1"
 	"github.com/plastron/plastron/api/plastron/sync/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
+	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
@@ -112,36 +113,89 @@ func (c *Client) ownSVID(p *spiretypes.X509SVID) (SVID, error) {
 // Stream is one conversation of the sync protocol. One goroutine may send while
 // another receives.
 type Stream struct {
-	conn   *connection
-	stream grpc.BidiStreamingClient[syncv1.AgentMessage, syncv1.ServerMessage]
+	conversation
 	cancel context.CancelFunc
 }
 
-// Follow opens the stream by which the server says what changes.
+// conversation is held with a server that speaks the protocol, or is made up from
+// what another one is found to have.
+type conversation interface {
+	Send(*syncv1.AgentMessage) error
+	Recv() (*syncv1.ServerMessage, error)
+}
+
+// Follow opens the stream by which the server says what changes. A server that
+// says nothing by itself is polled; then Follow takes as long as the first poll.
 func (c *Client) Follow(ctx context.Context) (*Stream, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	conn := c.current()
-	stream, err := syncv1.NewSyncClient(conn).Follow(ctx)
+	var talk conversation
+	var err error
+	if c.polls() {
+		talk, err = c.poller.follow(ctx)
+	} else {
+		talk, err = c.push(ctx)
+	}
 	if err != nil {
 		cancel()
-		return nil, conn.fault("follow the server", err)
+		return nil, err
 	}
-	return &Stream{conn: conn, stream: stream, cancel: cancel}, nil
-}
-
-// Send sends one message.
-func (s *Stream) Send(m *syncv1.AgentMessage) error {
-	return s.conn.fault("send to the server", s.stream.Send(m))
-}
-
-// Recv waits for the next message.
-func (s *Stream) Recv() (*syncv1.ServerMessage, error) {
-	m, err := s.stream.Recv()
-	return m, s.conn.fault("follow the server", err)
+	return &Stream{talk, cancel}, nil
 }
 
 // Close ends the stream; Recv returns.
 func (s *Stream) Close() { s.cancel() }
+
+// pushed is a conversation with a server that speaks the sync protocol, or so it
+// is hoped until the first answer.
+type pushed struct {
+	client *Client
+	peer   peering
+	stream grpc.BidiStreamingClient[syncv1.AgentMessage, syncv1.ServerMessage]
+}
+
+func (c *Client) push(ctx context.Context) (*pushed, error) {
+	peer := c.current().peering()
+	stream, err := syncv1.NewSyncClient(peer).Follow(ctx)
+	if err != nil {
+		return nil, peer.fault(followServer, err)
+	}
+	if peer.handshakes == 0 { // it is there since
+		peer = peer.peering()
+	}
+	return &pushed{c, peer, stream}, nil
+}
+
+// Send sends one message.
+func (p *pushed) Send(m *syncv1.AgentMessage) error {
+	return p.peer.fault("send to the server", p.stream.Send(m))
+}
+
+// Recv waits for the next message.
+func (p *pushed) Recv() (*syncv1.ServerMessage, error) {
+	m, err := p.stream.Recv()
+	if err = p.peer.fault(followServer, err); fault.KindOf(err) == fault.Unsupported {
+		p.client.poll(p.peer)
+		return nil, noPush()
+	}
+	return m, err
+}
+
+// poll says that there is a server which does not push at the other end; the zero
+// peering says that there is not.
+func (c *Client) poll(peer peering) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.mute = peer
+}
+
+// polls reports whether the server is known to have SPIRE's services only. What a
+// process can do it can do until it ends, so this is asked anew with each
+// connection and not otherwise.
+func (c *Client) polls() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.mute == c.conn.peering()
+}
 
 // X509Item asks for one X.509-SVID.
 type X509Item struct {
@@ -160,14 +214,20 @@ type X509Result struct {
 func (c *Client) X509(ctx context.Context, items []X509Item) ([]X509Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	if c.polls() {
+		return c.spireX509(ctx, items)
+	}
 	req := &issuev1.X509Request{}
 	for _, item := range items {
 		req.Items = append(req.Items, &issuev1.X509Item{GrantId: item.GrantID, Csr: item.CSR})
 	}
 	conn := c.current()
 	resp, err := issuev1.NewIssueClient(conn).X509(ctx, req)
+	if err = conn.fault(signX509, err); fault.KindOf(err) == fault.Unsupported {
+		return c.spireX509(ctx, items)
+	}
 	if err != nil {
-		return nil, conn.fault("have X.509-SVIDs signed", err)
+		return nil, err
 	}
 	if len(resp.GetResults()) != len(items) {
 		return nil, malformed("it does not answer each item once")
@@ -193,10 +253,54 @@ type JWTResult struct {
 func (c *Client) JWT(ctx context.Context, grantID string, audience []string) (JWTResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	if c.polls() {
+		return c.spireJWT(ctx, grantID, audience)
+	}
 	conn := c.current()
 	resp, err := issuev1.NewIssueClient(conn).JWT(ctx, &issuev1.JWTRequest{GrantId: grantID, Audience: audience})
+	if err = conn.fault(signJWT, err); fault.KindOf(err) == fault.Unsupported {
+		return c.spireJWT(ctx, grantID, audience)
+	}
 	if err != nil {
-		return JWTResult{}, conn.fault("have a JWT-SVID signed", err)
+		return JWTResult{}, err
 	}
 	return JWTResult{Token: resp.GetToken(), Revision: resp.GetRevision()}, nil
+}
+
+const (
+	followServer = "follow the server"
+	signX509     = "have X.509-SVIDs signed"
+	signJWT      = "have a JWT-SVID signed"
+)
+
+// spireX509 has SVIDs signed by a server that has SPIRE's services only. It does
+// not say for which revision of an entry it signed.
+func (c *Client) spireX509(ctx context.Context, items []X509Item) ([]X509Result, error) {
+	req := &svidv1.BatchNewX509SVIDRequest{}
+	for _, item := range items {
+		req.Params = append(req.Params, &svidv1.NewX509SVIDParams{EntryId: item.GrantID, Csr: item.CSR})
+	}
+	conn := c.current()
+	resp, err := svidv1.NewSVIDClient(conn).BatchNewX509SVID(ctx, req)
+	if err != nil {
+		return nil, conn.fault(signX509, err)
+	}
+	if len(resp.GetResults()) != len(items) {
+		return nil, malformed("it does not answer each item once")
+	}
+	results := make([]X509Result, len(items))
+	for i, r := range resp.GetResults() {
+		results[i] = X509Result{Err: itemFault(signX509, r.GetStatus()), Chain: r.GetSvid().GetCertChain()}
+	}
+	return results, nil
+}
+
+// spireJWT has one token signed by a server that has SPIRE's services only.
+func (c *Client) spireJWT(ctx context.Context, grantID string, audience []string) (JWTResult, error) {
+	conn := c.current()
+	resp, err := svidv1.NewSVIDClient(conn).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: grantID, Audience: audience})
+	if err != nil {
+		return JWTResult{}, conn.fault(signJWT, err)
+	}
+	return JWTResult{Token: resp.GetSvid().GetToken()}, nil
 }

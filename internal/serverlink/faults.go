@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -36,11 +37,44 @@ func (c *connection) fault(doing string, err error) error {
 		}
 	}
 	for _, d := range st.Details() {
-		if info, ok := d.(*errdetails.ErrorInfo); ok && info.GetDomain() == "plastron" && info.GetReason() != "" {
-			reason = clip(info.GetReason())
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.GetDomain() == "plastron" && d.GetReason() != "" {
+				reason = clip(d.GetReason())
+			}
+		case *spiretypes.PermissionDeniedDetails: // all that a SPIRE server says, and the same where both are there
+			if st.Code() == codes.PermissionDenied {
+				reason = deniedReason(d.GetReason(), reason)
+			}
 		}
 	}
 	return fault.New(kind, reason, "%s: %s", doing, clip(st.Message()))
+}
+
+// deniedReason is our name for a reason of SPIRE's; what it does not name stays.
+func deniedReason(r spiretypes.PermissionDeniedDetails_Reason, otherwise string) string {
+	switch r {
+	case spiretypes.PermissionDeniedDetails_AGENT_EXPIRED:
+		return "agent_expired"
+	case spiretypes.PermissionDeniedDetails_AGENT_NOT_ATTESTED:
+		return "agent_not_attested"
+	case spiretypes.PermissionDeniedDetails_AGENT_NOT_ACTIVE:
+		return "agent_not_active"
+	case spiretypes.PermissionDeniedDetails_AGENT_BANNED:
+		return "agent_banned"
+	case spiretypes.PermissionDeniedDetails_AGENT_MUST_REATTEST:
+		return "agent_must_reattest"
+	}
+	return otherwise
+}
+
+// itemFault makes a fault of the outcome of one item of a batch.
+func itemFault(doing string, s *spiretypes.Status) error {
+	if s.GetCode() == int32(codes.OK) {
+		return nil
+	}
+	kind, reason := kindOf(codes.Code(s.GetCode()))
+	return fault.New(kind, reason, "%s: %s", doing, clip(s.GetMessage()))
 }
 
 func kindOf(code codes.Code) (fault.Kind, string) {

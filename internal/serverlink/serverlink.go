@@ -1,7 +1,8 @@
 // Package serverlink is a client of a server: it attests, renews, follows the
 // server's changes and has SVIDs signed. It makes sure that the other end is a
 // server of the trust domain, and turns what the server answers into faults.
-// When to call, and what to do with the answers, is not decided here.
+// A server that has SPIRE's services only is polled, and looks from above like
+// any other. What to do with the answers is not decided here.
 //
 // What must always hold: TLS 1.3, without resumption; the server's certificate
 // verifies against the roots that the caller holds at that moment and names
@@ -58,26 +59,42 @@ type Config struct {
 
 // Client is a client of one server. All methods may be called concurrently.
 type Client struct {
-	td spiffeid.TrustDomain
+	td     spiffeid.TrustDomain
+	poller *poller
 
 	mu   sync.Mutex // guards everything below
 	cfg  Config
 	conn *connection
 	down bool
+	mute peering // at whose other end is a server that does not push
 }
 
 // connection is a grpc connection and the verdict on the server at its other
 // end, which grpc hands on as text only.
 type connection struct {
 	*grpc.ClientConn
-	mu      sync.Mutex // guards verdict
-	verdict error
+	mu         sync.Mutex // guards everything below
+	verdict    error
+	handshakes int
+}
+
+// peering is a connection for as long as it leads to one and the same process.
+type peering struct {
+	*connection
+	handshakes int
+}
+
+func (c *connection) peering() peering {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return peering{c, c.handshakes}
 }
 
 func (c *connection) judged(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.verdict = err
+	c.handshakes++
 	return err
 }
 
@@ -93,7 +110,9 @@ func New(cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{td: cfg.TrustDomain, cfg: cfg, conn: conn}, nil
+	c := &Client{td: cfg.TrustDomain, cfg: cfg, conn: conn}
+	c.poller = newPoller(c)
+	return c, nil
 }
 
 // Redial opens a new connection and gives up the old one with all its calls: the
@@ -114,6 +133,7 @@ func (c *Client) Redial(address string) error {
 	}
 	old := c.conn
 	c.cfg, c.conn = cfg, conn
+	c.poller.soon()
 	return old.Close()
 }
 

@@ -84,6 +84,9 @@ func TestConfigurationDocs(t *testing.T) {
 		plugins(&text, role)
 		fmt.Fprintln(&text)
 	}
+	m := manual{t: t, w: &text, structs: map[string]*ast.StructType{}}
+	m.load(filepath.Join("..", "..", "internal", "monitor"))
+	m.block("health_checks", "HealthChecks", "In the files of server and agent alike, beside `server` or `agent`.")
 	generated(t, "configuration.md", text.String())
 }
 

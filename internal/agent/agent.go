@@ -27,6 +27,7 @@ import (
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/serverlink"
@@ -158,10 +159,17 @@ func (a *Agent) Run(ctx context.Context) error {
 		CacheSize: a.cfg.Agent.X509SVIDCacheMaxSize, JWTCacheSize: a.cfg.Agent.JWTSVIDCacheMaxSize,
 		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Log: a.log,
 	})
+	checks := a.needs(m.Stats)
+	stopHealth, err := a.showHealth(ctx, m.Stats, checks)
+	if err != nil {
+		return err
+	}
+	defer stopHealth()
 	api, err := workloadapi.Open(workloadapi.Config{
 		SocketPath: a.cfg.Agent.SocketPath, TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Mirror: m, Attestors: attestors, Via: a.via,
 		AllowUnauthenticatedVerifiers: a.cfg.Agent.AllowUnauthenticatedVerifiers,
 		AllowedForeignJWTClaims:       a.cfg.Agent.AllowedForeignJWTClaims,
+		Health:                        func() error { return monitor.Ready(checks) },
 		Log:                           a.log,
 	})
 	if err != nil {

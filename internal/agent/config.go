@@ -13,6 +13,7 @@ import (
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/workloadapi"
@@ -31,9 +32,9 @@ type Config struct {
 	Agent   Settings        `hcl:"agent"`
 	Plugins []config.Plugin `hcl:"plugins"`
 
-	// Not offered yet.
-	Telemetry    config.Node `hcl:"telemetry"`
-	HealthChecks config.Node `hcl:"health_checks"`
+	HealthChecks monitor.HealthChecks `hcl:"health_checks"`
+
+	Telemetry config.Node `hcl:"telemetry"` // not offered yet
 }
 
 // Settings is the block agent { }.
@@ -131,7 +132,7 @@ func (s Settings) GoString() string { return s.String() }
 
 // Default returns the values of keys that are absent.
 func Default() Config {
-	return Config{Agent: Settings{
+	return Config{HealthChecks: monitor.DefaultHealthChecks(), Agent: Settings{
 		DataDir: ".", SocketPath: "/tmp/spire-agent/public/api.sock", TrustBundleFormat: "pem", WorkloadKeyType: "ec-p256",
 		X509SVIDCacheMaxSize: mirror.DefaultCacheSize, JWTSVIDCacheMaxSize: mirror.DefaultCacheSize,
 		RebootstrapMode: string(agentid.Auto), RebootstrapDelay: config.Duration(agentid.DefaultRebootstrapDelay),
@@ -203,6 +204,9 @@ func (c *Config) validate() error {
 			faults = append(faults, key.node.Fault("%s", key.sentence))
 		}
 	}
+	if err := c.HealthChecks.Validate(); err != nil {
+		faults = append(faults, err)
+	}
 	faults = append(faults, c.checkPlugins()...)
 	return errors.Join(faults...)
 }
@@ -236,7 +240,6 @@ func (c *Config) notOffered() []notOffered {
 		row(s.TrustBundleURL, "trust_bundle_url", "use trust_bundle_path or trust_bundle_hash"),
 		row(s.TrustBundleWorkloadAPI, "trust_bundle_spiffe_workload_api", "use trust_bundle_path or trust_bundle_hash"),
 		row(c.Telemetry, "telemetry", "remove the block"),
-		row(c.HealthChecks, "health_checks", "use 'plastron agent healthcheck'; remove the block"),
 	}
 }
 

@@ -14,7 +14,7 @@ var rows = [...][]string{
 	1:  {"fault"},
 	2:  {"identity", "strictjson", "reason"},
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
-	4:  {"keys", "nodeattest", "workload", "store"},
+	4:  {"keys", "nodeattest", "workload", "store", "monitor"},
 	5:  {"process", "serverlink"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite"},
 	7:  {"registry"},

@@ -75,6 +75,7 @@ type View struct {
 type Stats struct {
 	Grants, X509SVIDs, Subscribers int
 	Synced                         bool
+	Following                      bool // in step, on a stream that is open
 	BundleSequence                 uint64
 }
 

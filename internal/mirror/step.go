@@ -65,6 +65,7 @@ type machine struct {
 
 	// The exchange under way on the stream.
 	online    bool
+	following bool // something was acknowledged on the stream
 	inventory *inventory
 	parts     [][]byte
 	partsSize int
@@ -98,7 +99,7 @@ func (m *machine) step(ev event) effects {
 	case connected:
 		m.hello(&fx)
 	case disconnected:
-		m.online, m.inventory, m.parts, m.partsSize = false, nil, nil, 0
+		m.hangUp()
 		m.ledger.stream = what.err
 	case *syncv1.ServerMessage:
 		m.receive(what, ev, dirty, &fx)
@@ -141,7 +142,7 @@ func (m *machine) status(now time.Time, fx *effects) {
 }
 
 func (m *machine) stats() Stats {
-	st := Stats{Grants: len(m.grants), Synced: m.synced}
+	st := Stats{Grants: len(m.grants), Synced: m.synced, Following: m.following}
 	for _, g := range m.grants {
 		if g.cert != nil {
 			st.X509SVIDs++

@@ -18,7 +18,8 @@ type inventory struct {
 
 // hello opens the conversation with where we stand.
 func (m *machine) hello(fx *effects) {
-	m.online, m.inventory, m.parts, m.partsSize = true, nil, nil, 0
+	m.hangUp()
+	m.online = true
 	m.signFailures, m.signNotYet = 0, time.Time{} // the server is back: sign now
 	h := &syncv1.Hello{Version: protocolVersion, AgentVersion: m.version, Position: m.position, BundleSequence: m.stats().BundleSequence}
 	if m.synced {
@@ -53,9 +54,14 @@ func (m *machine) receive(msg *syncv1.ServerMessage, ev event, dirty map[*group]
 // giveUp asks for a new stream; the greeting then leads to an inventory. What
 // is held stays in use meanwhile.
 func (m *machine) giveUp(reason string, fx *effects) {
-	m.online, m.inventory, m.parts, m.partsSize = false, nil, nil, 0
+	m.hangUp()
 	fx.resync = reason
 	fx.notes = append(fx.notes, note{message: "sync starts over", reason: reason})
+}
+
+// hangUp forgets what belongs to one stream.
+func (m *machine) hangUp() {
+	m.online, m.following, m.inventory, m.parts, m.partsSize = false, false, nil, nil, 0
 }
 
 func (m *machine) agrees(hash []byte) bool {
@@ -64,6 +70,7 @@ func (m *machine) agrees(hash []byte) bool {
 }
 
 func (m *machine) acknowledge(fx *effects) {
+	m.following = true
 	sum := m.sum.Bytes()
 	fx.send = append(fx.send, &syncv1.AgentMessage{Message: &syncv1.AgentMessage_Ack{Ack: &syncv1.Ack{
 		Position: m.position, Hash: sum[:], BundleSequence: m.stats().BundleSequence}}})

@@ -17,6 +17,7 @@ import (
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/diskkeys"
+	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/store/sqlite"
@@ -29,8 +30,9 @@ type Config struct {
 	Server  Settings        `hcl:"server"`
 	Plugins []config.Plugin `hcl:"plugins"`
 
-	Telemetry    config.Node `hcl:"telemetry"`     // not offered yet
-	HealthChecks config.Node `hcl:"health_checks"` // not offered yet
+	HealthChecks monitor.HealthChecks `hcl:"health_checks"`
+
+	Telemetry config.Node `hcl:"telemetry"` // not offered yet
 }
 
 // Settings is the block "server".
@@ -109,7 +111,7 @@ type RateLimit struct {
 
 // Default returns the values of keys that are absent.
 func Default() Config {
-	return Config{Server: Settings{
+	return Config{HealthChecks: monitor.DefaultHealthChecks(), Server: Settings{
 		BindAddress: "0.0.0.0", BindPort: 8081, SocketPath: "/tmp/spire-server/private/api.sock",
 		LogLevel: "INFO", LogFormat: "text",
 		CATTL: config.Duration(24 * time.Hour), CAKeyType: string(keys.ECP256),
@@ -183,6 +185,9 @@ func (c *Config) plan() (plan, error) {
 		}
 		p.admins = append(p.admins, id)
 	}
+	if err := c.HealthChecks.Validate(); err != nil {
+		faults = append(faults, err)
+	}
 	for _, u := range c.unsupported() {
 		if u.node.Present() {
 			note(fault.New(fault.Unsupported, "config_unsupported", "%s: %s", u.key, u.why).Fix("remove it").Because(u.node.Fault("not offered")))
@@ -205,7 +210,6 @@ func (c *Config) unsupported() []unsupported {
 	s := &c.Server
 	return []unsupported{
 		{c.Telemetry, "telemetry", "metrics are not offered yet"},
-		{c.HealthChecks, "health_checks", "health over HTTP is not offered yet; use 'plastron server healthcheck'"},
 		{s.CASubject, "server.ca_subject", "the subject of authorities cannot be chosen yet"},
 		{s.DisableJWTSVIDs, "server.disable_jwt_svids", "JWT-SVIDs cannot be switched off yet"},
 		{s.Federation, "server.federation", "fetching and serving bundles is not offered yet"},

@@ -24,6 +24,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys/memkeys"
+	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -44,6 +45,7 @@ type Server struct {
 	ready    chan struct{} // closed when it serves; the fields below are set by then
 	addr     net.Addr
 	registry *registry.Registry
+	checks   []monitor.Check
 }
 
 // New checks the configuration and returns a server that has not started.
@@ -82,16 +84,23 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		}
 	}
 	s.warn(ctx)
+	// It comes first and ends last, so that a start and a stop that take long can be watched.
+	stopHealth, err := s.showHealth(ctx)
+	if err != nil {
+		return err
+	}
+	defer stopHealth()
 
 	// 1. Files: the directory, who this server is, the audit trail, the store.
 	if err := os.MkdirAll(set.DataDir, 0o700); err != nil {
 		return fmt.Errorf("make data_dir: %w", err)
 	}
-	st, err := s.plan.store.Open(ctx, s.log)
+	opened, err := s.plan.store.Open(ctx, s.log)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
-	defer closing("store", st.Close)
+	defer closing("store", opened.Close)
+	st := &watched{Store: opened}
 	id, err := serverID(set.DataDir)
 	if err != nil {
 		return err
@@ -163,16 +172,17 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return fault.New(fault.Precondition, "listen_failed", "cannot listen on %s: %v", set.address(), err).
 			Fix("stop what listens there, or choose another bind_port")
 	}
-	api := serverapi.New(serverapi.Config{
-		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
-		Health: func() error { return healthy(auth, own, trail) }, Admins: s.plan.admins, Addresses: reachable(listener.Addr(), os.Hostname),
-		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
-		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,
-	})
-	s.addr, s.registry = listener.Addr(), reg
 	serving, stopServing := context.WithCancel(ctx)
 	defer stopServing()
 	context.AfterFunc(loops, stopServing) // a loop that fails takes the server down
+	s.addr, s.registry = listener.Addr(), reg
+	s.checks = s.needs(serving, st, auth, own, trail)
+	api := serverapi.New(serverapi.Config{
+		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
+		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reachable(listener.Addr(), os.Hostname),
+		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
+		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,
+	})
 	return api.Run(serving, listener, set.SocketPath, func() {
 		s.log.InfoContext(ctx, "server ready", "trust_domain", td.Name(), "peer", s.addr.String(), "dir", set.DataDir)
 		close(s.ready)
@@ -206,18 +216,6 @@ func roots(reg *registry.Registry, td spiffeid.TrustDomain) func() []*x509.Certi
 		})
 		return out
 	}
-}
-
-// healthy says why this server cannot issue, if it cannot (R105).
-func healthy(auth *authority.Authority, own *ownSVID, trail *audit.Writer) error {
-	now := time.Now()
-	_, x509Err := auth.X509(now)
-	_, jwtErr := auth.JWT(now)
-	_, ownErr := own.certificate()
-	if err := errors.Join(x509Err, jwtErr, ownErr); err != nil {
-		return err
-	}
-	return trail.Healthy()
 }
 
 // warn names settings that work but may surprise.

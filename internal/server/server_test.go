@@ -7,12 +7,16 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -24,6 +28,8 @@ import (
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/monitor"
+	"github.com/plastron/plastron/internal/monitor/monitortest"
 	"github.com/plastron/plastron/internal/server"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -63,9 +69,11 @@ type running struct {
 	stop  func()
 }
 
-func start(t *testing.T, c server.Config) *running {
+func start(t *testing.T, c server.Config) *running { return startLogged(t, c, slog.DiscardHandler) }
+
+func startLogged(t *testing.T, c server.Config, log slog.Handler) *running {
 	t.Helper()
-	s, err := server.New(c, slog.New(slog.DiscardHandler))
+	s, err := server.New(c, slog.New(log))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -325,6 +333,63 @@ func TestHealthAndStop(t *testing.T) { // R102, R105
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("data_dir: %v, %v, want 0700", info.Mode(), err)
 	}
+}
+
+// The health listener answers from before the store is opened until after the
+// last call has ended, and tells the truth of each moment (R105).
+func TestHealthListener(t *testing.T) {
+	c := configFor(shortDir(t))
+	c.HealthChecks.ListenerEnabled, c.HealthChecks.BindPort = true, 0
+	listeners := monitortest.New()
+	r := startLogged(t, c, listeners)
+	const kind = "health_checks"
+	if status, body := listeners.Get(t, kind, "/live"); status != 200 || body != `{"status":"ok","checks":{"memory":{"status":"ok"}}}`+"\n" {
+		t.Errorf("/live: %d %s", status, body)
+	}
+	status, body := listeners.Get(t, kind, "/ready")
+	var got monitor.Report
+	if err := json.Unmarshal([]byte(body), &got); err != nil {
+		t.Fatal(err)
+	}
+	checks := slices.Sorted(maps.Keys(got.Checks))
+	want := []string{"admin_socket", "audit", "certificate", "jwt_authority", "serving", "store", "x509_authority"}
+	if status != 200 || got.Status != monitor.OK || !slices.Equal(checks, want) {
+		t.Errorf("/ready: %d %s", status, body)
+	}
+
+	// A cleaner of /tmp takes the admin socket: agents are served all the same.
+	if err := os.Remove(c.Server.SocketPath); err != nil {
+		t.Fatal(err)
+	}
+	if status, body := listeners.Get(t, kind, "/ready"); status != 200 || !strings.Contains(body, `"admin_socket":{"status":"degraded","reason":"socket_unreachable"`) {
+		t.Errorf("/ready without the admin socket: %d %s", status, body)
+	}
+	r.stop()
+	if conn, err := net.Dial("tcp", listeners.Address(t, kind)); err == nil {
+		conn.Close()
+		t.Error("it listens after the server has ended")
+	}
+
+	t.Run("F14 address in use", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		c := configFor(shortDir(t))
+		c.HealthChecks.ListenerEnabled, c.HealthChecks.BindPort = true, l.Addr().(*net.TCPAddr).Port
+		c.HealthChecks.BindAddress = "127.0.0.1"
+		s, err := server.New(c, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Run(t.Context()); fault.ReasonOf(err) != "listen_failed" {
+			t.Errorf("Run() = %v, want listen_failed", err)
+		}
+		if _, err := os.Stat(c.Server.DataDir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("data_dir was made: %v", err)
+		}
+	})
 }
 
 func TestRunRefuses(t *testing.T) {

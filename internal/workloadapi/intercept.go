@@ -131,7 +131,7 @@ func textOf(err error) string {
 	return "internal error; the agent's log has the details"
 }
 
-// health says whether the Workload API can answer: the agent knows what there is.
+// health says whether the agent is ready (R105).
 type health struct {
 	grpc_health_v1.UnimplementedHealthServer
 	server *Server
@@ -143,7 +143,7 @@ func (h health) Check(_ context.Context, req *grpc_health_v1.HealthCheckRequest)
 		return nil, status.Error(codes.NotFound, "no such service")
 	}
 	st := grpc_health_v1.HealthCheckResponse_NOT_SERVING
-	if h.server.cfg.Mirror.Stats().Synced {
+	if h.server.cfg.Health() == nil {
 		st = grpc_health_v1.HealthCheckResponse_SERVING
 	}
 	return &grpc_health_v1.HealthCheckResponse{Status: st}, nil

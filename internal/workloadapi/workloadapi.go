@@ -66,6 +66,7 @@ type Config struct {
 	// AllowedForeignJWTClaims are returned of a foreign token besides sub, aud and exp.
 	AllowedForeignJWTClaims []string
 	Limits                  Limits
+	Health                  func() error // nil: can serve what there is
 	Log                     *slog.Logger
 }
 

@@ -115,6 +115,15 @@ type rig struct {
 	path   string
 }
 
+func inStep(m *mirror.Mirror) func() error {
+	return func() error {
+		if !m.Stats().Synced {
+			return errors.New("not in step")
+		}
+		return nil
+	}
+}
+
 func newRig(t *testing.T, change ...func(*workloadapi.Config)) *rig {
 	t.Helper()
 	s := mirrortest.New(t)
@@ -123,6 +132,7 @@ func newRig(t *testing.T, change ...func(*workloadapi.Config)) *rig {
 	f := &facts{}
 	f.set(nil, "unix:uid:1")
 	cfg := workloadapi.Config{SocketPath: filepath.Join(shortDir(t), "s"), TrustDomain: s.TD, Mirror: m,
+		Health:    inStep(m),
 		Attestors: []workloadapi.Attestor{{Name: "facts", Attestor: f}}, Log: log}
 	for _, c := range change {
 		c(&cfg)
@@ -366,7 +376,7 @@ func TestNotSynced(t *testing.T) {
 	m := mirror.New(mirror.Config{TrustDomain: s.TD, Link: s, Log: log})
 	f := &facts{}
 	f.set(nil, "unix:uid:1")
-	api, err := workloadapi.Open(workloadapi.Config{SocketPath: filepath.Join(shortDir(t), "s"), TrustDomain: s.TD, Mirror: m,
+	api, err := workloadapi.Open(workloadapi.Config{SocketPath: filepath.Join(shortDir(t), "s"), TrustDomain: s.TD, Mirror: m, Health: inStep(m),
 		Attestors: []workloadapi.Attestor{{Name: "facts", Attestor: f}}, Log: log})
 	if err != nil {
 		t.Fatal(err)

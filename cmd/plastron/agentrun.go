@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/plastron/plastron/internal/agent"
+	"github.com/plastron/plastron/internal/logging"
 	"github.com/plastron/plastron/internal/ticket"
 	"github.com/spf13/cobra"
 )
@@ -31,11 +32,11 @@ over it.`,
 		if err := harden(); err != nil {
 			return err
 		}
-		log, closer, err := logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.open(p.stderr)
+		log, closeLog, err := p.openLog(logging.Settings{File: set.LogFile, Level: set.LogLevel, Format: set.LogFormat, Source: set.LogSourceLocation})
 		if err != nil {
 			return file.blame("logFile", about("agent", err))
 		}
-		defer closer.Close()
+		defer closeLog()
 		a, err := agent.New(*cfg, log)
 		if err != nil {
 			return err
@@ -79,7 +80,7 @@ func agentConfig(c *cobra.Command) (*agent.Config, *configFile, func() error) {
 			return *ticketFault
 		}
 		_, err := agent.New(*cfg, slog.New(slog.DiscardHandler)) // checks all and opens nothing
-		return errors.Join(logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.check("agent"), err)
+		return errors.Join(checkLog("agent", logging.Settings{Level: set.LogLevel, Format: set.LogFormat}), err)
 	}
 	return cfg, file, func() error { return file.load(cfg, validate) }
 }

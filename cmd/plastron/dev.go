@@ -17,6 +17,7 @@ import (
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/logging"
 	"github.com/spf13/cobra"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -53,7 +54,7 @@ with its status.`,
 	c.Flags().StringVar(&o.id, "spiffeID", "", "SPIFFE `ID` for the processes of this user; otherwise spiffe://dev.local/user/NAME")
 	c.Flags().DurationVar(&o.x509TTL, "x509SVIDTTL", time.Hour, "`TIME` that X.509-SVIDs live")
 	c.Flags().DurationVar(&o.caTTL, "caTTL", 24*time.Hour, "`TIME` that the server's authorities live")
-	c.Flags().StringVar(&o.logLevel, "logLevel", "WARN", "`LEVEL` of the log on standard error: DEBUG, INFO, WARN or ERROR")
+	c.Flags().StringVar(&o.logLevel, "logLevel", "WARN", "`LEVEL` of the log on standard error: PANIC, FATAL, ERROR, WARN, INFO, DEBUG or TRACE")
 	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, argv []string) error {
 		if o.x509TTL < time.Second || o.caTTL < time.Second {
@@ -132,10 +133,11 @@ type development struct {
 // this user, and fetches the first identity.
 func (p *program) startDev(ctx context.Context, o devOptions, dir string, id spiffeid.ID, roles *roles) (*development, error) {
 	d := &development{adminSocket: filepath.Join(dir, "server.sock"), workloadSocket: filepath.Join(dir, "agent.sock")}
-	log, _, err := logSettings{level: o.logLevel}.open(p.stderr)
+	opened, err := logging.Settings{Level: o.logLevel}.Open(p.stderr)
 	if err != nil {
 		return nil, err
 	}
+	log := opened.Logger
 	address, err := roles.startServer(ctx, o, dir, d.adminSocket, log)
 	if err != nil {
 		return nil, err

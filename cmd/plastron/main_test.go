@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"net"
@@ -25,7 +26,27 @@ func TestMain(m *testing.M) {
 		"plastron":     main,
 		"spire-server": main,
 		"spire-agent":  main,
+		"jsonlines":    jsonLines,
 	})
+}
+
+// jsonLines looks whether each line of each file is one event of a JSON log.
+func jsonLines() {
+	for _, name := range os.Args[1:] {
+		text, err := os.ReadFile(name)
+		if err != nil || len(text) == 0 {
+			fmt.Println(name, "is empty", err)
+			os.Exit(1)
+		}
+		for line := range strings.Lines(string(text)) {
+			var event struct{ Time, Level, Msg string }
+			if err := json.Unmarshal([]byte(line), &event); err != nil || event.Time == "" || event.Level == "" || event.Msg == "" {
+				fmt.Println(name, err, line)
+				os.Exit(1)
+			}
+		}
+	}
+	fmt.Println("every line is one event")
 }
 
 // TestScripts runs the command lines in testdata/scripts.
@@ -137,6 +158,8 @@ func TestMistakes(t *testing.T) {
 		{"server entry update -entryID a -jwtSVIDTTL -1", "-x509SVIDTTL, -jwtSVIDTTL and -entryExpiry must not be negative\n  Fix: see plastron server entry update -h"},
 		{"server entry update -data - -admin", "-data and -admin exclude each other\n  Fix: see plastron server entry update -h"},
 		{"server entry delete", "-entryID or -file is required\n  Fix: see plastron server entry delete -h"},
+		{"server logger set", "-level is required\n  Fix: see plastron server logger set -h"},
+		{"server logger set -level loud", "the value \"loud\" of -level is none of panic, fatal, error, warn, info, debug, trace\n  Fix: see plastron server logger set -h"},
 		{"server token generate -ttl 0", "-ttl must be positive\n  Fix: see plastron server token generate -h"},
 		{"server agent list -banned=maybe", "the value \"maybe\" of -banned is not true or false\n  Fix: see plastron server agent list -h"},
 		{"server agent list -expiresBefore 2026-01-01", "the value \"2026-01-01\" of -expiresBefore is not a time written as \"2006-01-02 15:04:05 -0700 -07\"\n  Fix: see plastron server agent list -h"},

@@ -12,8 +12,9 @@ import (
 	"strings"
 
 	"github.com/plastron/plastron/internal/config"
-	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/logging"
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/grpclog"
 )
 
 // configFile is the file of run and validate, with the flags that stand for some of
@@ -71,7 +72,7 @@ func (f *configFile) value(to encoding.TextUnmarshaler, name, usage string) {
 
 func (f *configFile) logFlags(file, level, form *string, source *bool) {
 	f.text(file, "logFile", "`FILE` to log to; otherwise standard error")
-	f.text(level, "logLevel", "`LEVEL` of the log: DEBUG, INFO, WARN or ERROR")
+	f.text(level, "logLevel", "`LEVEL` of the log: PANIC, FATAL, ERROR, WARN, INFO, DEBUG or TRACE")
 	f.text(form, "logFormat", "`FORMAT` of the log: text or json")
 	f.flag(source, "logSourceLocation", "log where in the source a message comes from")
 }
@@ -185,49 +186,34 @@ func (f *configFile) blame(flag string, err error) error {
 	return f.locate(err)
 }
 
-// logSettings are the keys of a role's log, wherever the role keeps them.
-type logSettings struct {
-	file, level, form string
-	source            bool
-}
-
-// check judges the settings of a role without opening anything.
-func (s logSettings) check(role string) error {
-	if _, err := s.options(); err != nil {
-		return about(role, err)
+// checkLog judges the settings of a role's log without opening anything.
+func checkLog(role string, s logging.Settings) error {
+	var faults []error
+	for _, one := range flatten(s.Validate()) {
+		faults = append(faults, about(role, one))
 	}
-	return nil
+	return errors.Join(faults...)
 }
 
-// open makes the log that the settings describe. It is called last, since it
-// may make a file.
-func (s logSettings) open(stderr io.Writer) (*slog.Logger, io.Closer, error) {
-	out, closer := stderr, io.NopCloser(nil)
-	options, err := s.options()
+// openLog makes the log of a role that is the whole process: what libraries have to
+// say goes there too, or nowhere, so that each line is one event of ours; and its
+// file is opened anew on SIGUSR2. It is called last, since it may make a file.
+func (p *program) openLog(s logging.Settings) (*slog.Logger, func(), error) {
+	log, err := s.Open(p.stderr)
 	if err != nil {
 		return nil, nil, err
 	}
-	if s.file != "" {
-		file, err := os.OpenFile(s.file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
-		if err != nil { // F25
-			return nil, nil, fault.New(fault.Invalid, "log_file", "log_file: %v", err).Fix("name a file that this user may write to")
+	slog.SetDefault(log.Logger)
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	stop := onReopen(func() {
+		if err := log.Reopen(); err != nil {
+			log.Error("log file not reopened", "err", err)
+		} else if s.File != "" {
+			log.Info("log file reopened")
 		}
-		out, closer = file, file
-	}
-	if s.form == "json" {
-		return slog.New(slog.NewJSONHandler(out, options)), closer, nil
-	}
-	return slog.New(slog.NewTextHandler(out, options)), closer, nil
-}
-
-func (s logSettings) options() (*slog.HandlerOptions, error) {
-	levels := map[string]slog.Level{"DEBUG": slog.LevelDebug, "INFO": slog.LevelInfo, "WARN": slog.LevelWarn, "WARNING": slog.LevelWarn, "ERROR": slog.LevelError}
-	level, ok := levels[strings.ToUpper(s.level)]
-	if !ok && s.level != "" {
-		return nil, fault.New(fault.Invalid, "log_level", "log_level: %q is none of DEBUG, INFO, WARN, ERROR", s.level)
-	}
-	if s.form != "" && s.form != "text" && s.form != "json" {
-		return nil, fault.New(fault.Invalid, "log_format", "log_format: %q is neither text nor json", s.form)
-	}
-	return &slog.HandlerOptions{Level: level, AddSource: s.source}, nil
+	})
+	return log.Logger, func() {
+		stop()
+		log.Close() // nobody is left to be told
+	}, nil
 }

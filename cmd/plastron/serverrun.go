@@ -4,6 +4,7 @@ import (
 	"errors"
 	"log/slog"
 
+	"github.com/plastron/plastron/internal/logging"
 	"github.com/plastron/plastron/internal/server"
 	"github.com/spf13/cobra"
 )
@@ -19,11 +20,11 @@ func (p *program) serverRunCommand() *cobra.Command {
 		if err := harden(); err != nil {
 			return err
 		}
-		log, closer, err := logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.open(p.stderr)
+		log, closeLog, err := p.openLog(logging.Settings{File: set.LogFile, Level: set.LogLevel, Format: set.LogFormat, Source: set.LogSourceLocation})
 		if err != nil {
 			return file.blame("logFile", about("server", err))
 		}
-		defer closer.Close()
+		defer closeLog()
 		s, err := server.New(*cfg, log)
 		if err != nil {
 			return err
@@ -55,7 +56,7 @@ func serverConfig(c *cobra.Command) (*server.Config, *configFile, func() error) 
 	file.logFlags(&set.LogFile, &set.LogLevel, &set.LogFormat, &set.LogSourceLocation)
 	validate := func() error {
 		_, err := server.New(*cfg, slog.New(slog.DiscardHandler)) // checks all and opens nothing
-		return errors.Join(logSettings{set.LogFile, set.LogLevel, set.LogFormat, set.LogSourceLocation}.check("server"), err)
+		return errors.Join(checkLog("server", logging.Settings{Level: set.LogLevel, Format: set.LogFormat}), err)
 	}
 	return cfg, file, func() error { return file.load(cfg, validate) }
 }

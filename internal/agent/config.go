@@ -99,8 +99,9 @@ type Settings struct {
 	// AllowedForeignJWTClaims are returned of foreign tokens besides sub, aud and exp.
 	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims"`
 
-	// LogLevel is DEBUG, INFO, WARN or ERROR; LogFormat text or json; LogFile a file
-	// instead of the standard output; LogSourceLocation adds where in the code.
+	// LogFile is opened anew on SIGUSR2. LogLevel is PANIC, FATAL, ERROR, WARN, INFO,
+	// DEBUG or TRACE; LogFormat text or json; LogSourceLocation adds the place in the
+	// code. Default: standard error, INFO, text, without.
 	LogLevel          string `hcl:"log_level"`
 	LogFormat         string `hcl:"log_format"`
 	LogFile           string `hcl:"log_file"`

@@ -27,6 +27,7 @@ import (
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
+	_ "github.com/plastron/plastron/internal/api/spire/api/server/logger/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 
 	// What else the binary registers. Two protos with one name end the process as

@@ -12,7 +12,7 @@ import (
 // of lower rows only. A new package gets its place here first.
 var rows = [...][]string{
 	1:  {"fault"},
-	2:  {"identity", "strictjson", "reason"},
+	2:  {"identity", "strictjson", "reason", "logging"},
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "store", "monitor"},
 	5:  {"process", "serverlink"},

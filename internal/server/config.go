@@ -51,8 +51,9 @@ type Settings struct {
 	// trust domain; a copy that others can read is the trust domain.
 	DataDir string `hcl:"data_dir"`
 
-	// LogFile, LogLevel, LogFormat and LogSourceLocation are read by the program
-	// that makes the logger. Default: standard error, INFO, text, without.
+	// LogFile is opened anew on SIGUSR2. LogLevel is PANIC, FATAL, ERROR, WARN, INFO,
+	// DEBUG or TRACE; LogFormat text or json; LogSourceLocation adds the place in the
+	// code. Default: standard error, INFO, text, without.
 	LogFile           string `hcl:"log_file"`
 	LogLevel          string `hcl:"log_level"`
 	LogFormat         string `hcl:"log_format"`

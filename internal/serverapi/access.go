@@ -54,6 +54,7 @@ func access() map[string]rule {
 		agent  = "/spire.api.server.agent.v1.Agent/"
 		bundle = "/spire.api.server.bundle.v1.Bundle/"
 		entry  = "/spire.api.server.entry.v1.Entry/"
+		logger = "/spire.api.server.logger.v1.Logger/"
 		svid   = "/spire.api.server.svid.v1.SVID/"
 		long   = 30 * time.Second
 		short  = 10 * time.Second
@@ -89,6 +90,10 @@ func access() map[string]rule {
 		entry + "BatchDeleteEntry":      {operators, queueFree, long},
 		entry + "GetAuthorizedEntries":  {kindAgent, queueRead, long},
 		entry + "SyncAuthorizedEntries": {kindAgent, queueRead, long},
+
+		logger + "GetLogger":     {kindLocal, queueFree, short},
+		logger + "SetLogLevel":   {kindLocal, queueFree, short},
+		logger + "ResetLogLevel": {kindLocal, queueFree, short},
 
 		svid + "MintX509SVID":        {operators, queueFree, short},
 		svid + "MintJWTSVID":         {operators, queueFree, short},

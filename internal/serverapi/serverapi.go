@@ -27,6 +27,7 @@ import (
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
+	loggerv1 "github.com/plastron/plastron/internal/api/spire/api/server/logger/v1"
 	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/nodes"
@@ -185,6 +186,7 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	agentv1.RegisterAgentServer(to, agents{server: s})
 	bundlev1.RegisterBundleServer(to, bundles{server: s})
 	entryv1.RegisterEntryServer(to, entries{server: s})
+	loggerv1.RegisterLoggerServer(to, loggers{server: s})
 	svidv1.RegisterSVIDServer(to, svids{server: s})
 	syncv1.RegisterSyncServer(to, syncs{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})

@@ -28,6 +28,70 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type LogLevel int32
+
+const (
+	LogLevel_UNSPECIFIED LogLevel = 0
+	LogLevel_PANIC       LogLevel = 1
+	LogLevel_FATAL       LogLevel = 2
+	LogLevel_ERROR       LogLevel = 3
+	LogLevel_WARN        LogLevel = 4
+	LogLevel_INFO        LogLevel = 5
+	LogLevel_DEBUG       LogLevel = 6
+	LogLevel_TRACE       LogLevel = 7
+)
+
+// Enum value maps for LogLevel.
+var (
+	LogLevel_name = map[int32]string{
+		0: "UNSPECIFIED",
+		1: "PANIC",
+		2: "FATAL",
+		3: "ERROR",
+		4: "WARN",
+		5: "INFO",
+		6: "DEBUG",
+		7: "TRACE",
+	}
+	LogLevel_value = map[string]int32{
+		"UNSPECIFIED": 0,
+		"PANIC":       1,
+		"FATAL":       2,
+		"ERROR":       3,
+		"WARN":        4,
+		"INFO":        5,
+		"DEBUG":       6,
+		"TRACE":       7,
+	}
+)
+
+func (x LogLevel) Enum() *LogLevel {
+	p := new(LogLevel)
+	*p = x
+	return p
+}
+
+func (x LogLevel) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LogLevel) Descriptor() protoreflect.EnumDescriptor {
+	return file_spire_api_types_types_proto_enumTypes[0].Descriptor()
+}
+
+func (LogLevel) Type() protoreflect.EnumType {
+	return &file_spire_api_types_types_proto_enumTypes[0]
+}
+
+func (x LogLevel) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LogLevel.Descriptor instead.
+func (LogLevel) EnumDescriptor() ([]byte, []int) {
+	return file_spire_api_types_types_proto_rawDescGZIP(), []int{0}
+}
+
 type SelectorMatch_MatchBehavior int32
 
 const (
@@ -64,11 +128,11 @@ func (x SelectorMatch_MatchBehavior) String() string {
 }
 
 func (SelectorMatch_MatchBehavior) Descriptor() protoreflect.EnumDescriptor {
-	return file_spire_api_types_types_proto_enumTypes[0].Descriptor()
+	return file_spire_api_types_types_proto_enumTypes[1].Descriptor()
 }
 
 func (SelectorMatch_MatchBehavior) Type() protoreflect.EnumType {
-	return &file_spire_api_types_types_proto_enumTypes[0]
+	return &file_spire_api_types_types_proto_enumTypes[1]
 }
 
 func (x SelectorMatch_MatchBehavior) Number() protoreflect.EnumNumber {
@@ -116,11 +180,11 @@ func (x FederatesWithMatch_MatchBehavior) String() string {
 }
 
 func (FederatesWithMatch_MatchBehavior) Descriptor() protoreflect.EnumDescriptor {
-	return file_spire_api_types_types_proto_enumTypes[1].Descriptor()
+	return file_spire_api_types_types_proto_enumTypes[2].Descriptor()
 }
 
 func (FederatesWithMatch_MatchBehavior) Type() protoreflect.EnumType {
-	return &file_spire_api_types_types_proto_enumTypes[1]
+	return &file_spire_api_types_types_proto_enumTypes[2]
 }
 
 func (x FederatesWithMatch_MatchBehavior) Number() protoreflect.EnumNumber {
@@ -174,11 +238,11 @@ func (x PermissionDeniedDetails_Reason) String() string {
 }
 
 func (PermissionDeniedDetails_Reason) Descriptor() protoreflect.EnumDescriptor {
-	return file_spire_api_types_types_proto_enumTypes[2].Descriptor()
+	return file_spire_api_types_types_proto_enumTypes[3].Descriptor()
 }
 
 func (PermissionDeniedDetails_Reason) Type() protoreflect.EnumType {
-	return &file_spire_api_types_types_proto_enumTypes[2]
+	return &file_spire_api_types_types_proto_enumTypes[3]
 }
 
 func (x PermissionDeniedDetails_Reason) Number() protoreflect.EnumNumber {
@@ -1685,6 +1749,58 @@ func (x *WITKey) GetTainted() bool {
 	return false
 }
 
+type Logger struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	CurrentLevel  LogLevel               `protobuf:"varint,1,opt,name=current_level,json=currentLevel,proto3,enum=spire.api.types.LogLevel" json:"current_level,omitempty"`
+	LaunchLevel   LogLevel               `protobuf:"varint,2,opt,name=launch_level,json=launchLevel,proto3,enum=spire.api.types.LogLevel" json:"launch_level,omitempty"` // as configured
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Logger) Reset() {
+	*x = Logger{}
+	mi := &file_spire_api_types_types_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Logger) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Logger) ProtoMessage() {}
+
+func (x *Logger) ProtoReflect() protoreflect.Message {
+	mi := &file_spire_api_types_types_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Logger.ProtoReflect.Descriptor instead.
+func (*Logger) Descriptor() ([]byte, []int) {
+	return file_spire_api_types_types_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Logger) GetCurrentLevel() LogLevel {
+	if x != nil {
+		return x.CurrentLevel
+	}
+	return LogLevel_UNSPECIFIED
+}
+
+func (x *Logger) GetLaunchLevel() LogLevel {
+	if x != nil {
+		return x.LaunchLevel
+	}
+	return LogLevel_UNSPECIFIED
+}
+
 // AdditionalAttributes is masked as a whole.
 type Entry_AdditionalAttributes struct {
 	state                   protoimpl.MessageState `protogen:"open.v1"`
@@ -1696,7 +1812,7 @@ type Entry_AdditionalAttributes struct {
 
 func (x *Entry_AdditionalAttributes) Reset() {
 	*x = Entry_AdditionalAttributes{}
-	mi := &file_spire_api_types_types_proto_msgTypes[20]
+	mi := &file_spire_api_types_types_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1824,7 @@ func (x *Entry_AdditionalAttributes) String() string {
 func (*Entry_AdditionalAttributes) ProtoMessage() {}
 
 func (x *Entry_AdditionalAttributes) ProtoReflect() protoreflect.Message {
-	mi := &file_spire_api_types_types_proto_msgTypes[20]
+	mi := &file_spire_api_types_types_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1902,7 +2018,19 @@ const file_spire_api_types_types_proto_rawDesc = "" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\x03R\texpiresAt\x12\x18\n" +
-	"\atainted\x18\x04 \x01(\bR\ataintedBFZDgithub.com/plastron/plastron/internal/api/spire/api/types;spiretypesb\x06proto3"
+	"\atainted\x18\x04 \x01(\bR\atainted\"\x86\x01\n" +
+	"\x06Logger\x12>\n" +
+	"\rcurrent_level\x18\x01 \x01(\x0e2\x19.spire.api.types.LogLevelR\fcurrentLevel\x12<\n" +
+	"\flaunch_level\x18\x02 \x01(\x0e2\x19.spire.api.types.LogLevelR\vlaunchLevel*f\n" +
+	"\bLogLevel\x12\x0f\n" +
+	"\vUNSPECIFIED\x10\x00\x12\t\n" +
+	"\x05PANIC\x10\x01\x12\t\n" +
+	"\x05FATAL\x10\x02\x12\t\n" +
+	"\x05ERROR\x10\x03\x12\b\n" +
+	"\x04WARN\x10\x04\x12\b\n" +
+	"\x04INFO\x10\x05\x12\t\n" +
+	"\x05DEBUG\x10\x06\x12\t\n" +
+	"\x05TRACE\x10\aBFZDgithub.com/plastron/plastron/internal/api/spire/api/types;spiretypesb\x06proto3"
 
 var (
 	file_spire_api_types_types_proto_rawDescOnce sync.Once
@@ -1916,56 +2044,60 @@ func file_spire_api_types_types_proto_rawDescGZIP() []byte {
 	return file_spire_api_types_types_proto_rawDescData
 }
 
-var file_spire_api_types_types_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_spire_api_types_types_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_spire_api_types_types_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_spire_api_types_types_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_spire_api_types_types_proto_goTypes = []any{
-	(SelectorMatch_MatchBehavior)(0),      // 0: spire.api.types.SelectorMatch.MatchBehavior
-	(FederatesWithMatch_MatchBehavior)(0), // 1: spire.api.types.FederatesWithMatch.MatchBehavior
-	(PermissionDeniedDetails_Reason)(0),   // 2: spire.api.types.PermissionDeniedDetails.Reason
-	(*SPIFFEID)(nil),                      // 3: spire.api.types.SPIFFEID
-	(*Selector)(nil),                      // 4: spire.api.types.Selector
-	(*SelectorMatch)(nil),                 // 5: spire.api.types.SelectorMatch
-	(*FederatesWithMatch)(nil),            // 6: spire.api.types.FederatesWithMatch
-	(*Status)(nil),                        // 7: spire.api.types.Status
-	(*PermissionDeniedDetails)(nil),       // 8: spire.api.types.PermissionDeniedDetails
-	(*Entry)(nil),                         // 9: spire.api.types.Entry
-	(*EntryMask)(nil),                     // 10: spire.api.types.EntryMask
-	(*Agent)(nil),                         // 11: spire.api.types.Agent
-	(*AgentMask)(nil),                     // 12: spire.api.types.AgentMask
-	(*AttestationData)(nil),               // 13: spire.api.types.AttestationData
-	(*JoinToken)(nil),                     // 14: spire.api.types.JoinToken
-	(*X509SVID)(nil),                      // 15: spire.api.types.X509SVID
-	(*JWTSVID)(nil),                       // 16: spire.api.types.JWTSVID
-	(*WITSVID)(nil),                       // 17: spire.api.types.WITSVID
-	(*Bundle)(nil),                        // 18: spire.api.types.Bundle
-	(*BundleMask)(nil),                    // 19: spire.api.types.BundleMask
-	(*X509Certificate)(nil),               // 20: spire.api.types.X509Certificate
-	(*JWTKey)(nil),                        // 21: spire.api.types.JWTKey
-	(*WITKey)(nil),                        // 22: spire.api.types.WITKey
-	(*Entry_AdditionalAttributes)(nil),    // 23: spire.api.types.Entry.AdditionalAttributes
+	(LogLevel)(0),                         // 0: spire.api.types.LogLevel
+	(SelectorMatch_MatchBehavior)(0),      // 1: spire.api.types.SelectorMatch.MatchBehavior
+	(FederatesWithMatch_MatchBehavior)(0), // 2: spire.api.types.FederatesWithMatch.MatchBehavior
+	(PermissionDeniedDetails_Reason)(0),   // 3: spire.api.types.PermissionDeniedDetails.Reason
+	(*SPIFFEID)(nil),                      // 4: spire.api.types.SPIFFEID
+	(*Selector)(nil),                      // 5: spire.api.types.Selector
+	(*SelectorMatch)(nil),                 // 6: spire.api.types.SelectorMatch
+	(*FederatesWithMatch)(nil),            // 7: spire.api.types.FederatesWithMatch
+	(*Status)(nil),                        // 8: spire.api.types.Status
+	(*PermissionDeniedDetails)(nil),       // 9: spire.api.types.PermissionDeniedDetails
+	(*Entry)(nil),                         // 10: spire.api.types.Entry
+	(*EntryMask)(nil),                     // 11: spire.api.types.EntryMask
+	(*Agent)(nil),                         // 12: spire.api.types.Agent
+	(*AgentMask)(nil),                     // 13: spire.api.types.AgentMask
+	(*AttestationData)(nil),               // 14: spire.api.types.AttestationData
+	(*JoinToken)(nil),                     // 15: spire.api.types.JoinToken
+	(*X509SVID)(nil),                      // 16: spire.api.types.X509SVID
+	(*JWTSVID)(nil),                       // 17: spire.api.types.JWTSVID
+	(*WITSVID)(nil),                       // 18: spire.api.types.WITSVID
+	(*Bundle)(nil),                        // 19: spire.api.types.Bundle
+	(*BundleMask)(nil),                    // 20: spire.api.types.BundleMask
+	(*X509Certificate)(nil),               // 21: spire.api.types.X509Certificate
+	(*JWTKey)(nil),                        // 22: spire.api.types.JWTKey
+	(*WITKey)(nil),                        // 23: spire.api.types.WITKey
+	(*Logger)(nil),                        // 24: spire.api.types.Logger
+	(*Entry_AdditionalAttributes)(nil),    // 25: spire.api.types.Entry.AdditionalAttributes
 }
 var file_spire_api_types_types_proto_depIdxs = []int32{
-	4,  // 0: spire.api.types.SelectorMatch.selectors:type_name -> spire.api.types.Selector
-	0,  // 1: spire.api.types.SelectorMatch.match:type_name -> spire.api.types.SelectorMatch.MatchBehavior
-	1,  // 2: spire.api.types.FederatesWithMatch.match:type_name -> spire.api.types.FederatesWithMatch.MatchBehavior
-	2,  // 3: spire.api.types.PermissionDeniedDetails.reason:type_name -> spire.api.types.PermissionDeniedDetails.Reason
-	3,  // 4: spire.api.types.Entry.spiffe_id:type_name -> spire.api.types.SPIFFEID
-	3,  // 5: spire.api.types.Entry.parent_id:type_name -> spire.api.types.SPIFFEID
-	4,  // 6: spire.api.types.Entry.selectors:type_name -> spire.api.types.Selector
-	23, // 7: spire.api.types.Entry.additional_attributes:type_name -> spire.api.types.Entry.AdditionalAttributes
-	3,  // 8: spire.api.types.Agent.id:type_name -> spire.api.types.SPIFFEID
-	4,  // 9: spire.api.types.Agent.selectors:type_name -> spire.api.types.Selector
-	3,  // 10: spire.api.types.X509SVID.id:type_name -> spire.api.types.SPIFFEID
-	3,  // 11: spire.api.types.JWTSVID.id:type_name -> spire.api.types.SPIFFEID
-	3,  // 12: spire.api.types.WITSVID.id:type_name -> spire.api.types.SPIFFEID
-	20, // 13: spire.api.types.Bundle.x509_authorities:type_name -> spire.api.types.X509Certificate
-	21, // 14: spire.api.types.Bundle.jwt_authorities:type_name -> spire.api.types.JWTKey
-	22, // 15: spire.api.types.Bundle.wit_authorities:type_name -> spire.api.types.WITKey
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	5,  // 0: spire.api.types.SelectorMatch.selectors:type_name -> spire.api.types.Selector
+	1,  // 1: spire.api.types.SelectorMatch.match:type_name -> spire.api.types.SelectorMatch.MatchBehavior
+	2,  // 2: spire.api.types.FederatesWithMatch.match:type_name -> spire.api.types.FederatesWithMatch.MatchBehavior
+	3,  // 3: spire.api.types.PermissionDeniedDetails.reason:type_name -> spire.api.types.PermissionDeniedDetails.Reason
+	4,  // 4: spire.api.types.Entry.spiffe_id:type_name -> spire.api.types.SPIFFEID
+	4,  // 5: spire.api.types.Entry.parent_id:type_name -> spire.api.types.SPIFFEID
+	5,  // 6: spire.api.types.Entry.selectors:type_name -> spire.api.types.Selector
+	25, // 7: spire.api.types.Entry.additional_attributes:type_name -> spire.api.types.Entry.AdditionalAttributes
+	4,  // 8: spire.api.types.Agent.id:type_name -> spire.api.types.SPIFFEID
+	5,  // 9: spire.api.types.Agent.selectors:type_name -> spire.api.types.Selector
+	4,  // 10: spire.api.types.X509SVID.id:type_name -> spire.api.types.SPIFFEID
+	4,  // 11: spire.api.types.JWTSVID.id:type_name -> spire.api.types.SPIFFEID
+	4,  // 12: spire.api.types.WITSVID.id:type_name -> spire.api.types.SPIFFEID
+	21, // 13: spire.api.types.Bundle.x509_authorities:type_name -> spire.api.types.X509Certificate
+	22, // 14: spire.api.types.Bundle.jwt_authorities:type_name -> spire.api.types.JWTKey
+	23, // 15: spire.api.types.Bundle.wit_authorities:type_name -> spire.api.types.WITKey
+	0,  // 16: spire.api.types.Logger.current_level:type_name -> spire.api.types.LogLevel
+	0,  // 17: spire.api.types.Logger.launch_level:type_name -> spire.api.types.LogLevel
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_spire_api_types_types_proto_init() }
@@ -1978,8 +2110,8 @@ func file_spire_api_types_types_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_spire_api_types_types_proto_rawDesc), len(file_spire_api_types_types_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   21,
+			NumEnums:      4,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 
 	"github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/agentapi"
 	"github.com/plastron/plastron/internal/agentid"
 	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/bundle"
@@ -33,6 +34,7 @@ import (
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/workloadapi"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
 )
 
 // Version is what an agent reports to the server.
@@ -176,11 +178,19 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 
+	admin, err := a.openAdmin()
+	if err != nil {
+		return errors.Join(err, api.Close())
+	}
+
 	// The socket is there from the start: callers are told to try again until the
 	// agent knows what there is (WEP-6-c).
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return api.Run(ctx) })
 	g.Go(func() error { return l.identity.Run(ctx) })
+	if admin != nil {
+		g.Go(func() error { return admin.Run(ctx) })
+	}
 	g.Go(func() error {
 		select {
 		case <-l.admitted:
@@ -199,6 +209,20 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// openAdmin makes the admin socket. Nobody asked for the default one, so an agent
+// that cannot make it works without: nil.
+func (a *Agent) openAdmin(services ...func(grpc.ServiceRegistrar)) (*agentapi.Server, error) {
+	s, err := agentapi.Open(agentapi.Config{SocketPath: a.cfg.Agent.adminSocketPath(), Services: services, Log: a.log})
+	switch {
+	case err == nil:
+		return s, nil
+	case a.cfg.Agent.AdminSocketPath != "":
+		return nil, wrap("admin_socket_path", err)
+	}
+	a.log.Warn("no admin socket; set admin_socket_path to have one", "err", err)
+	return nil, nil
 }
 
 // linkConfig says how to reach the server, and how both sides are recognised:

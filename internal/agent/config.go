@@ -5,18 +5,20 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/plastron/plastron/internal/agentapi"
 	"github.com/plastron/plastron/internal/agentid"
 	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
-	"github.com/plastron/plastron/internal/workloadapi"
 )
 
 // Types of plugins in configuration.
@@ -58,6 +60,12 @@ type Settings struct {
 	// SocketPath is where the Workload API is served; at most 107 bytes.
 	// Default /tmp/spire-agent/public/api.sock.
 	SocketPath string `hcl:"socket_path"`
+	// AdminSocketPath is where the agent answers its operator: its own user and root,
+	// mode 0600. Not in the directory of SocketPath nor below it. Default: private/admin.sock
+	// beside the directory of SocketPath if that is named public, so
+	// /tmp/spire-agent/private/admin.sock; otherwise admin.sock in DataDir. If the
+	// default cannot be made the agent logs why and runs without.
+	AdminSocketPath string `hcl:"admin_socket_path"`
 
 	// The server is first recognised by exactly one of these, or by a ticket. Later the
 	// agent trusts what it has learnt from the server.
@@ -108,7 +116,6 @@ type Settings struct {
 	LogSourceLocation bool   `hcl:"log_source_location"`
 
 	// Keys of SPIRE that are not offered yet. Each is refused with a sentence.
-	AdminSocketPath        config.Node `hcl:"admin_socket_path"`
 	AuthorizedDelegates    config.Node `hcl:"authorized_delegates"`
 	AvailabilityTarget     config.Node `hcl:"availability_target"`
 	DisableSDSAPI          config.Node `hcl:"disable_sds_api"`
@@ -167,7 +174,11 @@ func (c *Config) validate() error {
 	check(!s.TrustDomain.IsZero(), "trust_domain: must be set")
 	check(s.ServerAddress != "", "server_address: must be set")
 	check(s.ServerPort > 0 && s.ServerPort < 1<<16, "server_port: must be from 1 to 65535")
-	also("socket_path", workloadapi.CheckSocketPath(s.SocketPath))
+	check(filepath.IsAbs(s.SocketPath), "socket_path: must be an absolute path")
+	also("socket_path", localsocket.CheckPath(s.SocketPath))
+	if s.AdminSocketPath != "" {
+		also("admin_socket_path", agentapi.CheckPath(s.AdminSocketPath, s.SocketPath))
+	}
 	check(s.TrustBundleFormat == "pem" || s.TrustBundleFormat == "spiffe", "trust_bundle_format: must be pem or spiffe")
 	if s.TrustBundleHash != "" {
 		_, err := serverlink.ParseRootHash(s.TrustBundleHash)
@@ -212,6 +223,20 @@ func (c *Config) validate() error {
 	return errors.Join(faults...)
 }
 
+// adminSocketPath is where the admin socket goes.
+func (s Settings) adminSocketPath() string {
+	if s.AdminSocketPath != "" {
+		return s.AdminSocketPath
+	}
+	if public := filepath.Dir(s.SocketPath); filepath.Base(public) == "public" {
+		return filepath.Join(filepath.Dir(public), "private", "admin.sock")
+	}
+	if dir, err := filepath.Abs(s.DataDir); err == nil {
+		return filepath.Join(dir, "admin.sock")
+	}
+	return ""
+}
+
 type notOffered struct {
 	node     config.Node
 	sentence string
@@ -225,7 +250,6 @@ func (c *Config) notOffered() []notOffered {
 		return notOffered{n, key + " is not offered yet: " + instead}
 	}
 	return []notOffered{
-		row(s.AdminSocketPath, "admin_socket_path", remove),
 		row(s.AuthorizedDelegates, "authorized_delegates", remove),
 		row(s.AvailabilityTarget, "availability_target", "the agent renews at half of its SVID's life"),
 		row(s.DisableSDSAPI, "disable_sds_api", "there is no SDS to switch off; remove it"),

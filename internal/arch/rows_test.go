@@ -15,11 +15,11 @@ var rows = [...][]string{
 	2:  {"identity", "strictjson", "reason", "logging"},
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "store", "monitor"},
-	5:  {"process", "serverlink"},
+	5:  {"process", "serverlink", "localsocket", "rpc"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror"},
-	9:  {"serverapi", "workloadapi"},
+	9:  {"serverapi", "workloadapi", "agentapi"},
 	10: {"builtin"},
 	11: {"server", "agent"},
 }
@@ -158,10 +158,10 @@ var parties = map[string][]string{
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload": {"internal/workloadapi", "cmd", "test"},
 	"github.com/spiffe/go-spiffe/v2":                       {"cmd", "examples", "test"},
 
-	"google.golang.org/grpc": {"internal/api", "api", "internal/serverlink", "internal/serverapi",
-		"internal/workloadapi", "internal/server", "internal/agent", "cmd", "examples"},
+	"google.golang.org/grpc": {"internal/api", "api", "internal/serverlink", "internal/rpc", "internal/serverapi",
+		"internal/workloadapi", "internal/agentapi", "internal/server", "internal/agent", "cmd", "examples"},
 	"google.golang.org/protobuf": {"internal/api", "api", "internal/serverlink", "internal/registry",
-		"internal/mirror", "internal/serverapi", "internal/workloadapi", "cmd"},
+		"internal/mirror", "internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/agentapi", "cmd"},
 
 	"github.com/go-jose/go-jose/v4": {"internal/svid", "internal/bundle"},
 	"github.com/hashicorp/hcl":      {"internal/config"},
@@ -177,12 +177,12 @@ var parties = map[string][]string{
 	"golang.org/x/crypto/cryptobyte": {"internal/svid", "internal/bundle", "internal/ticket"},
 	"golang.org/x/net/idna":          {"internal/entry", "internal/svid"},
 	"golang.org/x/sync":              {"internal/server", "internal/agent", "internal/workloadapi", "internal/serverlink", "cmd"},
-	"golang.org/x/sys": {"internal/process", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
+	"golang.org/x/sys": {"internal/process", "internal/localsocket", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
 		"internal/store/sqlite", "internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent", "cmd"},
 
 	"github.com/google/go-cmp":                  {},
 	"github.com/rogpeppe/go-internal":           {},
-	"google.golang.org/genproto/googleapis/rpc": {"internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd"},
+	"google.golang.org/genproto/googleapis/rpc": {"internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd"},
 }
 
 func checkThirdParties(t *tree) (breaches []string) {
@@ -216,7 +216,7 @@ func mayImport(path string) (users []string, known bool) {
 }
 
 // speaksStatus are the packages that turn faults into gRPC status codes or back.
-var speaksStatus = []string{"internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd/plastron", "internal/api", "api"}
+var speaksStatus = []string{"internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd/plastron", "internal/api", "api"}
 
 func checkStatus(t *tree) (breaches []string) {
 	for _, p := range t.sorted() {

@@ -17,9 +17,9 @@ import (
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/diskkeys"
+	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
-	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -158,7 +158,7 @@ func (c *Config) plan() (plan, error) {
 	check(s.DataDir != "", "server.data_dir: must be set")
 	check(net.ParseIP(s.BindAddress) != nil, "server.bind_address: %q is not an IP address", s.BindAddress)
 	check(s.BindPort >= 0 && s.BindPort <= 65535, "server.bind_port: %d is not a port", s.BindPort)
-	if err := serverapi.CheckSocketPath(s.SocketPath); err != nil {
+	if err := localsocket.CheckPath(s.SocketPath); err != nil {
 		note(fmt.Errorf("server.socket_path: %w", err))
 	}
 	check(time.Duration(s.DefaultX509SVIDTTL) >= time.Second, "server.default_x509_svid_ttl: %s is shorter than a second", s.DefaultX509SVIDTTL)

@@ -10,7 +10,7 @@ import (
 
 // Methods returns the full names of every RPC that is registered anywhere.
 func (s *Server) Methods() (methods []string) {
-	g := s.grpcServer(nil)
+	g := s.grpcServer(s.localHandshake)
 	s.register(g)
 	grpc_health_v1.RegisterHealthServer(g, health{server: s})
 	for service, info := range g.GetServiceInfo() {
@@ -65,15 +65,6 @@ const MaxBuckets = maxBuckets
 
 // AddressKey is addressKey.
 func AddressKey(address string) string { return addressKey(address) }
-
-// ListenSocket is listenSocket.
-func ListenSocket(path string) (interface{ Close() error }, error) {
-	s, err := listenSocket(path)
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
-}
 
 // Waiting returns how many agents somebody waits for.
 func (s *Server) Waiting() int {

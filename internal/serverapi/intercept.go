@@ -2,19 +2,18 @@ package serverapi
 
 import (
 	"context"
-	"fmt"
-	"runtime/debug"
 	"time"
 
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/rpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 )
 
 // admit runs before every handler. done gives the room back and must be called once.
 func (s *Server) admit(ctx context.Context, method string) (admitted context.Context, r rule, done func(), err error) {
-	_, err = s.contain(method, func() (_ any, err error) {
+	_, err = s.guard.Contain(method, func() (_ any, err error) {
 		admitted, r, done, err = s.judge(ctx, method)
 		return nil, err
 	})
@@ -59,7 +58,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	if callerFrom(ctx).kinds&operators != 0 {
 		ctx = noteReceipts(ctx)
 	}
-	resp, err := s.contain(info.FullMethod, func() (any, error) { return handler(ctx, req) })
+	resp, err := s.guard.Contain(info.FullMethod, func() (any, error) { return handler(ctx, req) })
 	return resp, s.finish(ctx, info.FullMethod, err)
 }
 
@@ -73,7 +72,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	}
 	if r.limit == 0 {
 		defer done()
-		_, err := s.contain(info.FullMethod, func() (any, error) { return nil, handler(srv, &stream{ss, ctx}) })
+		_, err := s.guard.Contain(info.FullMethod, func() (any, error) { return nil, handler(srv, &stream{ss, ctx}) })
 		return s.finish(ctx, info.FullMethod, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.limit)
@@ -81,7 +80,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	result := make(chan error, 1)
 	go func() {
 		defer done()
-		_, err := s.contain(info.FullMethod, func() (any, error) { return nil, handler(srv, &stream{ss, ctx}) })
+		_, err := s.guard.Contain(info.FullMethod, func() (any, error) { return nil, handler(srv, &stream{ss, ctx}) })
 		result <- err
 	}()
 	select {
@@ -101,18 +100,6 @@ type stream struct {
 // Context implements grpc.ServerStream.
 func (s *stream) Context() context.Context { return s.ctx }
 
-// contain turns a panic into a failure of this call, or of this handshake (R99).
-func (s *Server) contain(method string, f func() (any, error)) (resp any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.panics.Add(1)
-			s.cfg.Log.Error("handler panicked", "rpc", method, "err", fmt.Sprint(p), "kind", string(debug.Stack()))
-			resp, err = nil, fault.New(fault.Internal, "panic", "internal error; the server's log has the details")
-		}
-	}()
-	return f()
-}
-
 // finish maps a handler's error to the wire, logs what is not the caller's
 // doing and puts refusals on record.
 func (s *Server) finish(ctx context.Context, method string, err error) error {
@@ -123,7 +110,7 @@ func (s *Server) finish(ctx context.Context, method string, err error) error {
 	case fault.Denied, fault.Unauthenticated:
 		s.recordRefusal(ctx, method, err)
 	case fault.Internal:
-		if code := codeOf(err); code == codes.Internal && isOurs(err) {
+		if rpc.Code(err) == codes.Internal && rpc.Ours(err) {
 			s.cfg.Log.ErrorContext(ctx, "call failed", "rpc", method, "caller", callerFrom(ctx).name(), "err", err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/rpc"
 )
 
 // issues is plastron.issue.v1.Issue.
@@ -61,7 +62,7 @@ func errNoFacts() error {
 }
 
 func writeRefusal(err error) *issuev1.Refusal {
-	r := &issuev1.Refusal{Reason: fault.ReasonOf(err), Message: "internal error; the server's log has the details"}
+	r := &issuev1.Refusal{Reason: fault.ReasonOf(err), Message: rpc.InternalText}
 	if f, ok := errors.AsType[*fault.Error](err); ok {
 		r.Message, r.Remedy = f.Message, f.Remedy
 	}

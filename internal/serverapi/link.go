@@ -1,7 +1,6 @@
 package serverapi
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"net"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
@@ -37,13 +37,6 @@ type link struct {
 // AuthType names the kind of link, as the library asks.
 func (l *link) AuthType() string { return "plastron" }
 
-// transport makes links of connections: by TLS with an optional client
-// certificate on TCP, by asking the kernel on the admin socket.
-type transport struct {
-	server *Server
-	tls    *tls.Config // nil on the admin socket
-}
-
 func (s *Server) tlsConfig() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, // R123
@@ -55,19 +48,22 @@ func (s *Server) tlsConfig() *tls.Config {
 	}
 }
 
-// ServerHandshake implements credentials.TransportCredentials.
-func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	if t.tls == nil {
-		l := &link{address: "local", local: localPeer(raw), close: raw.Close}
-		l.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the kernel
-		known(raw)
-		return raw, l, nil
-	}
+// localHandshake makes a link of a connection to the admin socket.
+func (s *Server) localHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	l := &link{address: "local", local: localsocket.PeerOf(raw.(*held).Conn).String(), close: raw.Close}
+	l.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the kernel
+	known(raw)
+	return raw, l, nil
+}
+
+// tlsHandshake makes a link of a TCP connection, by TLS with an optional client
+// certificate.
+func (s *Server) tlsHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	var l *link
-	config := t.tls.Clone()
+	config := s.tlsConfig()
 	config.VerifyConnection = func(state tls.ConnectionState) error {
-		_, err := t.server.contain("handshake", func() (_ any, err error) {
-			l, err = t.server.peerOf(state, time.Now())
+		_, err := s.guard.Contain("handshake", func() (_ any, err error) {
+			l, err = s.peerOf(state, time.Now())
 			return nil, err
 		})
 		return err
@@ -90,22 +86,6 @@ func known(raw net.Conn) {
 		h.door.know(h)
 	}
 }
-
-// ClientHandshake implements credentials.TransportCredentials; a server has none.
-func (t *transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, fault.New(fault.Unsupported, "server_side_only", "these credentials are a server's")
-}
-
-// Info implements credentials.TransportCredentials.
-func (t *transport) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "plastron"}
-}
-
-// Clone implements credentials.TransportCredentials.
-func (t *transport) Clone() credentials.TransportCredentials { return t }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (t *transport) OverrideServerName(string) error { return nil }
 
 // peerOf verifies the certificate of a TLS peer, if it showed one: a member of
 // our trust domain, or a foreign identity that the configuration lists.

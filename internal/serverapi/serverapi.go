@@ -15,7 +15,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"sync/atomic"
 	"time"
 
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
@@ -30,8 +29,10 @@ import (
 	loggerv1 "github.com/plastron/plastron/internal/api/spire/api/server/logger/v1"
 	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -75,7 +76,7 @@ type Server struct {
 	gates     map[queue]*gate
 	rootCache rootCache
 	followers *followers
-	panics    atomic.Uint64
+	guard     rpc.Guard
 	closing   chan struct{} // closed when shutdown begins
 }
 
@@ -86,6 +87,7 @@ func New(cfg Config) *Server {
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: newFollowers(cfg.Registry),
 	}
+	s.guard.Log = cfg.Log
 	if s.cfg.room == (room{}) {
 		s.cfg.room = room{all: maxConnections, strangers: maxStrangers, perAddress: maxPerAddress}
 	}
@@ -107,16 +109,16 @@ func New(cfg Config) *Server {
 
 // Panics returns how many handlers panicked. It is for health and for tests:
 // any number but zero is a bug (R99).
-func (s *Server) Panics() uint64 { return s.panics.Load() }
+func (s *Server) Panics() uint64 { return s.guard.Panics.Load() }
 
 // Run serves TCP on one listener and the admin socket at a path until ctx is
 // done, then drains. It closes both. ready, if not nil, is called when both accept.
 func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, ready func()) error {
-	local, err := listenSocket(socketPath)
+	local, err := localsocket.Listen(socketPath, localsocket.Private(), localsocket.Bind)
 	if err != nil {
 		return errors.Join(err, tcp.Close())
 	}
-	remoteServer, localServer := s.grpcServer(s.tlsConfig()), s.grpcServer(nil)
+	remoteServer, localServer := s.grpcServer(s.tlsHandshake), s.grpcServer(s.localHandshake)
 	s.register(remoteServer)
 	s.register(localServer)
 	grpc_health_v1.RegisterHealthServer(localServer, health{server: s})
@@ -161,9 +163,9 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 	return err
 }
 
-func (s *Server) grpcServer(config *tls.Config) *grpc.Server {
+func (s *Server) grpcServer(handshake rpc.Handshake) *grpc.Server {
 	return grpc.NewServer(
-		grpc.Creds(&transport{server: s, tls: config}),
+		grpc.Creds(handshake),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.ConnectionTimeout(handshakeLimit),

@@ -44,12 +44,9 @@ func (c *caller) Close() error {
 	return c.Conn.Close()
 }
 
-// transport makes callers of connections.
-type transport struct{ server *Server }
-
-// ServerHandshake implements credentials.TransportCredentials. When the peer
-// exits, its connection is closed, and with it every stream (R38).
-func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+// handshake makes a caller of a connection. When the peer exits, its connection
+// is closed, and with it every stream (R38).
+func (s *Server) handshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	conn, ok := raw.(*process.Conn)
 	if !ok {
 		return nil, nil, errors.New("not a connection of our listener")
@@ -60,13 +57,13 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	if err == nil {
 		c.uid = int64(p.UID)
 	}
-	if err := t.server.users.connect(c.uid); err != nil {
-		if n := t.server.quiet.due(); n > 0 {
-			t.server.cfg.Log.Info("connection refused", "uid", c.uid, "reason", fault.ReasonOf(err), "count", n)
+	if err := s.users.connect(c.uid); err != nil {
+		if n := s.quiet.due(); n > 0 {
+			s.cfg.Log.Info("connection refused", "uid", c.uid, "reason", fault.ReasonOf(err), "count", n)
 		}
 		return nil, nil, err
 	}
-	c.gone = sync.OnceFunc(func() { t.server.users.disconnect(c.uid) })
+	c.gone = sync.OnceFunc(func() { s.users.disconnect(c.uid) })
 	if p != nil {
 		go func() {
 			p.Wait() // also ends when the connection is closed
@@ -75,22 +72,6 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	}
 	return c, c, nil
 }
-
-// ClientHandshake implements credentials.TransportCredentials; there is no client.
-func (transport) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("these credentials are a server's")
-}
-
-// Info implements credentials.TransportCredentials.
-func (transport) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "plastron-workload"}
-}
-
-// Clone implements credentials.TransportCredentials.
-func (t transport) Clone() credentials.TransportCredentials { return t }
-
-// OverrideServerName implements credentials.TransportCredentials.
-func (transport) OverrideServerName(string) error { return nil }
 
 func callerOf(ctx context.Context) (*caller, error) {
 	if p, ok := peer.FromContext(ctx); ok {

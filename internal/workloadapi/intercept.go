@@ -2,19 +2,15 @@ package workloadapi
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"runtime/debug"
 	"strings"
 
 	"github.com/plastron/plastron/internal/fault"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"github.com/plastron/plastron/internal/rpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/protoadapt"
 )
 
 // securityHeader shows that the caller meant to call this API, and was not
@@ -56,14 +52,7 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 		return err
 	}
 	defer s.users.end(c.uid)
-	defer func() {
-		if p := recover(); p != nil {
-			s.panics.Add(1)
-			s.cfg.Log.Error("call panicked", "rpc", method, "err", fmt.Sprint(p), "kind", string(debug.Stack()))
-			err = errors.New("panic")
-		}
-	}()
-	err = call()
+	_, err = s.contain.Contain(method, func() (any, error) { return nil, call() })
 	if err != nil && fault.KindOf(err) == fault.Internal && ctx.Err() == nil {
 		if n := s.quiet.due(); n > 0 {
 			s.cfg.Log.Info("call failed", "rpc", method, "uid", c.uid, "err", err, "count", n)
@@ -83,52 +72,14 @@ func unknown(any, grpc.ServerStream) error {
 // toStatus is the error that leaves: code, text, and for machines the reason
 // (R131). Over a limit is Unavailable here, which clients take as "try again" (WEP-6-c).
 func toStatus(err error) error {
-	if err == nil {
-		return nil
-	}
-	if _, library := status.FromError(err); library && fault.KindOf(err) == fault.Internal {
-		return err
-	}
-	if code := codeOf(err); code == codes.Canceled {
-		return status.Error(code, "canceled") // nobody reads it
-	}
-	st := status.New(codeOf(err), textOf(err))
-	detailed, derr := st.WithDetails(protoadapt.MessageV1Of(&errdetails.ErrorInfo{Reason: fault.ReasonOf(err), Domain: "plastron"}))
-	if derr != nil {
-		return st.Err()
-	}
-	return detailed.Err()
-}
-
-func codeOf(err error) codes.Code {
+	code := codes.Unavailable
 	switch fault.KindOf(err) {
-	case fault.Invalid:
-		return codes.InvalidArgument
-	case fault.Denied, fault.Unauthenticated:
-		return codes.PermissionDenied
-	case fault.Unsupported:
-		return codes.Unimplemented
-	case fault.Internal:
-		switch {
-		case errors.Is(err, context.DeadlineExceeded):
-			return codes.DeadlineExceeded
-		case errors.Is(err, context.Canceled):
-			return codes.Canceled
-		}
-		return codes.Internal
+	case fault.Invalid, fault.Denied, fault.Unsupported, fault.Internal:
+		code = rpc.Code(err)
+	case fault.Unauthenticated:
+		code = codes.PermissionDenied
 	}
-	return codes.Unavailable
-}
-
-func textOf(err error) string {
-	e, ok := errors.AsType[*fault.Error](err)
-	switch {
-	case ok && e.Remedy != "":
-		return e.Message + "; " + e.Remedy
-	case ok:
-		return e.Message
-	}
-	return "internal error; the agent's log has the details"
+	return rpc.Status(err, code)
 }
 
 // health says whether the agent is ready (R105).

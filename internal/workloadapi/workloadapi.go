@@ -15,11 +15,12 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"sync/atomic"
 	"time"
 
+	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/process"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -74,39 +75,38 @@ type Config struct {
 type Server struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	cfg      Config
-	listener *process.Listener
-	socket   socketFile
+	listener *localsocket.Listener
 	users    *users
 	quiet    *quiet
-	panics   atomic.Uint64
+	contain  rpc.Guard
 }
 
 // Open creates the socket. Callers wait until Run.
 func Open(cfg Config) (*Server, error) {
 	cfg.Limits = cfg.Limits.orDefault()
-	l, file, err := listen(cfg.SocketPath, cfg.Via)
+	l, err := localsocket.Listen(cfg.SocketPath, localsocket.Public(), func(path string) (localsocket.Bound, error) {
+		return process.Listen(path, cfg.Via)
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, listener: l, socket: file, users: newUsers(cfg.Limits), quiet: &quiet{}}, nil
+	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{}, contain: rpc.Guard{Log: cfg.Log}}, nil
 }
 
 // Close removes the socket of a server that does not run.
-func (s *Server) Close() error {
-	return errors.Join(s.socket.remove(), s.listener.Close())
-}
+func (s *Server) Close() error { return s.listener.Close() }
 
 // SocketPath returns where the API is served.
-func (s *Server) SocketPath() string { return s.socket.path }
+func (s *Server) SocketPath() string { return s.listener.Path() }
 
 // Panics returns how many calls ended in a panic. Any number but zero is a bug (R99).
-func (s *Server) Panics() uint64 { return s.panics.Load() }
+func (s *Server) Panics() uint64 { return s.contain.Panics.Load() }
 
 // Run serves until ctx is done, then ends all streams at once and removes the
 // socket: clients dial again.
 func (s *Server) Run(ctx context.Context) error {
 	g := grpc.NewServer(
-		grpc.Creds(transport{server: s}),
+		grpc.Creds(rpc.Handshake(s.handshake)),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.UnknownServiceHandler(unknown),
@@ -124,7 +124,6 @@ func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()
 	err := g.Serve(s.listener)
-	err = errors.Join(err, s.socket.remove())
 	if ctx.Err() != nil && (err == nil || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed)) {
 		return ctx.Err()
 	}

@@ -749,8 +749,8 @@ func TestPanic(t *testing.T) {
 	r.facts.mu.Lock()
 	r.facts.panics = true
 	r.facts.mu.Unlock()
-	wants(t, calls(conn)["FetchX509SVID"](r.ctx()), codes.Internal, "internal")
-	wants(t, calls(conn)["FetchJWTSVID"](r.ctx()), codes.Internal, "internal")
+	wants(t, calls(conn)["FetchX509SVID"](r.ctx()), codes.Internal, "panic")
+	wants(t, calls(conn)["FetchJWTSVID"](r.ctx()), codes.Internal, "panic")
 	r.facts.mu.Lock()
 	r.facts.panics = false
 	r.facts.mu.Unlock()

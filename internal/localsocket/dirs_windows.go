@@ -1,0 +1,9 @@
+package localsocket
+
+import "io/fs"
+
+// mine is what the directory's access list says on this system.
+func mine(fs.FileInfo) bool { return true }
+
+// CheckDir is what the directories' access lists say on this system.
+func CheckDir(string) error { return nil }

@@ -29,6 +29,8 @@ func (p *program) root() *cobra.Command {
 			group("x509", "X.509-SVIDs without an entry", p.mintX509Command()),
 			group("jwt", "JWT-SVIDs without an entry", p.mintJWTCommand()),
 			p.loggerGroup(serverLogger()),
+			p.serverStatusCommand(),
+			p.serverListCommand(),
 			p.serverHealthcheckCommand(),
 		),
 		group("agent", "Run an agent and use its Workload API",

@@ -83,6 +83,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 			err = errors.Join(err, fmt.Errorf("close %s: %w", what, closeErr))
 		}
 	}
+	started := time.Now()
 	s.warn(ctx)
 	// It comes first and ends last, so that a start and a stop that take long can be watched.
 	stopHealth, err := s.showHealth(ctx)
@@ -181,6 +182,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
 		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reachable(listener.Addr(), os.Hostname),
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
+		About: serverapi.About{
+			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
+			StoreKind: "sqlite", StoreDir: s.plan.store.Dir, StoreSize: st.Size, CheckStore: st.Check,
+		},
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,
 	})
 	return api.Run(serving, listener, set.SocketPath, func() {

@@ -103,14 +103,15 @@ func access() map[string]rule {
 		svid + "BatchNewWITSVID":     {kindAgent, queueSign, long},
 		svid + "NewDownstreamX509CA": {kindDownstream, queueSign, short},
 
-		"/plastron.sync.v1.Sync/Follow":  {kindAgent, queueSync, 0},
-		"/plastron.issue.v1.Issue/X509":  {kindAgent, queueSign, long},
-		"/plastron.issue.v1.Issue/JWT":   {kindAgent, queueSign, short},
-		"/plastron.join.v1.Join/Address": {operators, queueFree, short},
-		"/plastron.why.v1.Entries/Ask":   {operators, queueFree, short},
-		"/plastron.why.v1.Entries/Hint":  {kindAgent, queueHint, short},
-
-		"/plastron.node.v1.Node/Unban": {operators, queueFree, short},
+		"/plastron.sync.v1.Sync/Follow":     {kindAgent, queueSync, 0},
+		"/plastron.issue.v1.Issue/X509":     {kindAgent, queueSign, long},
+		"/plastron.issue.v1.Issue/JWT":      {kindAgent, queueSign, short},
+		"/plastron.join.v1.Join/Address":    {operators, queueFree, short},
+		"/plastron.node.v1.Node/Unban":      {operators, queueFree, short},
+		"/plastron.status.v1.Server/Status": {operators, queueFree, long},
+		"/plastron.status.v1.Server/List":   {operators, queueFree, short},
+		"/plastron.why.v1.Entries/Ask":      {operators, queueFree, short},
+		"/plastron.why.v1.Entries/Hint":     {kindAgent, queueHint, short},
 
 		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
 

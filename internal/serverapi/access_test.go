@@ -54,14 +54,12 @@ d        spire.api.server.svid.v1.SVID NewDownstreamX509CA
 a        plastron.sync.v1.Sync Follow
 a        plastron.issue.v1.Issue X509 JWT
 lA       plastron.join.v1.Join Address
-<<<<<<< HEAD
 lA       plastron.node.v1.Node Unban
 lA       plastron.receipt.v1.Receipt Wait
 lA       plastron.why.v1.Entries Ask
 a        plastron.why.v1.Entries Hint
-=======
 l        spire.api.server.logger.v1.Logger GetLogger SetLogLevel ResetLogLevel
->>>>>>> 4670ab6 (Change the log level at run time and reopen the log file)
+lA       plastron.status.v1.Server Status List
 l        grpc.health.v1.Health Check List Watch
 `
 

@@ -331,6 +331,9 @@ func (f *follow) note(m *syncv1.AgentMessage) {
 	if ack := m.GetAck(); ack != nil {
 		f.followers.acknowledge(f.row, readPosition(ack.Position), ack.BundleSequence)
 	}
+	if clock := m.GetStatus().GetClock(); clock > 0 {
+		f.followers.tell(f.row, time.UnixMilli(clock), time.Now())
+	}
 }
 
 // end turns the reason into what the agent hears. An agent that is out and

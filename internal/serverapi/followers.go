@@ -54,6 +54,9 @@ type following struct {
 	over     chan struct{}  // closed when the agent has opened too many others since
 	position store.Position // last acknowledged; zero: none yet
 	bundle   uint64         // sequence of the own bundle that it holds
+	// ahead is the agent's clock less ours, when it last told.
+	ahead      time.Duration
+	clockKnown bool
 }
 
 func (f *followers) join(agent spiffeid.ID) *following {
@@ -88,6 +91,13 @@ func (f *followers) acknowledge(row *following, p store.Position, bundle uint64)
 	defer f.mu.Unlock()
 	row.position, row.bundle = p, bundle
 	f.settleLocked(row.agent, func(missing store.Position) bool { return reaches(p, missing) })
+}
+
+// tell takes note of an agent's clock.
+func (f *followers) tell(row *following, clock, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	row.ahead, row.clockKnown = clock.Sub(now), true
 }
 
 // Acknowledged says how many agents follow here and which of them, at most a

@@ -21,6 +21,7 @@ import (
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
 	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
 	receiptv1 "github.com/plastron/plastron/api/plastron/receipt/v1"
+	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	whyv1 "github.com/plastron/plastron/api/plastron/why/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
@@ -53,6 +54,7 @@ type Config struct {
 	JWT         func(now time.Time) (*svid.JWTIssuer, error)
 	Certificate func() (*tls.Certificate, error) // the server's own, rotating
 	Health      func() error                     // nil: can serve and issue
+	About       About
 
 	Addresses []string      // where agents reach this server, host:port
 	Admins    []spiffeid.ID // have an operator's rights over TCP
@@ -196,4 +198,5 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	nodev1.RegisterNodeServer(to, nodeCalls{server: s})
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})
 	whyv1.RegisterEntriesServer(to, whys{server: s})
+	statusv1.RegisterServerServer(to, statuses{server: s})
 }

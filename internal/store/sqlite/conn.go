@@ -26,19 +26,22 @@ type conn struct {
 // openConn opens the database with the settings that every connection needs.
 // Checkpoints are made by the fold loop only, never inside a commit.
 func openConn(path string) (*conn, error) {
-	p := filepath.ToSlash(path)
-	if !strings.HasPrefix(p, "/") { // C:\dir
-		p = "/" + p
-	}
-	pragmas := url.Values{
+	return openWith(path, url.Values{
 		"_defensive": {"1"},
 		"_pragma": {
 			"busy_timeout(5000)", "journal_mode(wal)", "synchronous(full)", "wal_autocheckpoint(0)",
 			"journal_size_limit(67108864)", "cell_size_check(1)", "trusted_schema(0)", "temp_store(memory)",
 			"fullfsync(1)", "checkpoint_fullfsync(1)", "cache_size(-8192)",
 		},
+	})
+}
+
+func openWith(path string, settings url.Values) (*conn, error) {
+	p := filepath.ToSlash(path)
+	if !strings.HasPrefix(p, "/") { // C:\dir
+		p = "/" + p
 	}
-	u := url.URL{Scheme: "file", Path: p, RawQuery: pragmas.Encode()}
+	u := url.URL{Scheme: "file", Path: p, RawQuery: settings.Encode()}
 	var d sqlite.Driver
 	c, err := d.Open(u.String())
 	if err != nil {

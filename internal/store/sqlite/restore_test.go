@@ -229,6 +229,9 @@ func TestDamaged(t *testing.T) {
 				t.Fatal(err)
 			}
 			query(t, filepath.Join(dir, "plastron.db"), tc.sql)
+			if _, err := examine(t, dir); fault.KindOf(err) != fault.Precondition || fault.ReasonOf(err) != tc.reason {
+				t.Errorf("Examine() = %v, want %s", err, tc.reason)
+			}
 			if !strings.HasSuffix(tc.name, "read by Load") {
 				refuses(t, dir, tc.reason)
 				return
@@ -249,6 +252,9 @@ func TestDamaged(t *testing.T) {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "plastron.db"), make([]byte, 9000), 0o600); err != nil {
 			t.Fatal(err)
+		}
+		if _, err := examine(t, dir); fault.ReasonOf(err) != "store_corrupt" {
+			t.Errorf("Examine() = %v", err)
 		}
 		refuses(t, dir, "store_corrupt")
 	})

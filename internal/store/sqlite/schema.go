@@ -180,16 +180,6 @@ func (w *writer) setEpoch(e store.Epoch) error {
 	return w.setMeta("UPDATE meta SET epoch = ?", e[:])
 }
 
-// check looks at every page of the database.
-func (w *writer) check() error {
-	return w.query("PRAGMA quick_check(1)", func(r []driver.Value) error {
-		if what, ok := r[0].(string); !ok || what != "ok" {
-			return corrupt("%v", r[0])
-		}
-		return nil
-	})
-}
-
 // reader is the connection for log rows; lock it to use it.
 type reader struct {
 	sync.Mutex

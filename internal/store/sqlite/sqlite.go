@@ -120,6 +120,9 @@ type Store struct {
 	broken   error      // why the open files may not be used; nil when they may
 	pending  *row       // the row whose fate is unknown while broken
 
+	// checking is held by the one Check that is under way; it guards nothing else.
+	checking sync.Mutex
+
 	// folding is held by the one fold that is under way; it is taken before all others.
 	folding sync.Mutex
 

@@ -1,0 +1,190 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
+	"github.com/spf13/cobra"
+)
+
+func (p *program) serverStatusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Say how the server is doing",
+		Long: `Says how the server is doing: where its log stands, what it holds, its signing keys
+and which agents follow it. The exit status is 0 if it can serve and issue, 1 if it
+cannot or does not answer.`,
+	}
+	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		got, err := serverStatus(c, at, false)
+		if err != nil {
+			return err
+		}
+		if *out == asJSON {
+			err = printJSON(p.stdout, got)
+		} else {
+			err = printServerStatus(p.stdout, got, p.start)
+		}
+		if err == nil && got.GetUnhealthy() != nil {
+			return exitStatus(exitFailed)
+		}
+		return err
+	}
+	return c
+}
+
+func (p *program) serverListCommand() *cobra.Command {
+	c := &cobra.Command{Use: "list", Short: "List the servers of the trust domain, with where each stands"}
+	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		conn, peer, err := at.dial(c.Context())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		got, err := statusv1.NewServerClient(conn).List(c.Context(), &statusv1.ListRequest{})
+		if err != nil {
+			return peer.fault(err)
+		}
+		if *out == asJSON {
+			return printJSON(p.stdout, got)
+		}
+		table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(table, "SERVER\tVERSION\tPOSITION\tDIGEST\tENTRIES\tATTACHED\tLAGGARDS\tUP")
+		for _, s := range got.GetServers() {
+			fmt.Fprintf(table, "%.8s\t%s\t%s\t%.8s\t%d\t%d\t%d\t%s\n", s.GetId(), s.GetVersion(), positionText(s.GetPosition()), s.GetDigest(),
+				s.GetEntries(), s.GetAttached().GetAgents(), len(s.GetAttached().GetLaggards()), ago(s.GetStartedAt(), p.start))
+		}
+		return table.Flush()
+	}
+	return c
+}
+
+func serverStatus(c *cobra.Command, at *socket, checkStore bool) (*statusv1.ServerStatus, error) {
+	conn, peer, err := at.dial(c.Context())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	ctx, cancel := contextWithTimeout(c, 40*time.Second)
+	defer cancel()
+	got, err := statusv1.NewServerClient(conn).Status(ctx, &statusv1.ServerStatusRequest{CheckStore: checkStore})
+	return got, peer.fault(err)
+}
+
+func printServerStatus(w io.Writer, s *statusv1.ServerStatus, now time.Time) error {
+	rows := facts{{"Server", s.GetId()}, {"Version", s.GetVersion()}, {"Trust domain", s.GetTrustDomain()},
+		{"Up since", since(s.GetStartedAt(), now)}, {"Agents reach it at", strings.Join(s.GetAddresses(), ", ")},
+		{"Position", positionText(s.GetPosition())}, {"Digest", s.GetDigest()},
+		{"Store", fmt.Sprintf("%s in %s, %s", s.GetStore().GetKind(), s.GetStore().GetDir(), bytesText(s.GetStore().GetBytes()))},
+		{"Entries", fmt.Sprint(s.GetEntries())},
+		{"Join tokens", fmt.Sprintf("%d unused", s.GetJoinTokens())},
+		{"Agents", fmt.Sprintf("%d joined, %d attached, %d behind", s.GetAgents(), s.GetAttached().GetAgents(), len(s.GetAttached().GetLaggards()))},
+	}
+	for _, id := range s.GetAttached().GetLaggards() {
+		rows.add("Behind", id)
+	}
+	if a := s.GetAttached(); a.GetClocks() > 0 {
+		rows.add("Clocks of agents", fmt.Sprintf("at most %s, that of %s", aheadText(a.GetClockAheadMs()), a.GetClockAgent()))
+	}
+	if n := s.GetUnreadable(); n > 0 {
+		rows.add("Unreadable", fmt.Sprintf("%d stored rows are left aside", n))
+	}
+	b := s.GetBundle()
+	rows.add("Bundle", fmt.Sprintf("sequence %d, %d X.509 and %d JWT authorities, until %s", b.GetSequence(), b.GetX509Authorities(), b.GetJwtAuthorities(), until(b.GetExpiresAt(), now)))
+	for _, a := range s.GetAuthorities() {
+		rows.add("Authority", fmt.Sprintf("%s %s %s %s, until %s", a.GetKind(), a.GetSlot(), a.GetState(), a.GetAuthorityId(), until(a.GetExpiresAt(), now)))
+	}
+	rows.add("Own certificate", "until "+until(s.GetCertificateExpiresAt(), now))
+	rows.add("Healthy", healthText(s.GetUnhealthy()))
+	return rows.print(w)
+}
+
+// facts are lines of a name and a value.
+type facts [][2]string
+
+func (f *facts) add(name, value string) { *f = append(*f, [2]string{name, value}) }
+
+func (f facts) print(w io.Writer) error {
+	for _, row := range f {
+		if _, err := fmt.Fprintf(w, "%-18s: %s\n", row[0], cmp.Or(row[1], "-")); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func positionText(p *statusv1.Position) string {
+	if p == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%.8s:%d", p.GetEpoch(), p.GetRevision())
+}
+
+func healthText(f *statusv1.Fault) string {
+	if f == nil {
+		return "yes"
+	}
+	return fmt.Sprintf("no: %s (%s)", f.GetMessage(), f.GetReason())
+}
+
+// aheadText says how far another clock is from ours.
+func aheadText(ms int64) string {
+	d := time.Duration(ms) * time.Millisecond
+	if d < 0 {
+		return d.Abs().String() + " behind"
+	}
+	return d.String() + " ahead"
+}
+
+// since is a moment that has been, and how long ago; ago is the latter alone.
+func since(unix int64, now time.Time) string {
+	if unix == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%s (%s ago)", time.Unix(unix, 0).UTC().Format(time.RFC3339), ago(unix, now))
+}
+
+func ago(unix int64, now time.Time) string { return roughly(now.Sub(time.Unix(unix, 0))) }
+
+// until is a moment that is to come, and how soon.
+func until(unix int64, now time.Time) string {
+	if unix == 0 {
+		return "-"
+	}
+	end := time.Unix(unix, 0)
+	if !end.After(now) {
+		return fmt.Sprintf("%s (%s ago)", end.UTC().Format(time.RFC3339), ago(unix, now))
+	}
+	return fmt.Sprintf("%s (in %s)", end.UTC().Format(time.RFC3339), roughly(end.Sub(now)))
+}
+
+// roughly is a duration as people say it.
+func roughly(d time.Duration) string {
+	d = max(d, 0)
+	switch {
+	case d < time.Minute:
+		return d.Round(time.Second).String()
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+func bytesText(n uint64) string {
+	switch {
+	case n >= 10<<30:
+		return fmt.Sprintf("%d GiB", n>>30)
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MiB", n>>20)
+	}
+	return fmt.Sprintf("%d KiB", n>>10)
+}

@@ -1,0 +1,167 @@
+package serverapi
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"slices"
+	"strings"
+	"time"
+
+	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
+	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
+	"github.com/plastron/plastron/internal/store"
+)
+
+// About is what a server says of itself besides what it holds.
+type About struct {
+	ServerID, Version, DataDir, SocketPath string
+	StoreKind, StoreDir                    string
+	StoreSize                              func() int64
+	CheckStore                             func() error // reads all of it
+	Started                                time.Time
+}
+
+// statuses is plastron.status.v1.Server.
+type statuses struct {
+	statusv1.UnsafeServerServer
+	server *Server
+}
+
+// Status says how this server is doing.
+func (a statuses) Status(_ context.Context, req *statusv1.ServerStatusRequest) (*statusv1.ServerStatus, error) {
+	return a.server.status(req.GetCheckStore(), time.Now()), nil
+}
+
+// List says how each server is doing: so far there is one.
+func (a statuses) List(context.Context, *statusv1.ListRequest) (*statusv1.ListResponse, error) {
+	return &statusv1.ListResponse{Servers: []*statusv1.ServerStatus{a.server.status(false, time.Now())}}, nil
+}
+
+func (s *Server) status(checkStore bool, now time.Time) *statusv1.ServerStatus {
+	about := s.cfg.About
+	out := &statusv1.ServerStatus{
+		Id: about.ServerID, Version: about.Version, TrustDomain: s.cfg.TrustDomain.Name(),
+		StartedAt: about.Started.Unix(), ClockMs: now.UnixMilli(), Addresses: s.cfg.Addresses,
+		Store:   &statusv1.Store{Kind: about.StoreKind, Dir: about.StoreDir, Bytes: uint64(about.StoreSize())},
+		DataDir: about.DataDir, SocketPath: about.SocketPath,
+		Unhealthy: writeFault(s.cfg.Health()),
+	}
+	if own, err := s.cfg.Certificate(); err == nil {
+		if leaf, err := x509.ParseCertificate(own.Certificate[0]); err == nil {
+			out.CertificateExpiresAt = leaf.NotAfter.Unix()
+		}
+	}
+	sequence := s.describe(out, now)
+	out.Attached = s.attached(sequence, now)
+	if checkStore {
+		err := about.CheckStore()
+		out.Store.Fault, out.Store.Checked = writeFault(err), fault.ReasonOf(err) != "check_under_way"
+	}
+	return out
+}
+
+// describe fills in what the registry holds and returns the bundle's sequence number.
+func (s *Server) describe(out *statusv1.ServerStatus, now time.Time) (sequence uint64) {
+	s.cfg.Registry.View(func(snap *registry.Snapshot) {
+		digest := snap.Digest()
+		out.Position, out.Digest = statusPosition(snap.Position()), hex.EncodeToString(digest[:])
+		out.Entries = uint64(snap.EntryCount())
+		out.Agents = uint64(snap.NodeCount())
+		for b := range snap.Bundles() {
+			out.Bundles++
+			if b.TrustDomain == s.cfg.TrustDomain {
+				sequence = b.Sequence
+				out.Bundle = describeBundle(b)
+			}
+		}
+		for t := range snap.Tokens() {
+			if len(t.Consumer) == 0 && now.Before(t.ExpiresAt) && t.Epoch == snap.Position().Epoch { // R21
+				out.JoinTokens++
+			}
+		}
+		for range snap.Unreadable() {
+			out.Unreadable++
+		}
+		for _, a := range snap.Authorities(s.cfg.About.ServerID) {
+			for _, slot := range a.Slots {
+				out.Authorities = append(out.Authorities, describeSlot(a.Kind, slot))
+			}
+		}
+	})
+	return sequence
+}
+
+func describeBundle(b *bundle.Bundle) *statusv1.Bundle {
+	out := &statusv1.Bundle{Sequence: b.Sequence, X509Authorities: uint32(len(b.X509)), JwtAuthorities: uint32(len(b.JWT))}
+	for _, a := range b.X509 {
+		if a.Tainted {
+			out.Tainted++
+		}
+	}
+	for _, root := range b.Roots() {
+		out.ExpiresAt = max(out.ExpiresAt, root.NotAfter.Unix())
+	}
+	for _, a := range b.JWT {
+		if a.Tainted {
+			out.Tainted++
+		}
+	}
+	return out
+}
+
+func describeSlot(kind string, slot registry.Slot) *statusv1.Authority {
+	states := map[registry.SlotState]string{
+		registry.SlotIntended: "intended", registry.SlotPrepared: "prepared", registry.SlotActive: "active", registry.SlotOld: "old",
+	}
+	return &statusv1.Authority{
+		Kind: kind, Slot: slot.Name, State: states[slot.State], AuthorityId: slot.AuthorityID,
+		NotBefore: unixOrZero(slot.NotBefore), ExpiresAt: unixOrZero(slot.NotAfter),
+	}
+}
+
+// attached says which agents follow here, how far they are and what their clocks say.
+func (s *Server) attached(sequence uint64, now time.Time) *statusv1.Attached {
+	_, laggards := s.Acknowledged(sequence)
+	out := &statusv1.Attached{}
+	for _, id := range slices.Compact(laggards) {
+		out.Laggards = append(out.Laggards, id.String())
+	}
+	var furthest time.Duration
+	s.followers.mu.Lock()
+	defer s.followers.mu.Unlock()
+	out.Agents = uint32(len(s.followers.byAgent))
+	for id, rows := range s.followers.byAgent {
+		row := rows[len(rows)-1] // the one that it uses
+		if !row.clockKnown {
+			continue
+		}
+		out.Clocks++
+		if out.ClockAgent == "" || row.ahead.Abs() > furthest || row.ahead.Abs() == furthest && strings.Compare(id.String(), out.ClockAgent) < 0 {
+			furthest = row.ahead.Abs()
+			out.ClockAgent, out.ClockAheadMs = id.String(), row.ahead.Milliseconds()
+		}
+	}
+	return out
+}
+
+func statusPosition(p store.Position) *statusv1.Position {
+	return &statusv1.Position{Epoch: hex.EncodeToString(p.Epoch[:]), Revision: p.Revision}
+}
+
+func writeFault(err error) *statusv1.Fault {
+	if err == nil {
+		return nil
+	}
+	return &statusv1.Fault{Reason: fault.ReasonOf(err), Message: rpc.Text(err)}
+}
+
+func unixOrZero(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}

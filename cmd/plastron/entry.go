@@ -9,7 +9,6 @@ import (
 
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
-	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/spf13/cobra"
@@ -74,6 +73,7 @@ func (p *program) entryCreateCommand() *cobra.Command {
 			}
 		}
 		failed := 0
+		var made []*spiretypes.Entry
 		for i, r := range reply.GetResults() {
 			switch {
 			case r.GetStatus().GetCode() != int32(codes.OK):
@@ -82,28 +82,19 @@ func (p *program) entryCreateCommand() *cobra.Command {
 				if i < len(entries) {
 					printEntry(p.stderr, entries[i])
 				}
-			case *out == pretty:
-				printEntry(p.stdout, r.GetEntry())
-			}
-			for _, note := range lint(r.GetEntry()) {
-				fmt.Fprintf(p.stderr, "Note on entry %s: %s\n", r.GetEntry().GetId(), note)
+			default:
+				if made = append(made, r.GetEntry()); *out == pretty {
+					printEntry(p.stdout, r.GetEntry())
+				}
 			}
 		}
+		p.printNotes(c.Context(), conn, made)
 		if failed > 0 {
 			err = fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not created", failed, len(entries))
 		}
 		return wait.finish(c, p, conn, peer, *out, err)
 	}
 	return c
-}
-
-// lint is what the operator should know about an entry that was created.
-func lint(e *spiretypes.Entry) []string {
-	var words entry.Entry
-	for _, s := range e.GetSelectors() {
-		words.Selectors = append(words.Selectors, entry.Selector{Type: s.GetType(), Value: s.GetValue()})
-	}
-	return entry.Lint(&words)
 }
 
 // entries returns what the flags, or the file of -data, describe.

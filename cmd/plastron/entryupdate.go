@@ -53,6 +53,7 @@ say is reset, save for the attributes that such files do not have.`,
 		if len(reply.GetResults()) != len(request.GetEntries()) {
 			return fault.New(fault.Internal, "internal", "%s answered for %d entries of %d", peer.name, len(reply.GetResults()), len(request.GetEntries()))
 		}
+		var changed []*spiretypes.Entry
 		for i, one := range request.GetEntries() {
 			r := reply.GetResults()[i]
 			switch {
@@ -60,13 +61,13 @@ say is reset, save for the attributes that such files do not have.`,
 				failed++
 				fmt.Fprintf(p.stderr, "Failed to update entry with ID %s (code: %s, msg: %q)\n",
 					one.GetId(), codes.Code(r.GetStatus().GetCode()), r.GetStatus().GetMessage())
-			case *out == pretty:
-				printEntry(p.stdout, r.GetEntry())
-			}
-			for _, note := range lint(r.GetEntry()) {
-				fmt.Fprintf(p.stderr, "Note on entry %s: %s\n", r.GetEntry().GetId(), note)
+			default:
+				if changed = append(changed, r.GetEntry()); *out == pretty {
+					printEntry(p.stdout, r.GetEntry())
+				}
 			}
 		}
+		p.printNotes(c.Context(), conn, changed)
 		if failed > 0 {
 			err = fault.New(fault.Invalid, "partly_failed", "%d of %d entries were not updated", failed, len(request.GetEntries()))
 		}

@@ -118,6 +118,9 @@ func (a *Authority) poke() {
 
 // X509 returns the active X.509 authority.
 func (a *Authority) X509(now time.Time) (*svid.X509Issuer, error) {
+	if err := checkClock(now); err != nil {
+		return nil, err
+	}
 	i := a.x509.Load()
 	if i == nil || !now.Before(i.NotAfter()) {
 		return nil, a.unavailable("X.509 authority")
@@ -127,6 +130,9 @@ func (a *Authority) X509(now time.Time) (*svid.X509Issuer, error) {
 
 // JWT returns the active JWT key.
 func (a *Authority) JWT(now time.Time) (*svid.JWTIssuer, error) {
+	if err := checkClock(now); err != nil {
+		return nil, err
+	}
 	i := a.jwt.Load()
 	if i == nil || !now.Before(i.NotAfter()) {
 		return nil, a.unavailable("JWT key")

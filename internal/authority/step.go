@@ -73,6 +73,9 @@ func rules() []rule {
 
 // next decides what to do about one kind of keys. It changes nothing that it is given.
 func next(k kind, slots []registry.Slot, e event) (step, error) {
+	if err := checkClock(e.Now); err != nil {
+		return step{}, err
+	}
 	m := &machine{kind: k, event: e, slots: slices.Clone(slots)}
 	for _, r := range rules() {
 		if r.apply(m) {
@@ -85,6 +88,17 @@ func next(k kind, slots []registry.Slot, e event) (step, error) {
 			Fix(`keep keys over restarts (KeyManager "disk"), or wait until old ones have ended`)
 	}
 	return step{Wake: m.due()}, nil
+}
+
+// checkClock refuses a clock that was never set (F26): a machine without a
+// battery begins in 1970, and every key it has would look as if it were not
+// valid yet.
+func checkClock(now time.Time) error {
+	if now.Before(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)) {
+		return fault.New(fault.Unavailable, "clock_not_set", "this machine's clock says %s, so nothing is signed", now.UTC().Format(time.DateOnly)).
+			Fix("set the clock")
+	}
+	return nil
 }
 
 // at returns the index of the slot in that state, or -1. Only old ones can be several.

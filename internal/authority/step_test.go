@@ -445,3 +445,26 @@ func TestSimulation(t *testing.T) {
 		}
 	}
 }
+
+// F26: with a clock that was never set nothing is made, retired or signed, and
+// the answer says why.
+func TestClockNotSet(t *testing.T) {
+	for _, now := range []time.Time{{}, time.Unix(0, 0), time.Unix(3600, 0), time.Date(1999, 12, 31, 23, 59, 59, 0, time.UTC)} {
+		for _, slots := range [][]registry.Slot{nil, slots(registry.SlotActive), slots(registry.SlotIntended), slots(registry.SlotOld, registry.SlotPrepared)} {
+			e := event{Now: now, Lifetime: time.Hour, Bundle: &bundle.Bundle{TrustDomain: domain()}}
+			s, err := next(x509Kind(), slots, e)
+			if fault.ReasonOf(err) != "clock_not_set" || s.Rule != "" || !strings.Contains(err.Error(), now.UTC().Format(time.DateOnly)) {
+				t.Errorf("next() at %v = %+v, %v", now, s, err)
+			}
+		}
+	}
+	w := newWorld(t, memory(t), time.Hour)
+	a, stop := w.start("s1")
+	defer stop()
+	if _, err := a.X509(time.Unix(60, 0)); fault.ReasonOf(err) != "clock_not_set" {
+		t.Errorf("X509() = %v", err)
+	}
+	if _, err := a.JWT(time.Unix(60, 0)); fault.ReasonOf(err) != "clock_not_set" {
+		t.Errorf("JWT() = %v", err)
+	}
+}

@@ -164,6 +164,9 @@ func (f *configFile) locate(err error) error {
 		block, rest, _ := strings.Cut(one.Error(), ": ")
 		path := strings.ReplaceAll(strings.ReplaceAll(block, "\"", ""), " ", ".") // plugins.KeyManager "disk": …
 		if key, _, ok := strings.Cut(rest, ": "); ok && !strings.Contains(key, " ") {
+			if strings.HasPrefix(path, "plugins.") {
+				path += ".plugin_data"
+			}
 			path += "." + key
 		}
 		if f.own[one.Error()] && !strings.HasPrefix(one.Error(), f.path+":") {

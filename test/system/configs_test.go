@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,6 +76,9 @@ func refusedConfig(t *testing.T, role, text string, flags []string, want ...stri
 	}
 	if len(printed) > 16<<10 {
 		t.Errorf("the error has %d bytes", len(printed))
+	}
+	if strings.Contains(printed, "canary") { // F15
+		t.Errorf("a secret is printed: %s", printed)
 	}
 	d.onlyFiles(t, "x.conf")
 }
@@ -151,6 +155,15 @@ func TestCorpusF(t *testing.T) {
 		{"F12 plugin of one's own", "server", server, `NodeAttestor "join_token" {`, `NodeAttestor "mine" { plugin_cmd = "bin/mine"`, []string{":12: ", "mine"}},
 		{"F12 plugin of one's own", "agent", agent, `NodeAttestor "join_token" {`, `NodeAttestor "mine" { plugin_cmd = "bin/mine"`, []string{":11: ", "mine"}},
 		{"F15 other database", "server", server, `"sqlite" { plugin_data {} }`, `"sql" { plugin_data { database_type = "postgres" connection_string = "host=db password=canary" } }`, []string{":10: ", "postgres"}},
+		{"F15 password in a key that is not known", "server", server, `"sqlite" { plugin_data {} }`, `"sql" { plugin_data { database_type = "sqlite3" passwrd = "canary" } }`, []string{":10: ", "passwrd"}},
+		{"F15 password of the wrong type", "server", server, `"sqlite" { plugin_data {} }`, `"sql" { plugin_data { database_type = "sqlite3" connection_string = ["canary"] } }`, []string{":10: ", "connection_string"}},
+		{"F15 secret beside a syntax error", "agent", agent, `"JYNEXWDKWZDTPCCLGSX3OX7Q4E"`, `"canary`, []string{":8: "}},
+		{"F19 template that reads the environment", "server", server, `"join_token" { plugin_data {} }`, "\"x509pop\" {\n    plugin_data {\n      ca_bundle_path = \"DIR/ca.pem\"\n      agent_path_template = " + strconv.Quote(`/x509pop/{{ env "HOME" }}`) + "\n    }\n  }", []string{":15: ", "agent_path_template", "env"}},
+		{"F19 template that includes another", "server", server, `"join_token" { plugin_data {} }`, "\"x509pop\" {\n    plugin_data {\n      ca_bundle_path = \"DIR/ca.pem\"\n      agent_path_template = " + strconv.Quote(`/x509pop/{{ include "x" }}`) + "\n    }\n  }", []string{":15: ", "agent_path_template", "include"}},
+		{"F19 template that does not parse", "server", server, `"join_token" { plugin_data {} }`, "\"x509pop\" {\n    plugin_data {\n      ca_bundle_path = \"DIR/ca.pem\"\n      agent_path_template = " + strconv.Quote(`/x509pop/{{ .Subject`) + "\n    }\n  }", []string{":15: ", "agent_path_template"}},
+		{"F20 template of 1 GB", "server", server, `"join_token" { plugin_data {} }`, "\"x509pop\" {\n    plugin_data {\n      ca_bundle_path = \"DIR/ca.pem\"\n      agent_path_template = " + strconv.Quote(`/x509pop/{{ repeat 1000000000 "a" }}`) + "\n    }\n  }", []string{":15: ", "agent_path_template"}},
+		{"F21 template of dots", "server", server, `"join_token" { plugin_data {} }`, "\"x509pop\" {\n    plugin_data {\n      ca_bundle_path = \"DIR/ca.pem\"\n      agent_path_template = " + strconv.Quote(`/x509pop/..`) + "\n    }\n  }", []string{":15: ", "agent_path_template"}},
+		{"F21 template outside the attestor", "server", server, `"join_token" { plugin_data {} }`, "\"x509pop\" {\n    plugin_data {\n      ca_bundle_path = \"DIR/ca.pem\"\n      agent_path_template = " + strconv.Quote(`/join_token/x`) + "\n    }\n  }", []string{":15: ", "agent_path_template"}},
 		{"F17 10 MiB", "server", strings.Repeat("# comment\n", 1<<20), "", "", []string{"1048576 bytes"}},
 		{"F17 10 MiB", "agent", strings.Repeat("# comment\n", 1<<20), "", "", []string{"1048576 bytes"}},
 		{"F17 nesting of 10,000", "server", deep, "", "", []string{":1: ", "nested"}},

@@ -194,10 +194,18 @@ plugins {
 func (d *deployment) startAgent(token string) {
 	d.t.Helper()
 	d.writeBundle()
+	d.write("agent.conf", d.agentConfig(token))
+	args := append(append([]string{}, d.agentPrefix...), plastron, "agent", "run", "-config", d.path("agent.conf"))
+	d.agent = start(d.t, exec.Command(args[0], args[1:]...))
+	d.waitHealthy("agent")
+}
+
+// agentConfig is the agent's configuration, with a token or with none.
+func (d *deployment) agentConfig(token string) string {
 	if token != "" {
 		token = fmt.Sprintf("join_token = %q", token)
 	}
-	d.write("agent.conf", fmt.Sprintf(`agent {
+	return fmt.Sprintf(`agent {
   data_dir          = %q
   server_address    = %q
   server_port       = %d
@@ -212,10 +220,7 @@ plugins {
   KeyManager "disk" { plugin_data { directory = %q } }
   WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
 }
-`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), token, d.agentOptions, d.agentAttestor, d.path("agent")))
-	args := append(append([]string{}, d.agentPrefix...), plastron, "agent", "run", "-config", d.path("agent.conf"))
-	d.agent = start(d.t, exec.Command(args[0], args[1:]...))
-	d.waitHealthy("agent")
+`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), token, d.agentOptions, d.agentAttestor, d.path("agent"))
 }
 
 // start brings up both, the agent with its own new token; it returns the agent's ID.

@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"net/url"
 	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -209,4 +210,52 @@ func TestX509PoPBySVID(t *testing.T) {
 	d.startAgent("")
 	d.createEntry("spiffe://"+d.trustDomain+"/spire/agent/x509pop/rack/n1", "/web", nil, mine())
 	d.waitServed()
+}
+
+// F21, F22: what a template makes of a node's certificate is refused unless it
+// is the path of an agent, and two nodes are never one.
+func TestCorpusFTemplates(t *testing.T) {
+	t.Parallel()
+	d := newDeployment(t)
+	pki := newNodePKI(d)
+	d.attestBy(`NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "` + d.path("nodes-ca.pem") + `"
+    agent_path_template = "/x509pop/{{ .Subject.CommonName }}" } }`)
+	d.startServer()
+	d.writeBundle()
+	agent := d.agentConfig("")
+	for name, cn := range map[string]string{
+		"dots": "..", "one dot": ".", "empty": "", "slash": "/", "slash inside": "a/../b", "slash at the end": "a/", "3,000 bytes": strings.Repeat("a", 3000),
+		"newline": "a\nb", "space": "a b", "percent": "a%2fb", "not ASCII": "n\u00f6de", "NUL": "a\x00b",
+	} {
+		t.Run("F21 "+name, func(t *testing.T) {
+			pki.node(cn)
+			d.write("agent.conf", agent)
+			d.refusedStart(t, "agent", "agent.conf", "attest this node: the ")
+			if err := os.RemoveAll(d.path("agent")); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+	if all := d.agents(); len(all) > 0 {
+		t.Errorf("there are agents: %v", all)
+	}
+	t.Run("F22 two nodes of one name", func(t *testing.T) { // see also TestX509PoPEvicted: the second is on record
+		pki.node("same")
+		d.startAgent("")
+		second := newDeployment(t)
+		second.port, second.server = d.port, d.server
+		second.agentAttestor = d.agentAttestor
+		pki.node("same")
+		second.write("bundle.pem", d.read("bundle.pem"))
+		second.write("agent.conf", second.agentConfig(""))
+		p := start(t, exec.Command(plastron, "agent", "run", "-config", second.path("agent.conf")))
+		eventually(t, "the second is flagged", func() bool {
+			log, err := os.ReadFile(d.path("server/audit.log"))
+			return err == nil && strings.Contains(string(log), "node_changed")
+		})
+		p.stop(syscall.SIGTERM)
+		if all := d.agents(); len(all) != 1 {
+			t.Errorf("agents: %v", all)
+		}
+	})
 }

@@ -85,7 +85,11 @@ func (c *Config) Validate() error {
 	check(n >= 0 && n <= 16, "max_intermediates: %d is not from 0 to 16", n)
 	check(bits >= leastRSABits && bits <= 16384, "max_rsa_key_size: %d is not from %d to 16384", bits, leastRSABits)
 	check(!c.VerifyClientIP, "verify_client_ip is not offered: behind a proxy or NAT the address says nothing about the node; remove it")
-	if _, err := c.template(); err != nil {
+	t, err := c.template()
+	if err == nil { // what it yields is known well enough without the trust domain's own name
+		_, err = t.sample(spiffeid.RequireTrustDomainFromString("example.org"))
+	}
+	if err != nil {
 		faults = append(faults, err)
 	}
 	return errors.Join(faults...)

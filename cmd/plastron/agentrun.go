@@ -47,9 +47,9 @@ over it.`,
 }
 
 func (p *program) agentValidateCommand() *cobra.Command {
-	return p.validateCommand("agent", func(c *cobra.Command) func() error {
-		_, _, load := agentConfig(c)
-		return load
+	return p.validateCommand("agent", func(c *cobra.Command) (*configFile, func() error) {
+		_, file, load := agentConfig(c)
+		return file, load
 	})
 }
 

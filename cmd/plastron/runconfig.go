@@ -14,6 +14,7 @@ import (
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/logging"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/grpc/grpclog"
 )
 
@@ -98,13 +99,48 @@ func (f *configFile) load(dst any, validate func() error) error {
 	return errors.Join(append(faults, f.locate(validate()))...)
 }
 
+// flagKey is the key of a role's block that a flag of run stands for.
+func flagKey(role, flag string) string {
+	switch {
+	case flag == "serverPort" && role == "server":
+		return "server.bind_port"
+	case flag == "trustBundle":
+		return "agent.trust_bundle_path"
+	}
+	var key strings.Builder
+	for _, c := range flag {
+		if 'A' <= c && c <= 'Z' {
+			key.WriteByte('_')
+			c += 'a' - 'A'
+		}
+		key.WriteRune(c)
+	}
+	return role + "." + key.String()
+}
+
+// overruled says which keys of the file a flag stands in place of (F30). Values
+// are not shown: a token may be one.
+func (f *configFile) overruled(role string) (notes []string) {
+	f.command.Flags().Visit(func(flag *pflag.Flag) {
+		if key := flagKey(role, flag.Name); f.node.Has(key) {
+			notes = append(notes, fmt.Sprintf("-%s stands in place of %s:%d: %s", flag.Name, f.path, f.node.LineOf(key), key))
+		}
+	})
+	return notes
+}
+
 // validateCommand is run without the running: the same flags, the same judgement.
-func (p *program) validateCommand(role string, load func(*cobra.Command) func() error) *cobra.Command {
+func (p *program) validateCommand(role string, load func(*cobra.Command) (*configFile, func() error)) *cobra.Command {
 	c := &cobra.Command{Use: "validate", Short: "Check the " + role + "'s configuration without running it; all faults are told at once"}
-	check, out := load(c), outputFlag(c.Flags())
+	out := outputFlag(c.Flags())
+	file, check := load(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		err := check()
+		notes := file.overruled(role)
 		if *out == pretty {
+			for _, note := range notes {
+				fmt.Fprintf(p.stderr, "Note: %s\n", note)
+			}
 			if err == nil {
 				_, err = fmt.Fprintf(p.stdout, "The %s's configuration is valid.\n", role)
 			}
@@ -119,7 +155,11 @@ func (p *program) validateCommand(role string, load func(*cobra.Command) func() 
 			text, fix := words(one)
 			all = append(all, oneFault{text, fix})
 		}
-		if err := json.NewEncoder(p.stdout).Encode(map[string]any{"valid": err == nil, "faults": all}); err != nil {
+		reply := map[string]any{"valid": err == nil, "faults": all}
+		if len(notes) > 0 {
+			reply["notes"] = notes
+		}
+		if err := json.NewEncoder(p.stdout).Encode(reply); err != nil {
 			return err
 		}
 		if err != nil {

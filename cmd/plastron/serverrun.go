@@ -35,9 +35,9 @@ func (p *program) serverRunCommand() *cobra.Command {
 }
 
 func (p *program) serverValidateCommand() *cobra.Command {
-	return p.validateCommand("server", func(c *cobra.Command) func() error {
-		_, _, load := serverConfig(c)
-		return load
+	return p.validateCommand("server", func(c *cobra.Command) (*configFile, func() error) {
+		_, file, load := serverConfig(c)
+		return file, load
 	})
 }
 

@@ -71,6 +71,12 @@ func (n Node) LineOf(path string) int {
 	return line
 }
 
+// Has reports whether the key that a path names is there.
+func (n Node) Has(path string) bool {
+	_, depth := n.follow(path)
+	return depth == strings.Count(path, ".")+1
+}
+
 // follow is LineOf, and how many keys of the path are there. Of blocks of the
 // same name it takes the one that leads farthest.
 func (n Node) follow(path string) (line, depth int) {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
@@ -239,6 +240,9 @@ func (p *program) entryShowCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if f.entryID != "" && !proto.Equal(filter, &entryv1.ListEntriesRequest_Filter{}) {
+			return usage(c, "-entryID stands alone: it names the one entry to show")
+		}
 		conn, peer, err := at.dial(c.Context())
 		if err != nil {
 			return err
@@ -265,12 +269,12 @@ func (p *program) entryShowCommand() *cobra.Command {
 				}
 			}
 		}
-		if *out == asJSON {
-			return printJSON(p.stdout, found)
-		}
 		slices.SortStableFunc(found.Entries, func(a, b *spiretypes.Entry) int {
 			return strings.Compare(idText(a.GetSpiffeId())+"\x00"+a.GetId(), idText(b.GetSpiffeId())+"\x00"+b.GetId())
 		})
+		if *out == asJSON {
+			return printJSON(p.stdout, found)
+		}
 		fmt.Fprintf(p.stdout, "Found %s\n", plural(len(found.Entries), "entry", "entries"))
 		for _, one := range found.Entries {
 			printEntry(p.stdout, one)

@@ -31,6 +31,12 @@ type fileEntry struct {
 	Hint          string         `hcl:"hint"`
 	Revision      int64          `hcl:"revision_number"` // SPIRE writes it; it has no meaning here
 	CreatedAt     int64          `hcl:"created_at"`      // likewise
+	Attributes    config.Node    `hcl:"additional_attributes"`
+}
+
+type fileAttributes struct {
+	NoPrefetch bool `hcl:"disable_x509_svid_prefetch"`
+	WithJTI    bool `hcl:"jwt_svid_include_jti"`
 }
 
 type fileSelector struct {
@@ -61,6 +67,13 @@ func readEntries(path string, stdin io.Reader) ([]*spiretypes.Entry, error) {
 		entry := &spiretypes.Entry{
 			Id: e.EntryID, SpiffeId: id, ParentId: parent, X509SvidTtl: e.X509TTL, JwtSvidTtl: e.JWTTTL, FederatesWith: federates,
 			Admin: e.Admin, Downstream: e.Downstream, ExpiresAt: e.Expiry, DnsNames: e.DNSNames, StoreSvid: e.StoreSVID, Hint: e.Hint,
+		}
+		if e.Attributes.Present() {
+			var a fileAttributes
+			if err := e.Attributes.Decode(&a); err != nil {
+				return nil, err
+			}
+			entry.AdditionalAttributes = &spiretypes.Entry_AdditionalAttributes{DisableX509SvidPrefetch: a.NoPrefetch, JwtSvidIncludeJti: a.WithJTI}
 		}
 		for _, s := range e.Selectors {
 			entry.Selectors = append(entry.Selectors, &spiretypes.Selector{Type: s.Type, Value: s.Value})

@@ -24,7 +24,8 @@ and -federatesWith "" remove all names, -admin=false takes the right away. A lis
 that is given replaces the list that was there.
 
 The entries of -data are whole entries, as for entry create: what a file does not
-say is reset, save for the attributes that such files do not have.`,
+say is reset, save for additional_attributes: they stay if no entry of the file
+has them, and if one has, all must.`,
 	}
 	var e entryFlags
 	e.addFlags(c.Flags())
@@ -81,7 +82,12 @@ func (e *entryFlags) update(c *cobra.Command, p *program) (*entryv1.BatchUpdateE
 	given := func(flag string) bool { return c.Flags().Changed(flag) }
 	if e.data != "" {
 		entries, err := e.fromFile(c, p.stdin)
+		attributes := slices.ContainsFunc(entries, func(one *spiretypes.Entry) bool { return one.AdditionalAttributes != nil })
 		for _, one := range entries {
+			if attributes && one.AdditionalAttributes == nil {
+				return nil, fault.New(fault.Invalid, "usage", "%s: the entry %q has no additional_attributes, and another has", e.data, one.GetId()).
+					Fix("give them for all entries of the file, or for none")
+			}
 			if one.GetId() == "" {
 				return nil, fault.New(fault.Invalid, "usage", "%s: the entry of %s has no entry_id", e.data, idText(one.GetSpiffeId())).
 					Fix("add the entry_id that 'plastron server entry show' prints")
@@ -90,6 +96,7 @@ func (e *entryFlags) update(c *cobra.Command, p *program) (*entryv1.BatchUpdateE
 		return &entryv1.BatchUpdateEntryRequest{Entries: entries, InputMask: &spiretypes.EntryMask{
 			SpiffeId: true, ParentId: true, Selectors: true, X509SvidTtl: true, JwtSvidTtl: true, FederatesWith: true,
 			Admin: true, Downstream: true, ExpiresAt: true, DnsNames: true, StoreSvid: true, Hint: true,
+			AdditionalAttributes: attributes,
 		}}, err
 	}
 	if e.entryID == "" {

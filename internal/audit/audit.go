@@ -100,7 +100,7 @@ type Issuance struct {
 	Caller   string    `json:"caller"`
 	Kind     string    `json:"kind"` // "x509" or "jwt"
 	ID       string    `json:"id"`
-	Grant    string    `json:"grant"`    // entry id; empty for a mint
+	Grant    string    `json:"grant"`    // entry or rule id; empty for a mint
 	Revision uint64    `json:"revision"` // of the grant
 	Position string    `json:"position"` // at which the caller was found entitled
 	Serial   string    `json:"serial"`   // X.509, decimal
@@ -109,6 +109,9 @@ type Issuance struct {
 	KeyHash  Hash      `json:"key_hash"`
 	Audience Hash      `json:"audience"` // hash of the audience list
 	Expiry   time.Time `json:"expiry"`
+
+	Facts map[string]string `json:"facts,omitempty"` // of a rule: what the ID was made of
+	Trust string            `json:"trust,omitempty"` // of a rule: "agent" if the caller stated the facts
 }
 
 // Alarm is something that an operator must look at, such as a cloned agent (R31).

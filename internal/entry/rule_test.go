@@ -230,6 +230,23 @@ func TestGrantsProperties(t *testing.T) {
 			continue
 		}
 		given++
+		if !rl.Template.Matches(got) {
+			t.Fatalf("round %d: %s does not know its own %s", round, b.String(), got)
+		}
+		if foreign := id("/" + pick("a", "user", "spires") + "/" + pick("a", "x-b", "lit") + "/" + pick("a-y", "lit", ".b")); rl.Template.Matches(foreign) {
+			again := false
+			for _, f := range []string{"a", "b", "a-", "lit", ".b", "x-b", "a-y", "li", "."} {
+				for _, g := range []string{"a", "b", "a-", "lit", ".b", "x-b", "a-y", "li", "."} {
+					for _, h := range []string{"a", "b", "a-", "lit", ".b", "x-b", "a-y", "li", "."} {
+						made, _, bad := e.Grants(map[string]string{"t.f": f, "t.g": g, "t.h": h})
+						again = again || bad == nil && made == foreign
+					}
+				}
+			}
+			if !again {
+				t.Fatalf("round %d: %s claims %s", round, b.String(), foreign)
+			}
+		}
 		if !strings.HasPrefix(got.String(), rl.Prefix) || identity.CheckWorkload(td, got) != nil {
 			t.Fatalf("round %d: %s gives %s", round, b.String(), got)
 		}

@@ -152,6 +152,29 @@ func (t Template) expand(facts map[string]string) (spiffeid.ID, *FactFault) {
 	return id, nil
 }
 
+// Matches reports whether some facts make this ID.
+func (t Template) Matches(id spiffeid.ID) bool {
+	parts := strings.Split(strings.TrimPrefix(id.Path(), "/"), "/")
+	if id.TrustDomain() != t.td || len(parts) != len(t.segments) {
+		return false
+	}
+	values := make(map[string]string, len(t.facts))
+	for i, s := range t.segments {
+		value, ok := strings.CutPrefix(parts[i], s.before)
+		if ok {
+			value, ok = strings.CutSuffix(value, s.after)
+		}
+		if !ok || (value == "") != (s.fact == "") {
+			return false
+		}
+		if was, again := values[s.fact]; again && was != value {
+			return false
+		}
+		values[s.fact] = value
+	}
+	return true
+}
+
 // notInSegment says why a value cannot stand in a segment; empty: it can.
 func notInSegment(s segment, value string) string {
 	if value == "" {

@@ -14,25 +14,30 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// A round of pruning looks at all entries under the registry's lock, so it must
-// build none that stays; what has ended goes.
-func TestPruneCostsNothingForWhatStays(t *testing.T) {
+// openRegistry runs a registry on an empty store.
+func openRegistry(t *testing.T) *registry.Registry {
+	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	st, err := sqlite.Config{Dir: t.TempDir()}.Open(t.Context(), log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer st.Close()
-	td := spiffeid.RequireTrustDomainFromString("td")
-	reg, err := registry.Open(t.Context(), st, td, log)
+	t.Cleanup(func() { st.Close() })
+	reg, err := registry.Open(t.Context(), st, agentID.TrustDomain(), log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- reg.Run(ctx) }()
-	defer func() { cancel(); <-done }()
+	t.Cleanup(func() { cancel(); <-done })
+	return reg
+}
 
+// A round of pruning looks at all entries under the registry's lock, so it must
+// build none that stays; what has ended goes.
+func TestPruneCostsNothingForWhatStays(t *testing.T) {
+	reg, ctx, td := openRegistry(t), t.Context(), agentID.TrustDomain()
 	const stay = 2000
 	now := time.Now().UTC().Truncate(time.Second)
 	put := func(from, to int, expires time.Time) {
@@ -59,7 +64,7 @@ func TestPruneCostsNothingForWhatStays(t *testing.T) {
 	put(stay/2, stay, time.Time{})
 	put(stay, stay+700, now.Add(-time.Second))
 
-	engine := nodes.New(nodes.Config{TrustDomain: td, Registry: reg, Log: log})
+	engine := nodes.New(nodes.Config{TrustDomain: td, Registry: reg, Log: slog.New(slog.DiscardHandler)})
 	if err := engine.Prune(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -76,4 +81,38 @@ func TestPruneCostsNothingForWhatStays(t *testing.T) {
 	if allocs > stay/10 {
 		t.Errorf("pruning nothing made %.0f allocations for %d entries that stay", allocs, stay)
 	}
+}
+
+// A rule that ended goes as an entry does; the others stay.
+func TestPruneRules(t *testing.T) {
+	reg, td := openRegistry(t), agentID.TrustDomain()
+	now := time.Now().UTC().Truncate(time.Second)
+	_, err := reg.Update(t.Context(), "test", func(tx *registry.Tx) error {
+		for id, end := range map[string]time.Time{"ended": now.Add(-time.Second), "later": now.Add(time.Hour), "never": {}} {
+			rule, err := entry.ParseRule(td, "spiffe://td/"+id+"/{unix.user}", "", entry.TrustAgent)
+			if err != nil {
+				return err
+			}
+			e := entry.Entry{ID: id, Rule: rule, ParentID: agentID, Selectors: []entry.Selector{{Type: "unix", Value: "uid:1"}}, CreatedAt: now.Add(-time.Hour), ExpiresAt: end}
+			if err := tx.PutRule(e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes.New(nodes.Config{TrustDomain: td, Registry: reg, Log: slog.New(slog.DiscardHandler)}).Prune(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	reg.View(func(s *registry.Snapshot) {
+		var left []string
+		for e := range s.Rules("") {
+			left = append(left, e.ID)
+		}
+		if fmt.Sprint(left) != "[later never]" {
+			t.Errorf("left: %v", left)
+		}
+	})
 }

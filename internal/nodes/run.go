@@ -457,7 +457,7 @@ func (e *Engine) checkAuthorities(key svid.PublicKey) error {
 }
 
 // Prune drops what has expired: join tokens with the aliases of those that were
-// never used, and entries. It is one round of Run.
+// never used, entries and rules. It is one round of Run.
 func (e *Engine) Prune(ctx context.Context) error {
 	now := time.Now()
 	e.mu.Lock()
@@ -465,7 +465,7 @@ func (e *Engine) Prune(ctx context.Context) error {
 	clear(e.alarms)
 	e.mu.Unlock()
 	var tokens [][]byte
-	var entries []string
+	var entries, rules []string
 	e.cfg.Registry.View(func(s *registry.Snapshot) {
 		for t := range s.Tokens() {
 			if !now.Before(t.ExpiresAt) {
@@ -476,10 +476,16 @@ func (e *Engine) Prune(ctx context.Context) error {
 		for _, en := range s.List(registry.Filter{EndedBy: &now}, "", maxPruned) {
 			entries = append(entries, en.ID)
 		}
+		rules = s.EndedRules(now)
 	})
 	return errors.Join(
 		inBatches(tokens, func(part [][]byte) error { return e.pruneTokens(ctx, part, now) }),
-		inBatches(entries, func(part []string) error { return e.pruneEntries(ctx, part, now) }),
+		inBatches(entries, func(part []string) error {
+			return e.pruneGrants(ctx, part, now, (*registry.Tx).Entry, (*registry.Tx).DeleteEntry)
+		}),
+		inBatches(rules, func(part []string) error {
+			return e.pruneGrants(ctx, part, now, (*registry.Tx).Rule, (*registry.Tx).DeleteRule)
+		}),
 	)
 }
 
@@ -675,17 +681,18 @@ func (e *Engine) pruneTokens(ctx context.Context, hashes [][]byte, now time.Time
 	return err
 }
 
-func (e *Engine) pruneEntries(ctx context.Context, ids []string, now time.Time) error {
+func (e *Engine) pruneGrants(ctx context.Context, ids []string, now time.Time,
+	read func(*registry.Tx, string) (entry.Entry, error), drop func(*registry.Tx, string) error) error {
 	_, err := e.cfg.Registry.Update(ctx, pruner, func(tx *registry.Tx) error {
 		for _, id := range ids {
-			en, err := optional(tx.Entry(id))
+			en, err := optional(read(tx, id))
 			if err != nil {
 				return err
 			}
 			if en == nil || !en.Expired(now) {
 				continue
 			}
-			if err := tx.DeleteEntry(id); err != nil {
+			if err := drop(tx, id); err != nil {
 				return err
 			}
 		}

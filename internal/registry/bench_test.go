@@ -94,8 +94,8 @@ func BenchmarkEntries(b *testing.B) {
 		}
 		b.ReportMetric(float64(heap()-before)/n, "B/entry")
 		b.ReportMetric(float64(spent.Nanoseconds())/1000/n, "µs/entry")
-		if s.rows.n != n {
-			b.Fatalf("%d entries", s.rows.n)
+		if s.rows.entries.n != n {
+			b.Fatalf("%d entries", s.rows.entries.n)
 		}
 		runtime.KeepAlive(s)
 	}

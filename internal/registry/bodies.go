@@ -9,14 +9,19 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// grantBody is an entry as agents get it; the state hash is over these bytes.
+// grantBody is an entry or a rule as agents get it; the state hash is over these bytes.
 func grantBody(e *entry.Entry) []byte {
 	g := &syncv1.Grant{
-		Id: e.ID, Revision: e.Revision, SpiffeId: e.SPIFFEID.String(), ParentId: e.ParentID.String(),
+		Id: e.ID, Revision: e.Revision, ParentId: e.ParentID.String(),
 		FederatesWith: names(e.FederatesWith), X509SvidTtl: int32(e.X509TTL / time.Second), JwtSvidTtl: int32(e.JWTTL / time.Second),
 		DnsNames: e.DNSNames, Hint: e.Hint, Admin: e.Admin, Downstream: e.Downstream, StoreSvid: e.StoreSVID,
 		DisableX509SvidPrefetch: e.DisableX509Prefetch, JwtSvidIncludeJti: e.JWTIncludeJTI,
 		CreatedAt: unixOf(e.CreatedAt), ExpiresAt: unixOf(e.ExpiresAt),
+	}
+	if e.Rule == nil {
+		g.SpiffeId = e.SPIFFEID.String()
+	} else {
+		g.IdTemplate, g.IdPrefix, g.Trust = e.Rule.Template.String(), e.Rule.Prefix, e.Rule.Trust()
 	}
 	for _, s := range e.Selectors {
 		g.Selectors = append(g.Selectors, &syncv1.Selector{Type: s.Type, Value: s.Value})

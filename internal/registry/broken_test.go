@@ -152,7 +152,7 @@ func TestRowBecomesUnreadable(t *testing.T) {
 	h := newHistory(t)
 	n := agent("a")
 	h.commit(append(h.putNode(n), h.putEntry(grant("e", "/spire/agent/a", "/w", "u:1"))...)...)
-	f := h.r.Follow(n.ID)
+	f := h.r.Follow(n.ID, true)
 	f.Inventory()
 	h.commit(store.Change{Key: "/entry/e", Value: []byte("\xff")})
 	woken(t, f)
@@ -234,7 +234,7 @@ func TestNewerFormatForOurReaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.commit(store.Change{Key: "/entry/e", Value: value})
-	if h.r.state.rows.n != 1 {
+	if h.r.state.rows.entries.n != 1 {
 		t.Errorf("the entry was not read: %v", h.r.state.bad)
 	}
 }

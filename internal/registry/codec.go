@@ -109,14 +109,58 @@ func readEntry(td spiffeid.TrustDomain, name string, payload []byte) (entry.Entr
 		DisableX509Prefetch: m.DisableX509SvidPrefetch, JWTIncludeJTI: m.JwtSvidIncludeJti,
 		CreatedAt: timeOf(m.CreatedAt), ExpiresAt: timeOf(m.ExpiresAt),
 	}
-	for _, name := range m.FederatesWith {
-		other, err := identity.ParseTrustDomain(name)
-		if err != nil {
-			return entry.Entry{}, nil, err
-		}
-		e.FederatesWith = append(e.FederatesWith, other)
+	if e.FederatesWith, err = domainsOf(m.FederatesWith); err != nil {
+		return entry.Entry{}, nil, err
 	}
 	return e, m.ProtoReflect().GetUnknown(), entry.Validate(td, &e, time.Time{})
+}
+
+func ruleMessage(e *entry.Entry) *statev1.Rule {
+	return &statev1.Rule{
+		Id: e.ID, IdTemplate: e.Rule.Template.String(), IdPrefix: e.Rule.Prefix, Trust: e.Rule.Trust(),
+		ParentId: e.ParentID.String(), Selectors: selectorMessages(e.Selectors),
+		X509SvidTtl: int32(e.X509TTL / time.Second), JwtSvidTtl: int32(e.JWTTL / time.Second),
+		FederatesWith: names(e.FederatesWith), Hint: e.Hint, CreatedAt: unixOf(e.CreatedAt), ExpiresAt: unixOf(e.ExpiresAt),
+	}
+}
+
+// readRule is readEntry for a rule.
+func readRule(td spiffeid.TrustDomain, name string, payload []byte) (entry.Entry, []byte, error) {
+	var m statev1.Rule
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return entry.Entry{}, nil, err
+	}
+	if m.Id != name {
+		return entry.Entry{}, nil, fmt.Errorf("the rule says that it is %q", m.Id)
+	}
+	parent, err := identity.Parse(m.ParentId)
+	if err != nil {
+		return entry.Entry{}, nil, err
+	}
+	r, err := entry.ParseRule(td, m.IdTemplate, m.IdPrefix, m.Trust)
+	if err != nil {
+		return entry.Entry{}, nil, err
+	}
+	e := entry.Entry{
+		ID: m.Id, ParentID: parent, Rule: r, Selectors: selectorsOf(m.Selectors),
+		X509TTL: time.Duration(m.X509SvidTtl) * time.Second, JWTTL: time.Duration(m.JwtSvidTtl) * time.Second,
+		Hint: m.Hint, CreatedAt: timeOf(m.CreatedAt), ExpiresAt: timeOf(m.ExpiresAt),
+	}
+	if e.FederatesWith, err = domainsOf(m.FederatesWith); err != nil {
+		return entry.Entry{}, nil, err
+	}
+	return e, m.ProtoReflect().GetUnknown(), entry.Validate(td, &e, time.Time{})
+}
+
+func domainsOf(names []string) (tds []spiffeid.TrustDomain, err error) {
+	for _, name := range names {
+		td, err := identity.ParseTrustDomain(name)
+		if err != nil {
+			return nil, err
+		}
+		tds = append(tds, td)
+	}
+	return tds, nil
 }
 
 func nodeMessage(n *Node) *statev1.Node {

@@ -24,6 +24,7 @@ const maxPending = 1024
 type Follower struct {
 	r     *Registry
 	agent spiffeid.ID
+	rules bool // the agent knows rules; one that does not never hears of them
 	wake  chan struct{}
 
 	// mu orders callers of one follower; the registry's own lock is held with it,
@@ -67,9 +68,9 @@ type Inventory struct {
 	Gone     bool
 }
 
-// Follow begins to follow what an agent is granted.
-func (r *Registry) Follow(agent spiffeid.ID) *Follower {
-	f := &Follower{r: r, agent: agent, wake: make(chan struct{}, 1), pending: make(map[Item]struct{})}
+// Follow begins to follow what an agent is granted; rules says whether it knows rules.
+func (r *Registry) Follow(agent spiffeid.ID, rules bool) *Follower {
+	f := &Follower{r: r, agent: agent, rules: rules, wake: make(chan struct{}, 1), pending: make(map[Item]struct{})}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	f.position = r.state.position
@@ -107,7 +108,7 @@ func (f *Follower) Delta() Delta {
 		d.Gone = true
 		return d
 	}
-	d.Hash = s.hash(h)
+	d.Hash = s.hash(h, f.rules)
 	if f.resync {
 		d.Resync = true
 		return d
@@ -115,7 +116,7 @@ func (f *Follower) Delta() Delta {
 	groups := s.reach.reached(h)
 	held := s.heldBundles(groups)
 	for _, item := range slices.SortedFunc(maps.Keys(f.pending), compareItems) {
-		if body := f.r.body(s, groups, held, item); body != nil {
+		if body := f.body(s, groups, held, item); body != nil {
 			d.Bodies = append(d.Bodies, body)
 		} else {
 			d.Bodies = append(d.Bodies, f.r.bodies.get(item, [32]byte{}, func() []byte { return removedBody(item) }))
@@ -139,10 +140,12 @@ func (f *Follower) Inventory() Inventory {
 		inv.Gone = true
 		return inv
 	}
-	inv.Hash = s.hash(h)
+	inv.Hash = s.hash(h, f.rules)
 	groups := s.reach.reached(h)
 	for e := range s.reach.granted(groups) {
-		inv.Items = append(inv.Items, Item{ItemGrant, s.rows.id(e), fingerprint(s.rows.at(e).sum)})
+		if f.rules || !s.rows.isRule(e) {
+			inv.Items = append(inv.Items, Item{ItemGrant, s.rows.id(e), fingerprint(s.rows.at(e).sum)})
+		}
 	}
 	for name := range s.heldBundles(groups) {
 		inv.Items = append(inv.Items, Item{ItemBundle, name, fingerprint(s.bodies[name])})
@@ -168,7 +171,7 @@ func (f *Follower) Bodies(grantIDs, trustDomains []string) [][]byte {
 	held := s.heldBundles(groups)
 	var bodies [][]byte
 	add := func(item Item) {
-		if body := f.r.body(s, groups, held, item); body != nil {
+		if body := f.body(s, groups, held, item); body != nil {
 			bodies = append(bodies, body)
 		}
 	}
@@ -181,23 +184,23 @@ func (f *Follower) Bodies(grantIDs, trustDomains []string) [][]byte {
 	return bodies
 }
 
-// body returns the body of an item if an agent holds it that reaches these
+// body returns the body of an item if the agent holds it, which reaches these
 // groups and bundles, else nil.
-func (r *Registry) body(s *state, groups []uint32, held map[string]struct{}, item Item) []byte {
+func (f *Follower) body(s *state, groups []uint32, held map[string]struct{}, item Item) []byte {
 	if item.Kind == ItemBundle {
 		if _, ok := held[item.ID]; !ok {
 			return nil
 		}
-		return r.bodies.get(item, s.bodies[item.ID], func() []byte {
+		return f.r.bodies.get(item, s.bodies[item.ID], func() []byte {
 			b, _ := s.bundle(item.ID)
 			return bundleBody(b)
 		})
 	}
-	h := s.rows.find(item.ID)
-	if h == 0 || !s.reach.grants(groups, h) {
+	h := s.rows.findGrant(item.ID)
+	if h == 0 || s.rows.isRule(h) && !f.rules || !s.reach.grants(groups, h) {
 		return nil
 	}
-	return r.bodies.get(item, s.rows.at(h).sum, func() []byte {
+	return f.r.bodies.get(item, s.rows.at(h).sum, func() []byte {
 		e := s.rows.entry(h)
 		return grantBody(&e)
 	})
@@ -208,17 +211,25 @@ func (r *Registry) body(s *state, groups []uint32, held map[string]struct{}, ite
 func (r *Registry) observe(agent *node, what touched) {
 	r.touches.add(agent)
 	for f := range r.followers[agent.path] {
-		f.mark(what)
-		r.woken[f] = struct{}{}
+		if f.mark(what) {
+			r.woken[f] = struct{}{}
+		}
 	}
 }
 
-func (f *Follower) mark(what touched) {
+// mark notes a change, if it is one for this follower.
+func (f *Follower) mark(what touched) bool {
+	if what.rule && !f.rules {
+		what.entry = ""
+		if len(what.domains)+len(what.groups) == 0 {
+			return false
+		}
+	}
 	if what.whole {
 		f.look()
 	}
 	if f.resync {
-		return
+		return true
 	}
 	if what.entry != "" {
 		f.pending[Item{Kind: ItemGrant, ID: what.entry}] = struct{}{}
@@ -234,10 +245,12 @@ func (f *Follower) mark(what touched) {
 		}
 		if len(f.pending)+g.n > maxPending {
 			f.look()
-			return
+			return true
 		}
 		for h := range x.granted([]uint32{path}) {
-			f.pending[Item{Kind: ItemGrant, ID: x.rows.id(h)}] = struct{}{}
+			if f.rules || !x.rows.isRule(h) {
+				f.pending[Item{Kind: ItemGrant, ID: x.rows.id(h)}] = struct{}{}
+			}
 		}
 		for name := range g.federates {
 			f.pending[Item{Kind: ItemBundle, ID: name}] = struct{}{}
@@ -246,6 +259,7 @@ func (f *Follower) mark(what touched) {
 	if len(f.pending) > maxPending {
 		f.look()
 	}
+	return true
 }
 
 // look makes the follower look at everything.

@@ -47,7 +47,7 @@ func TestBodiesAreShared(t *testing.T) {
 	for i := range 100 {
 		n := agent(fmt.Sprint("a", i), "n:1")
 		changes = append(changes, h.putNode(n)...)
-		followers = append(followers, h.r.Follow(n.ID))
+		followers = append(followers, h.r.Follow(n.ID, true))
 	}
 	changes = append(changes, h.putEntry(grant("alias", "/spire/server", "/all", "n:1"))...)
 	h.commit(changes...)
@@ -102,7 +102,7 @@ func TestDeltaChains(t *testing.T) {
 	h := newHistory(t)
 	n := agent("a", "n:1")
 	h.commit(h.putNode(n)...)
-	f := h.r.Follow(n.ID)
+	f := h.r.Follow(n.ID, true)
 	at := f.Delta()
 	if at.Position != h.r.Position() || at.Hash != hashOf(h.holds(n.ID.Path())) || len(at.Bodies) != 0 {
 		t.Fatalf("the first Delta() = %+v", at)
@@ -140,7 +140,7 @@ func TestPendingIsBounded(t *testing.T) {
 			if one {
 				parent = "/spire/agent/a"
 			}
-			f := h.r.Follow(n.ID)
+			f := h.r.Follow(n.ID, true)
 			for i := range maxPending + 1 {
 				if one && i == maxPending {
 					if f.resync || len(f.pending) != maxPending {
@@ -182,7 +182,7 @@ func TestGone(t *testing.T) {
 			h := newHistory(t)
 			n := agent("a", "n:1")
 			h.commit(append(h.putNode(n), h.putEntry(grant("e", "/spire/agent/a", "/w", "u:1"))...)...)
-			f := h.r.Follow(n.ID)
+			f := h.r.Follow(n.ID, true)
 			f.Inventory()
 			h.commit(end(h, n)...)
 			woken(t, f)
@@ -213,7 +213,7 @@ func TestGone(t *testing.T) {
 		})
 	}
 	t.Run("unknown", func(t *testing.T) {
-		if d := newHistory(t).r.Follow(id("/spire/agent/a")).Delta(); !d.Gone {
+		if d := newHistory(t).r.Follow(id("/spire/agent/a"), true).Delta(); !d.Gone {
 			t.Errorf("Delta() of an unknown agent = %+v", d)
 		}
 	})
@@ -221,7 +221,7 @@ func TestGone(t *testing.T) {
 
 func TestCloseFollower(t *testing.T) {
 	h := newHistory(t)
-	a, b := h.r.Follow(id("/spire/agent/a")), h.r.Follow(id("/spire/agent/a"))
+	a, b := h.r.Follow(id("/spire/agent/a"), true), h.r.Follow(id("/spire/agent/a"), true)
 	a.Close()
 	a.Close()
 	h.commit(h.putNode(agent("a"))...)
@@ -238,14 +238,14 @@ func TestBodiesOfOthers(t *testing.T) {
 	h := newHistory(t)
 	h.commit(append(append(h.putNode(agent("a")), h.putEntry(grant("mine", "/spire/agent/a", "/w", "u:1"))...),
 		append(h.putEntry(grant("theirs", "/spire/agent/b", "/w2", "u:1")), h.putBundle(&bundle.Bundle{TrustDomain: spiffeid.RequireTrustDomainFromString("x")})...)...)...)
-	f := h.r.Follow(id("/spire/agent/a"))
+	f := h.r.Follow(id("/spire/agent/a"), true)
 	bodies := f.Bodies([]string{"theirs", "mine", "none"}, []string{"x", "td", "none"})
 	if len(bodies) != 1 || bodyOf(t, bodies[0]).GetGrant().GetId() != "mine" {
 		t.Errorf("%d bodies, want the agent's own grant alone", len(bodies))
 	}
 }
 
-// A body holds every field of an entry and of a bundle.
+// A body holds every field of an entry or of a rule, and of a bundle.
 func TestBodyIsComplete(t *testing.T) {
 	e := grant("e", "/spire/agent/a", "/w", "u:1", "u:2")
 	e.Revision, e.X509TTL, e.JWTTL = 7, 1e9, 2e9
@@ -255,7 +255,15 @@ func TestBodyIsComplete(t *testing.T) {
 	b := bundle.Bundle{TrustDomain: td, Sequence: 1, RefreshHint: 1e9, X509: []bundle.X509Authority{{ASN1: []byte{1}, Tainted: true}},
 		JWT: []bundle.JWTAuthority{{KeyID: "k", PublicKey: []byte{1}, ExpiresAt: created, Tainted: true}}}
 	grantMessage, bundleMessage := bodyOf(t, grantBody(&e)).GetGrant(), bodyOf(t, bundleBody(&b)).GetBundle()
-	for _, m := range []proto.Message{grantMessage, bundleMessage, bundleMessage.X509Authorities[0], bundleMessage.JwtAuthorities[0], entryMessage(&e)} {
+	// What is a rule's own is written for one, and for nothing else.
+	ruled := rule(t, "r", "/spire/agent/a", "spiffe://td/u/{a.b}", "u:1")
+	ruleBody := bodyOf(t, grantBody(&ruled)).GetGrant()
+	if grantMessage.IdTemplate+grantMessage.IdPrefix+grantMessage.Trust+ruleBody.SpiffeId != "" {
+		t.Errorf("an entry's body: %v; a rule's: %v", grantMessage, ruleBody)
+	}
+	grantMessage.IdTemplate, grantMessage.IdPrefix, grantMessage.Trust = ruleBody.IdTemplate, ruleBody.IdPrefix, ruleBody.Trust
+	ruled.X509TTL, ruled.JWTTL, ruled.FederatesWith, ruled.Hint, ruled.ExpiresAt = e.X509TTL, e.JWTTL, e.FederatesWith, e.Hint, e.ExpiresAt
+	for _, m := range []proto.Message{ruleMessage(&ruled), grantMessage, bundleMessage, bundleMessage.X509Authorities[0], bundleMessage.JwtAuthorities[0], entryMessage(&e)} {
 		fields := m.ProtoReflect().Descriptor().Fields()
 		for i := range fields.Len() {
 			if !m.ProtoReflect().Has(fields.Get(i)) {

@@ -14,6 +14,7 @@ type kind int
 const (
 	kindOther kind = iota // written by a version that knows more
 	kindEntry
+	kindRule
 	kindContent
 	kindNode
 	kindToken
@@ -25,7 +26,7 @@ const (
 )
 
 func prefixOf(k kind) string {
-	return [kinds]string{"", "/entry/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/trust-domain"}[k]
+	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/trust-domain"}[k]
 }
 
 // split returns the kind of a key and the name after its prefix.

@@ -51,7 +51,7 @@ type DomainFilter struct {
 func (v *Snapshot) List(f Filter, after string, limit int) []entry.Entry {
 	r, q := v.s.rows, v.s.query(f)
 	var found []uint32
-	if q.few != nil && q.most*8 < r.n { // so few that sorting them is cheaper than walking all
+	if q.few != nil && q.most*8 < r.entries.n { // so few that sorting them is cheaper than walking all
 		for h := range q.few {
 			if string(r.idBytes(h)) > after && q.passes(h) {
 				found = append(found, h)
@@ -62,7 +62,7 @@ func (v *Snapshot) List(f Filter, after string, limit int) []entry.Entry {
 			found = found[:limit]
 		}
 	} else {
-		for h := range r.after(after) {
+		for h := range r.after(&r.entries, after) {
 			if !q.passes(h) {
 				continue
 			}
@@ -81,7 +81,7 @@ func (v *Snapshot) List(f Filter, after string, limit int) []entry.Entry {
 // Count returns the number of entries that pass the filter.
 func (v *Snapshot) Count(f Filter) int {
 	if f == (Filter{}) {
-		return v.s.rows.n
+		return v.s.rows.entries.n
 	}
 	q := v.s.query(f)
 	if q.few == nil {
@@ -101,7 +101,7 @@ func (v *Snapshot) Count(f Filter) int {
 type query struct {
 	rows  *rows
 	tests []func(*row) bool
-	few   iter.Seq[uint32] // from the index that promises the fewest entries, each once; nil: no index helps
+	few   iter.Seq[uint32] // from the index that promises the fewest rows, each once; nil: no index helps
 	most  int              // at most so many
 }
 
@@ -124,7 +124,8 @@ func (q *query) offer(test func(*row) bool, few iter.Seq[uint32], most int) {
 
 func (s *state) query(f Filter) *query {
 	r := s.rows
-	q := &query{rows: r}
+	// The indexes hold rules as well, and those are not entries.
+	q := &query{rows: r, tests: []func(*row) bool{func(row *row) bool { return row.flags&flagRule == 0 }}}
 	if f.SPIFFEID != nil {
 		path := r.pathOf(*f.SPIFFEID)
 		q.offer(func(row *row) bool { return row.path == path }, r.withPath(path), r.paths.users(path))

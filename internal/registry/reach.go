@@ -32,7 +32,8 @@ type reach struct {
 type group struct {
 	first     uint32         // list by nextChild
 	n         int            // its length
-	sum       entry.Sum      // of the bodies
+	sum       entry.Sum      // of the bodies of entries
+	rules     entry.Sum      // of the bodies of rules
 	out       map[uint32]int // groups that entries of this one lead to, and how many do
 	federates map[string]int // trust domains that entries name, and how many do
 }
@@ -75,7 +76,7 @@ func (x *reach) link(h uint32) {
 		x.linkAlias(h)
 		return
 	}
-	g.sum.Add(row.sum)
+	g.sumOf(row).Add(row.sum)
 	if x.groups[row.path] != nil {
 		g.lead(row.path, +1)
 	}
@@ -105,7 +106,7 @@ func (x *reach) unlink(h uint32) {
 	if row.flags&flagAlias != 0 {
 		x.unlinkAlias(h)
 	} else {
-		g.sum.Sub(row.sum)
+		g.sumOf(row).Sub(row.sum)
 		if x.groups[row.path] != nil {
 			g.lead(row.path, -1)
 		}
@@ -132,6 +133,14 @@ func (x *reach) redirect(path uint32, by int) {
 			x.groups[row.parent].lead(path, by)
 		}
 	}
+}
+
+// sumOf returns the sum that a row counts in.
+func (g *group) sumOf(row *row) *entry.Sum {
+	if row.flags&flagRule != 0 {
+		return &g.rules
+	}
+	return &g.sum
 }
 
 func (g *group) lead(to uint32, by int) {
@@ -326,7 +335,8 @@ func (x *reach) federates(groups []uint32) map[string]struct{} {
 
 // touched is what a change means for one agent.
 type touched struct {
-	entry   string   // an entry that changed, came or went; empty: none
+	entry   string   // an entry or a rule that changed, came or went; empty: none
+	rule    bool     // it is a rule
 	domains []string // trust domains whose bundle changed or may be named anew or no more
 	groups  []uint32 // groups gained or lost, with all their entries
 	whole   bool     // the agent itself came or went: everything is to be looked at
@@ -351,6 +361,7 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 	direct := make(map[uint32]struct{})
 	var domains []string
 	id := ""
+	rule := old != nil && old.flags&flagRule != 0 || is != nil && is.Rule != nil
 	wasAlias := old != nil && old.flags&flagAlias != 0
 	if old != nil && !wasAlias {
 		id = x.rows.id(was)
@@ -409,7 +420,7 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 	}
 	for n := range direct {
 		if _, both := asked[n]; !both {
-			on(x.nodes.at(n), touched{entry: id, domains: domains})
+			on(x.nodes.at(n), touched{entry: id, rule: rule, domains: domains})
 		}
 	}
 	for n := range asked {
@@ -417,7 +428,7 @@ func (x *reach) change(was uint32, is *entry.Entry, apply func(), on observer) {
 		x.visits += 1 + len(after)
 		groups := difference(before[n], after)
 		if _, both := direct[n]; both {
-			on(x.nodes.at(n), touched{entry: id, domains: domains, groups: groups})
+			on(x.nodes.at(n), touched{entry: id, rule: rule, domains: domains, groups: groups})
 		} else if len(groups) > 0 {
 			on(x.nodes.at(n), touched{groups: groups})
 		}

@@ -102,7 +102,7 @@ func TestDeepChain(t *testing.T) {
 	h.commit(changes...)
 	h.check()
 
-	f := h.r.Follow(n.ID)
+	f := h.r.Follow(n.ID, true)
 	h.r.state.reach.visits = 0
 	h.commit(h.putEntry(grant("end", fmt.Sprint("/d", depth), "/end", "u:1"))...)
 	if v := h.r.state.reach.visits; v > 5*depth {

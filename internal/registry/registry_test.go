@@ -46,6 +46,15 @@ func grant(name, parent, path string, texts ...string) entry.Entry {
 	return entry.Entry{ID: name, ParentID: id(parent), SPIFFEID: id(path), Selectors: sel(texts...), CreatedAt: created}
 }
 
+func rule(t testing.TB, name, parent, template string, texts ...string) entry.Entry {
+	t.Helper()
+	r, err := entry.ParseRule(td, template, "", entry.TrustAgent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return entry.Entry{ID: name, ParentID: id(parent), Rule: r, Selectors: sel(texts...), CreatedAt: created}
+}
+
 func agent(name string, texts ...string) Node {
 	return Node{ID: id("/spire/agent/" + name), AttestationType: "test", Selectors: sel(texts...), AttestedAt: created,
 		Current: Credential{Serial: "7", ExpiresAt: created, KeyHash: []byte{1}}}

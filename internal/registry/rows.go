@@ -15,8 +15,8 @@ import (
 	"github.com/plastron/plastron/internal/api/plastron/state/v1"
 )
 
-// rows holds all entries without a pointer per entry: an entry is a handle into
-// arrays, its strings are interned or in the arena. Handle 0 is none.
+// rows holds all entries and rules without a pointer for each: one is a handle
+// into arrays, its strings are interned or in the arena. Handle 0 is none.
 type rows struct {
 	td      spiffeid.TrustDomain
 	arena   *arena
@@ -25,13 +25,20 @@ type rows struct {
 	sets    sets
 	named   []uint32 // by path symbol: head of the entries with this SPIFFE ID
 	blocks  [][]row
-	n       int // live rows
 	next    uint32
 	free    uint32 // list by nextNamed
 	seed    maphash.Seed
-	byID    table
 	content table // by content hash
-	order   order // by id
+	entries ids
+	rules   ids
+}
+
+// ids finds the rows of one kind by their ids. No entry and rule have one id,
+// but a broken store may say otherwise, and then neither hides the other.
+type ids struct {
+	table table
+	order order
+	n     int
 }
 
 type row struct {
@@ -41,7 +48,7 @@ type row struct {
 	contentHash     [32]byte // of parent, SPIFFE ID and selectors (entry.ContentHash)
 	created         int64    // Unix seconds
 	expires         int64    // Unix seconds; 0: never
-	data            ref      // id, then a statev1.Entry with what has no column
+	data            ref      // id, then a statev1.Entry or a statev1.Rule with what has no column
 	restSize        uint32
 	x509TTL, jwtTTL int32
 	path, parent    uint32 // path symbols
@@ -66,6 +73,7 @@ const (
 	flagNoPrefetch
 	flagJTI
 	flagAlias
+	flagRule
 )
 
 const rowBlock = 1024
@@ -86,8 +94,35 @@ func (r *rows) id(h uint32) string { return string(r.idBytes(h)) }
 
 // find returns the entry with this id, or 0.
 func (r *rows) find(id string) uint32 {
-	return r.byID.find(maphash.String(r.seed, id), func(h uint32) bool { return string(r.idBytes(h)) == id })
+	return r.findIn(&r.entries, id)
 }
+
+// findRule returns the rule with this id, or 0.
+func (r *rows) findRule(id string) uint32 {
+	return r.findIn(&r.rules, id)
+}
+
+// findGrant returns the entry or the rule with this id, or 0.
+func (r *rows) findGrant(id string) uint32 {
+	if h := r.find(id); h != 0 {
+		return h
+	}
+	return r.findRule(id)
+}
+
+func (r *rows) findIn(in *ids, id string) uint32 {
+	return in.table.find(maphash.String(r.seed, id), func(h uint32) bool { return string(r.idBytes(h)) == id })
+}
+
+// idsOf returns the index that holds rules or entries.
+func (r *rows) idsOf(rule bool) *ids {
+	if rule {
+		return &r.rules
+	}
+	return &r.entries
+}
+
+func (r *rows) isRule(h uint32) bool { return r.at(h).flags&flagRule != 0 }
 
 // findContent returns an entry with this content, or 0. Should a broken store
 // hold several, it is the one that the content key belongs to.
@@ -112,7 +147,8 @@ func contentKey(hash [32]byte) uint64 { return binary.BigEndian.Uint64(hash[:]) 
 // content is the hash of the entry's content and sum that of its body; unknown
 // are fields that a newer version wrote.
 func (r *rows) put(e *entry.Entry, unknown []byte, content, sum [32]byte) uint32 {
-	h := r.find(e.ID)
+	in := r.idsOf(e.Rule != nil)
+	h := r.findIn(in, e.ID)
 	fresh := h == 0
 	if fresh {
 		h = r.allocate()
@@ -120,7 +156,7 @@ func (r *rows) put(e *entry.Entry, unknown []byte, content, sum [32]byte) uint32
 		r.clear(h)
 	}
 	rest := ""
-	if len(e.DNSNames) > 0 || len(unknown) > 0 {
+	if e.Rule == nil && (len(e.DNSNames) > 0 || len(unknown) > 0) {
 		m := &statev1.Entry{DnsNames: e.DNSNames}
 		m.ProtoReflect().SetUnknown(unknown)
 		b, err := proto.Marshal(m)
@@ -128,6 +164,9 @@ func (r *rows) put(e *entry.Entry, unknown []byte, content, sum [32]byte) uint32
 			panic("registry: marshal what was unmarshalled: " + err.Error())
 		}
 		rest = string(b)
+	}
+	if e.Rule != nil {
+		rest = ruleRest(e.Rule, unknown)
 	}
 	*r.at(h) = row{
 		revision: e.Revision, sum: sum, created: unixOf(e.CreatedAt), expires: unixOf(e.ExpiresAt),
@@ -154,22 +193,22 @@ func (r *rows) put(e *entry.Entry, unknown []byte, content, sum [32]byte) uint32
 	*shared = h
 	r.content.insert(contentKey(row.contentHash), h)
 	if fresh {
-		r.byID.insert(maphash.String(r.seed, e.ID), h)
-		r.order.insert(h, r.compareID(e.ID))
-		r.n++
+		in.table.insert(maphash.String(r.seed, e.ID), h)
+		in.order.insert(h, r.compareID(e.ID))
+		in.n++
 	}
 	return h
 }
 
 // drop forgets an entry.
 func (r *rows) drop(h uint32) {
-	id := r.id(h)
-	r.byID.remove(maphash.String(r.seed, id), h)
-	r.order.remove(r.compareID(id))
+	id, in := r.id(h), r.idsOf(r.isRule(h))
+	in.table.remove(maphash.String(r.seed, id), h)
+	in.order.remove(r.compareID(id))
+	in.n--
 	r.clear(h)
 	*r.at(h) = row{nextNamed: r.free}
 	r.free = h
-	r.n--
 }
 
 // clear takes an entry out of everything but the indexes by id.
@@ -240,13 +279,18 @@ func (r *rows) entry(h uint32) entry.Entry {
 	row := r.at(h)
 	e := entry.Entry{
 		ID: r.id(h), Revision: row.revision,
-		SPIFFEID: r.spiffeID(row.path), ParentID: r.spiffeID(row.parent), Selectors: r.sets.selectors(row.set),
+		ParentID: r.spiffeID(row.parent), Selectors: r.sets.selectors(row.set),
 		X509TTL: time.Duration(row.x509TTL) * time.Second, JWTTL: time.Duration(row.jwtTTL) * time.Second,
 		FederatesWith: r.domains(row.federates), Hint: r.wordText(row.hint),
 		Admin: row.flags&flagAdmin != 0, Downstream: row.flags&flagDownstream != 0, StoreSVID: row.flags&flagStoreSVID != 0,
 		DisableX509Prefetch: row.flags&flagNoPrefetch != 0, JWTIncludeJTI: row.flags&flagJTI != 0,
 		CreatedAt: timeOf(row.created), ExpiresAt: timeOf(row.expires),
 	}
+	if row.flags&flagRule != 0 {
+		e.Rule = r.rule(h)
+		return e
+	}
+	e.SPIFFEID = r.spiffeID(row.path)
 	if row.restSize > 0 {
 		e.DNSNames = r.rest(h).DnsNames
 	}
@@ -255,15 +299,51 @@ func (r *rows) entry(h uint32) entry.Entry {
 
 // rest returns what of an entry has no column; unknown fields are in it.
 func (r *rows) rest(h uint32) *statev1.Entry {
-	row := r.at(h)
 	m := &statev1.Entry{}
+	r.readRest(h, m)
+	return m
+}
+
+// ruleRest is what a rule has no column for.
+func ruleRest(rule *entry.Rule, unknown []byte) string {
+	m := &statev1.Rule{IdTemplate: rule.Template.String(), IdPrefix: rule.Prefix, Trust: rule.Trust()}
+	m.ProtoReflect().SetUnknown(unknown)
+	b, err := proto.Marshal(m)
+	if err != nil {
+		panic("registry: marshal what was unmarshalled: " + err.Error())
+	}
+	return string(b)
+}
+
+// rule builds what makes a row a rule.
+func (r *rows) rule(h uint32) *entry.Rule {
+	m := &statev1.Rule{}
+	r.readRest(h, m)
+	rule, err := entry.ParseRule(r.td, m.IdTemplate, m.IdPrefix, m.Trust)
+	if err != nil {
+		panic("registry: read a rule that was checked on its way in: " + err.Error())
+	}
+	return rule
+}
+
+// unknown returns the fields of a row that a newer version wrote.
+func (r *rows) unknown(h uint32) []byte {
+	if r.isRule(h) {
+		m := &statev1.Rule{}
+		r.readRest(h, m)
+		return m.ProtoReflect().GetUnknown()
+	}
+	return r.rest(h).ProtoReflect().GetUnknown()
+}
+
+func (r *rows) readRest(h uint32, m proto.Message) {
+	row := r.at(h)
 	if row.restSize == 0 {
-		return m
+		return
 	}
 	if err := proto.Unmarshal(r.arena.at(row.data, int(row.idSize)+int(row.restSize))[row.idSize:], m); err != nil {
 		panic("registry: unmarshal what was marshalled: " + err.Error())
 	}
-	return m
 }
 
 func (r *rows) spiffeID(path uint32) spiffeid.ID {
@@ -282,9 +362,9 @@ func (r *rows) domains(word uint32) []spiffeid.TrustDomain {
 	return tds
 }
 
-// after yields the entries whose id is greater, in the order of ids.
-func (r *rows) after(id string) iter.Seq[uint32] {
-	return r.order.from(func(h uint32) int {
+// after yields the rows of one kind whose id is greater, in the order of ids.
+func (r *rows) after(in *ids, id string) iter.Seq[uint32] {
+	return in.order.from(func(h uint32) int {
 		if string(r.idBytes(h)) > id {
 			return 1
 		}
@@ -292,7 +372,7 @@ func (r *rows) after(id string) iter.Seq[uint32] {
 	})
 }
 
-// all yields the entries in no order.
+// all yields the entries and rules in no order.
 func (r *rows) all() iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
 		for h := uint32(1); h < r.next; h++ {
@@ -303,7 +383,7 @@ func (r *rows) all() iter.Seq[uint32] {
 	}
 }
 
-// withPath yields the entries that have a SPIFFE ID.
+// withPath yields the entries that have a SPIFFE ID; rules have the empty path.
 func (r *rows) withPath(path uint32) iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
 		if int(path) >= len(r.named) {
@@ -342,7 +422,7 @@ func flagsOf(e *entry.Entry) flag {
 		set  bool
 		flag flag
 	}{{e.Admin, flagAdmin}, {e.Downstream, flagDownstream}, {e.StoreSVID, flagStoreSVID},
-		{e.DisableX509Prefetch, flagNoPrefetch}, {e.JWTIncludeJTI, flagJTI}, {e.Alias(), flagAlias}} {
+		{e.DisableX509Prefetch, flagNoPrefetch}, {e.JWTIncludeJTI, flagJTI}, {e.Alias(), flagAlias}, {e.Rule != nil, flagRule}} {
 		if bit.set {
 			f |= bit.flag
 		}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
@@ -48,12 +49,12 @@ func (v *Snapshot) Entry(id string) (entry.Entry, error) {
 }
 
 // EntryCount returns the number of entries.
-func (v *Snapshot) EntryCount() int { return v.s.rows.n }
+func (v *Snapshot) EntryCount() int { return v.s.rows.entries.n }
 
 // Entries yields the entries whose id is greater than after, in the order of ids.
 func (v *Snapshot) Entries(after string) iter.Seq[entry.Entry] {
 	return func(yield func(entry.Entry) bool) {
-		for h := range v.s.rows.after(after) {
+		for h := range v.s.rows.after(&v.s.rows.entries, after) {
 			if !yield(v.s.rows.entry(h)) {
 				return
 			}
@@ -61,8 +62,9 @@ func (v *Snapshot) Entries(after string) iter.Seq[entry.Entry] {
 	}
 }
 
-// Authorized yields what a live agent is granted, in no order; nothing for one
-// that is unknown or banned. Entries that ended count until they are removed.
+// Authorized yields the entries that a live agent is granted, in no order, and no
+// rules; nothing for an agent that is unknown or banned. Entries that ended count
+// until they are removed.
 func (v *Snapshot) Authorized(agent spiffeid.ID) iter.Seq[entry.Entry] {
 	return func(yield func(entry.Entry) bool) {
 		h, live := v.s.live(agent)
@@ -70,32 +72,97 @@ func (v *Snapshot) Authorized(agent spiffeid.ID) iter.Seq[entry.Entry] {
 			return
 		}
 		for e := range v.s.reach.granted(v.s.reach.reached(h)) {
-			if !yield(v.s.rows.entry(e)) {
+			if !v.s.rows.isRule(e) && !yield(v.s.rows.entry(e)) {
 				return
 			}
 		}
 	}
 }
 
-// AuthorizedEntry returns an entry if a live agent is granted it. Whether it
-// has ended is for the caller to see.
+// Rule returns the rule with an id, or fault.NotFound.
+func (v *Snapshot) Rule(id string) (entry.Entry, error) {
+	h := v.s.rows.findRule(id)
+	if h == 0 {
+		return entry.Entry{}, notFound("rule", id)
+	}
+	return v.s.rows.entry(h), nil
+}
+
+// RuleCount returns the number of rules.
+func (v *Snapshot) RuleCount() int { return v.s.rows.rules.n }
+
+// Rules yields the rules whose id is greater than after, in the order of ids.
+func (v *Snapshot) Rules(after string) iter.Seq[entry.Entry] {
+	return func(yield func(entry.Entry) bool) {
+		for h := range v.s.rows.after(&v.s.rows.rules, after) {
+			if !yield(v.s.rows.entry(h)) {
+				return
+			}
+		}
+	}
+}
+
+// EndedRules returns the ids of the rules whose own end has come by then.
+func (v *Snapshot) EndedRules(by time.Time) []string {
+	var ended []string
+	for h := range v.s.rows.after(&v.s.rows.rules, "") {
+		if end := v.s.rows.at(h).expires; end != 0 && end <= by.Unix() {
+			ended = append(ended, v.s.rows.id(h))
+		}
+	}
+	return ended
+}
+
+// Agents returns how many live agents are granted what has this parent, and the
+// IDs of the first of them, in the order of IDs.
+func (v *Snapshot) Agents(parent spiffeid.ID, first int) (n int, ids []spiffeid.ID) {
+	agents := make(map[uint32]struct{})
+	if sym := v.s.rows.pathOf(parent); sym != 0 {
+		v.s.reach.back(agents, sym)
+	}
+	paths := make([]string, 0, len(agents))
+	for n := range agents {
+		paths = append(paths, v.s.nodes.at(n).path)
+	}
+	slices.Sort(paths)
+	for _, path := range paths[:min(first, len(paths))] {
+		ids = append(ids, spiffeid.RequireFromPath(v.s.td, path))
+	}
+	return len(agents), ids
+}
+
+// AuthorizedRule returns a rule if a live agent is granted it. Whether it has
+// ended is for the caller to see.
+func (v *Snapshot) AuthorizedRule(agent spiffeid.ID, id string) (entry.Entry, bool) {
+	return v.authorized(agent, v.s.rows.findRule(id))
+}
+
+// AuthorizedGrant is AuthorizedRule for an entry or a rule.
+func (v *Snapshot) AuthorizedGrant(agent spiffeid.ID, id string) (entry.Entry, bool) {
+	return v.authorized(agent, v.s.rows.findGrant(id))
+}
+
+// AuthorizedEntry is AuthorizedRule for an entry.
 func (v *Snapshot) AuthorizedEntry(agent spiffeid.ID, id string) (entry.Entry, bool) {
+	return v.authorized(agent, v.s.rows.find(id))
+}
+
+func (v *Snapshot) authorized(agent spiffeid.ID, h uint32) (entry.Entry, bool) {
 	n, live := v.s.live(agent)
-	h := v.s.rows.find(id)
 	if !live || h == 0 || !v.s.reach.grants(v.s.reach.reached(n), h) {
 		return entry.Entry{}, false
 	}
 	return v.s.rows.entry(h), true
 }
 
-// Hash is the state hash of what a live agent holds; zero for one that is
+// Hash is the state hash of what a live agent holds who knows rules; zero for one that is
 // unknown or banned.
 func (v *Snapshot) Hash(agent spiffeid.ID) [32]byte {
 	h, live := v.s.live(agent)
 	if !live {
 		return [32]byte{}
 	}
-	return v.s.hash(h)
+	return v.s.hash(h, true)
 }
 
 // Node returns the node with an agent ID, banned or not, or fault.NotFound.

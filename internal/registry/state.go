@@ -77,6 +77,10 @@ func (s *state) revision(key string) uint64 {
 		if h := s.rows.find(name); h != 0 {
 			return s.rows.at(h).revision
 		}
+	case kindRule:
+		if h := s.rows.findRule(name); h != 0 {
+			return s.rows.at(h).revision
+		}
 	case kindContent:
 		if hash, ok := contentHash(name); ok {
 			if h := s.rows.findContent(hash); h != 0 {
@@ -115,7 +119,7 @@ func (s *state) place(r *storedRow, on observer) {
 		return
 	}
 	switch r.kind {
-	case kindEntry:
+	case kindEntry, kindRule:
 		s.putEntry(&r.entry, r.unknown, r.content, r.body, on)
 	case kindContent:
 		if h := s.rows.findContent(r.content); h != 0 {
@@ -145,8 +149,8 @@ func (s *state) delete(key string, on observer) {
 // forget takes a key's value out of memory; whether there is one does not matter.
 func (s *state) forget(key string, on observer) {
 	switch k, name := split(key); k {
-	case kindEntry:
-		if h := s.rows.find(name); h != 0 {
+	case kindEntry, kindRule:
+		if h := s.rows.findIn(s.rows.idsOf(k == kindRule), name); h != 0 {
 			s.reach.change(h, nil, func() {
 				s.reach.unlink(h)
 				s.keepContent(h)
@@ -174,9 +178,9 @@ func (s *state) forget(key string, on observer) {
 	}
 }
 
-// putEntry takes in an entry; content is the hash of its content, sum that of its body.
+// putEntry takes in an entry or a rule; content is the hash of its content, sum that of its body.
 func (s *state) putEntry(e *entry.Entry, unknown []byte, content, sum [32]byte, on observer) {
-	was := s.rows.find(e.ID)
+	was := s.rows.findIn(s.rows.idsOf(e.Rule != nil), e.ID)
 	s.reach.change(was, e, func() {
 		if was != 0 {
 			s.reach.unlink(was)
@@ -299,12 +303,15 @@ func (s *state) bundleChanged(name string, sum [32]byte, on observer) {
 	}
 }
 
-// hash is the state hash of what a live agent holds.
-func (s *state) hash(h uint32) [32]byte {
+// hash is the state hash of what a live agent holds, who may or may not know rules.
+func (s *state) hash(h uint32, rules bool) [32]byte {
 	groups := s.reach.reached(h)
 	var sum entry.Sum
 	for _, path := range groups {
 		sum.AddSum(s.reach.groups[path].sum)
+		if rules {
+			sum.AddSum(s.reach.groups[path].rules)
+		}
 	}
 	for name := range s.heldBundles(groups) {
 		sum.Add(s.bodies[name])

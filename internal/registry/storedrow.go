@@ -19,10 +19,10 @@ type storedRow struct {
 	err      error // why it cannot be read; then nothing below counts
 
 	payload []byte
-	entry   entry.Entry
-	unknown []byte   // fields of the entry that a newer version wrote
-	content [32]byte // of an entry, or that a content key names
-	body    [32]byte // hash of what agents get, of an entry or a bundle
+	entry   entry.Entry // or a rule
+	unknown []byte      // fields of the entry that a newer version wrote
+	content [32]byte    // of an entry, or that a content key names
+	body    [32]byte    // hash of what agents get, of an entry or a bundle
 	node    Node
 }
 
@@ -41,8 +41,12 @@ func (r *storedRow) read(td spiffeid.TrustDomain) (err error) {
 		if r.entry, r.unknown, err = readEntry(td, r.name, r.payload); err != nil {
 			return err
 		}
-		r.entry.Revision = r.revision
-		r.content, r.body = entry.ContentHash(&r.entry), sumOf(grantBody(&r.entry))
+		r.readGrant()
+	case kindRule:
+		if r.entry, r.unknown, err = readRule(td, r.name, r.payload); err != nil {
+			return err
+		}
+		r.readGrant()
 	case kindContent:
 		var ok bool
 		if r.content, ok = contentHash(r.name); !ok {
@@ -67,4 +71,9 @@ func (r *storedRow) read(td spiffeid.TrustDomain) (err error) {
 		_, err = readServer(td, r.payload)
 	}
 	return err
+}
+
+func (r *storedRow) readGrant() {
+	r.entry.Revision = r.revision
+	r.content, r.body = entry.ContentHash(&r.entry), sumOf(grantBody(&r.entry))
 }

@@ -30,7 +30,7 @@ type Tx struct {
 
 type write struct {
 	value   proto.Message // the kind's message; nil: deleted
-	entry   *entry.Entry  // of an entry's key
+	entry   *entry.Entry  // of the key of an entry or a rule, and of that of its content
 	deleted bool
 }
 
@@ -159,36 +159,64 @@ func notFound(what, name string) *fault.Error {
 }
 
 // Entry returns the entry with an id.
-func (tx *Tx) Entry(id string) (entry.Entry, error) {
-	key := keyOf(kindEntry, id)
+func (tx *Tx) Entry(id string) (entry.Entry, error) { return tx.grant(kindEntry, id) }
+
+// Rule returns the rule with an id.
+func (tx *Tx) Rule(id string) (entry.Entry, error) { return tx.grant(kindRule, id) }
+
+// grant returns an entry or a rule.
+func (tx *Tx) grant(k kind, id string) (entry.Entry, error) {
+	key := keyOf(k, id)
 	w, written := tx.read(key)
 	if written {
 		if w.deleted {
-			return entry.Entry{}, notFound("entry", id)
+			return entry.Entry{}, notFound(grantWord(k), id)
 		}
 		return *w.entry, nil
 	}
 	if err := tx.readable(key); err != nil {
 		return entry.Entry{}, err
 	}
-	h := tx.s.rows.find(id)
+	h := tx.s.rows.findIn(tx.s.rows.idsOf(k == kindRule), id)
 	if h == 0 {
-		return entry.Entry{}, notFound("entry", id)
+		return entry.Entry{}, notFound(grantWord(k), id)
 	}
 	return tx.s.rows.entry(h), nil
 }
 
-// EntryByContent returns the entry with a content hash.
+func grantWord(k kind) string {
+	if k == kindRule {
+		return "rule"
+	}
+	return "entry"
+}
+
+func grantMessage(e *entry.Entry) proto.Message {
+	if e.Rule != nil {
+		return ruleMessage(e)
+	}
+	return entryMessage(e)
+}
+
+func kindOf(e *entry.Entry) kind {
+	if e.Rule != nil {
+		return kindRule
+	}
+	return kindEntry
+}
+
+// EntryByContent returns the entry, or the rule, with a content hash.
 func (tx *Tx) EntryByContent(hash [32]byte) (entry.Entry, error) {
 	name := hex.EncodeToString(hash[:])
 	w, written := tx.read(keyOf(kindContent, name))
 	switch {
 	case written && !w.deleted:
-		return tx.Entry(w.value.(*statev1.EntryContent).EntryId)
+		return tx.grant(kindOf(w.entry), w.entry.ID)
 	case !written:
 		if h := tx.s.rows.findContent(hash); h != 0 {
 			// The entry itself may have been changed in here since.
-			if e, err := tx.Entry(tx.s.rows.id(h)); err == nil && entry.ContentHash(&e) == hash {
+			row := tx.s.rows.entry(h)
+			if e, err := tx.grant(kindOf(&row), row.ID); err == nil && entry.ContentHash(&e) == hash {
 				return e, nil
 			}
 		}
@@ -197,32 +225,54 @@ func (tx *Tx) EntryByContent(hash [32]byte) (entry.Entry, error) {
 }
 
 // PutEntry creates or replaces an entry. Revision is the store's to give. An
-// entry of the same content but another id is fault.Exists.
+// entry of the same content but another id, or a rule of this id, is fault.Exists.
 func (tx *Tx) PutEntry(e entry.Entry) error {
+	if e.Rule != nil {
+		return fault.New(fault.Invalid, "entry_is_rule", "%q is a rule and not an entry", e.ID)
+	}
+	return tx.putGrant(kindEntry, kindRule, e)
+}
+
+// PutRule is PutEntry for a rule.
+func (tx *Tx) PutRule(e entry.Entry) error {
+	if e.Rule == nil {
+		return fault.New(fault.Invalid, "rule_is_entry", "%q is an entry and not a rule", e.ID)
+	}
+	return tx.putGrant(kindRule, kindEntry, e)
+}
+
+func (tx *Tx) putGrant(k, other kind, e entry.Entry) error {
 	if err := entry.Validate(tx.s.td, &e, time.Time{}); err != nil {
 		return err
 	}
 	hash := entry.ContentHash(&e)
 	if same, err := tx.EntryByContent(hash); err == nil && same.ID != e.ID {
-		return fault.New(fault.Exists, "entry_exists", "the entry %q has the same parent, SPIFFE ID and selectors", same.ID)
+		return fault.New(fault.Exists, grantWord(k)+"_exists", "the %s %q has the same parent, SPIFFE ID and selectors", grantWord(k), same.ID)
 	}
-	m := entryMessage(&e)
-	old, err := tx.Entry(e.ID)
+	m := grantMessage(&e)
+	old, err := tx.grant(k, e.ID)
 	switch {
 	case err == nil:
 		if was := entry.ContentHash(&old); was != hash {
 			tx.dropContent(was)
 		}
-		if h := tx.s.rows.find(e.ID); h != 0 {
-			m.ProtoReflect().SetUnknown(tx.s.rows.rest(h).ProtoReflect().GetUnknown())
+		if h := tx.s.rows.findIn(tx.s.rows.idsOf(k == kindRule), e.ID); h != 0 {
+			m.ProtoReflect().SetUnknown(tx.s.rows.unknown(h))
 		}
 	case fault.KindOf(err) != fault.NotFound:
 		return err
+	default: // agents know both by their id alone
+		switch _, err := tx.grant(other, e.ID); {
+		case err == nil:
+			return fault.New(fault.Exists, grantWord(k)+"_id_taken", "the id %q is that of %s", e.ID, [...]string{kindEntry: "an entry", kindRule: "a rule"}[other])
+		case fault.KindOf(err) != fault.NotFound:
+			return err
+		}
 	}
-	tx.write(keyOf(kindEntry, e.ID), write{value: m, entry: &e})
+	tx.write(keyOf(k, e.ID), write{value: m, entry: &e})
 	key := keyOf(kindContent, hex.EncodeToString(hash[:]))
 	if w, written := tx.writes[key]; written && w.deleted || !written && !tx.s.owns(hash, e.ID) {
-		tx.write(key, write{value: &statev1.EntryContent{EntryId: e.ID}})
+		tx.write(key, write{value: &statev1.EntryContent{EntryId: e.ID}, entry: &e})
 	}
 	return nil
 }
@@ -234,14 +284,19 @@ func (s *state) owns(hash [32]byte, id string) bool {
 }
 
 // DeleteEntry deletes an entry.
-func (tx *Tx) DeleteEntry(id string) error {
-	old, err := tx.Entry(id)
+func (tx *Tx) DeleteEntry(id string) error { return tx.deleteGrant(kindEntry, id) }
+
+// DeleteRule deletes a rule.
+func (tx *Tx) DeleteRule(id string) error { return tx.deleteGrant(kindRule, id) }
+
+func (tx *Tx) deleteGrant(k kind, id string) error {
+	old, err := tx.grant(k, id)
 	if err == nil {
 		tx.dropContent(entry.ContentHash(&old))
 	} else if fault.ReasonOf(err) != "row_unreadable" {
 		return err
 	}
-	tx.write(keyOf(kindEntry, id), write{deleted: true})
+	tx.write(keyOf(k, id), write{deleted: true})
 	return nil
 }
 

@@ -403,7 +403,7 @@ func TestReload(t *testing.T) {
 					resets <- b
 				}
 			})
-			f := r.Follow(id("/spire/agent/a"))
+			f := r.Follow(id("/spire/agent/a"), true)
 			defer f.Close()
 			f.Inventory()
 			update(t, writer, func(tx *Tx) error {
@@ -518,7 +518,7 @@ func TestReadersBesideWriters(t *testing.T) {
 	var readers, writers sync.WaitGroup
 	for _, id := range agents {
 		readers.Go(func() {
-			f := r.Follow(id)
+			f := r.Follow(id, true)
 			defer f.Close()
 			for {
 				select {

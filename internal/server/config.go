@@ -20,6 +20,7 @@ import (
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -79,6 +80,11 @@ type Settings struct {
 	// AdminIDs have an operator's rights over TCP. One of another trust domain
 	// needs the bundle of that domain to be known.
 	AdminIDs []string `hcl:"admin_ids"`
+	// RulePairsPerAgent is how many different SPIFFE IDs an agent may have signed by
+	// rules at a time, each counted until its last SVID ends. It bounds what a
+	// compromised agent can collect; too small a value refuses processes their SVID.
+	// Default: 1000.
+	RulePairsPerAgent int `hcl:"rule_pairs_per_agent"`
 	// RateLimit switches limits on callers off for a fleet behind one address.
 	RateLimit RateLimit `hcl:"ratelimit"`
 	// AuditLogEnabled is accepted in files from SPIRE. The audit trail, audit.log in
@@ -117,6 +123,7 @@ func Default() Config {
 		LogLevel: "INFO", LogFormat: "text",
 		CATTL: config.Duration(24 * time.Hour), CAKeyType: string(keys.ECP256),
 		DefaultX509SVIDTTL: config.Duration(time.Hour), DefaultJWTSVIDTTL: config.Duration(5 * time.Minute),
+		RulePairsPerAgent: serverapi.DefaultRulePairs,
 	}}
 }
 
@@ -163,6 +170,7 @@ func (c *Config) plan() (plan, error) {
 	}
 	check(time.Duration(s.DefaultX509SVIDTTL) >= time.Second, "server.default_x509_svid_ttl: %s is shorter than a second", s.DefaultX509SVIDTTL)
 	check(time.Duration(s.DefaultJWTSVIDTTL) >= time.Second, "server.default_jwt_svid_ttl: %s is shorter than a second", s.DefaultJWTSVIDTTL)
+	check(s.RulePairsPerAgent > 0, "server.rule_pairs_per_agent: %d is less than 1", s.RulePairsPerAgent)
 	check(s.AgentTTL.Or(time.Second) >= time.Second, "server.agent_ttl: %s is shorter than a second", s.AgentTTL)
 	check(time.Duration(s.CATTL) >= authority.MinTTL && time.Duration(s.CATTL)%time.Second == 0,
 		"server.ca_ttl: %s is shorter than %s or not whole seconds", s.CATTL, authority.MinTTL)

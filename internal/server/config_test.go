@@ -67,6 +67,7 @@ func TestConfigFaults(t *testing.T) { // F1, F5, F8, R121
 		"a short ca_ttl":         {"72h", "1s", []string{"ca_ttl", "1s"}},
 		"F8 socket path":         {"log_level = \"DEBUG\"", "socket_path = \"/" + strings.Repeat("x", 108) + "\"", []string{"socket_path", "109"}},
 		"what SPIRE has":         {"log_level = \"DEBUG\"", "experimental { cache_reload_interval = \"1s\" }", []string{"server.experimental", "not offered"}},
+		"no pair of a rule":      {"log_level = \"DEBUG\"", "rule_pairs_per_agent = 0", []string{"rule_pairs_per_agent", "0"}},
 		"several":                {"log_level = \"DEBUG\"", "profiling_enabled = true\n prune_tofu_nodes = true", []string{"profiling_enabled", "prune_tofu_nodes"}},
 		"telemetry":              {"plugins {", "telemetry { Prometheus { port = 9988 } }\nplugins {", []string{"telemetry"}},
 		"a store":                {"sqlite3\"", "postgres\"", []string{"DataStore", "postgres"}},

@@ -186,6 +186,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
 			StoreKind: "sqlite", StoreDir: s.plan.store.Dir, StoreSize: opened.Size, CheckStore: opened.Check,
 		},
+		RulePairs:       set.RulePairsPerAgent,
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,
 	})
 	return api.Run(serving, listener, set.SocketPath, func() {

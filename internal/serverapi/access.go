@@ -115,6 +115,11 @@ func access() map[string]rule {
 
 		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
 
+		"/plastron.rule.v1.Rules/Create": {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/Show":   {operators, queueFree, short},
+		"/plastron.rule.v1.Rules/List":   {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/Delete": {operators, queueFree, long},
+
 		"/grpc.health.v1.Health/Check": {kindLocal, queueFree, short},
 		"/grpc.health.v1.Health/List":  {kindLocal, queueFree, short},
 		"/grpc.health.v1.Health/Watch": {kindLocal, queueFree, short},

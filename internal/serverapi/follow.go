@@ -19,6 +19,8 @@ import (
 
 const (
 	syncVersion = 1
+	// capabilityRules in a Hello says that grants may be rules.
+	capabilityRules = "rules"
 	// firstWords is how long an agent may take over its Hello and its Want.
 	firstWords = 30 * time.Second
 	// confirmEvery is how often an agent that hears nothing is told the hash, so
@@ -83,7 +85,7 @@ func (a syncs) Follow(stream grpc.BidiStreamingServer[syncv1.AgentMessage, syncv
 	if err := a.server.cfg.Nodes.Report(ctx, f.caller.id, hello.AgentVersion); err != nil && fault.KindOf(err) != fault.Unavailable {
 		return err
 	}
-	f.follower = a.server.cfg.Registry.Follow(f.caller.id)
+	f.follower = a.server.cfg.Registry.Follow(f.caller.id, slices.Contains(hello.Capabilities, capabilityRules))
 	defer f.follower.Close()
 	f.row = a.server.followers.join(f.caller.id)
 	defer a.server.followers.leave(f.row)

@@ -6,6 +6,7 @@ import (
 
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/rpc"
 )
 
@@ -22,12 +23,9 @@ func (a issues) X509(ctx context.Context, req *issuev1.X509Request) (*issuev1.X5
 	}
 	requests := make([]signRequest, len(req.Items))
 	for i, item := range req.Items {
-		if len(item.GetFacts()) > 0 {
-			return nil, errNoFacts()
-		}
-		requests[i] = signRequest{item.GetGrantId(), item.GetCsr()}
+		requests[i] = signRequest{item.GetGrantId(), item.GetFacts(), item.GetCsr()}
 	}
-	results, err := a.server.signX509(ctx, requests)
+	results, err := a.server.signX509(ctx, (*registry.Snapshot).AuthorizedGrant, requests)
 	if err != nil {
 		return nil, err
 	}
@@ -44,21 +42,13 @@ func (a issues) X509(ctx context.Context, req *issuev1.X509Request) (*issuev1.X5
 
 // JWT signs one token.
 func (a issues) JWT(ctx context.Context, req *issuev1.JWTRequest) (*issuev1.JWTResponse, error) {
-	if len(req.Facts) > 0 {
-		return nil, errNoFacts()
-	}
-	signed, err := a.server.grantJWT(ctx, req.GrantId, req.Audience)
+	signed, err := a.server.grantJWT(ctx, (*registry.Snapshot).AuthorizedGrant, req.GrantId, req.Facts, req.Audience)
 	if err != nil {
 		return nil, err
 	}
 	return &issuev1.JWTResponse{
 		Token: signed.token, SpiffeId: signed.id.String(), IssuedAt: signed.issuedAt.Unix(), ExpiresAt: signed.expires.Unix(), Revision: signed.revision,
 	}, nil
-}
-
-// errNoFacts: facts belong to rules, and all grants are exact entries so far.
-func errNoFacts() error {
-	return fault.New(fault.Invalid, "facts_unexpected", "an exact entry takes no facts")
 }
 
 func writeRefusal(err error) *issuev1.Refusal {

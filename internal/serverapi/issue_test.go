@@ -84,17 +84,19 @@ func TestIssueX509(t *testing.T) { // R1, R2, R6, R8, C40
 	if foreign.GetReason() != "grant_unknown" || foreign.String() != unknown.String() {
 		t.Errorf("foreign: %v, unknown: %v, want the same refusal", foreign, unknown)
 	}
+	client := issuev1.NewIssueClient(conn)
+	stated, err := client.X509(t.Context(), &issuev1.X509Request{Items: []*issuev1.X509Item{{GrantId: made.Id, Facts: map[string]string{"a": "b"}, Csr: csr}}})
+	if err != nil || stated.Results[0].Refusal.GetReason() != "facts_unexpected" {
+		t.Errorf("facts for an exact entry: %v, %v", stated, err)
+	}
 	if _, err := entryv1.NewEntryClient(r.admin).BatchDeleteEntry(t.Context(), &entryv1.BatchDeleteEntryRequest{Ids: []string{made.Id}}); err != nil {
 		t.Fatal(err)
 	}
 	if gone := issueX509(t, conn, made.Id, csr)[0].Refusal; gone.GetReason() != "grant_unknown" {
 		t.Errorf("deleted: %v, want grant_unknown", gone)
 	}
-	client := issuev1.NewIssueClient(conn)
 	_, err = client.X509(t.Context(), &issuev1.X509Request{Items: make([]*issuev1.X509Item, 501)})
 	wantCode(t, "C39 501 items", err, codes.InvalidArgument, "batch_too_large")
-	_, err = client.X509(t.Context(), &issuev1.X509Request{Items: []*issuev1.X509Item{{GrantId: made.Id, Facts: map[string]string{"a": "b"}}}})
-	wantCode(t, "facts for an exact entry", err, codes.InvalidArgument, "facts_unexpected")
 }
 
 func TestBatchNewX509SVID(t *testing.T) { // C40: results in order

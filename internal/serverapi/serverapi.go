@@ -21,6 +21,7 @@ import (
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
 	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
 	receiptv1 "github.com/plastron/plastron/api/plastron/receipt/v1"
+	rulev1 "github.com/plastron/plastron/api/plastron/rule/v1"
 	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	whyv1 "github.com/plastron/plastron/api/plastron/why/v1"
@@ -61,6 +62,7 @@ type Config struct {
 	X509TTL   time.Duration // of entries that name none
 	JWTTL     time.Duration
 	JWTIssuer string // iss claim; empty: none
+	RulePairs int    // of a rule and facts that one agent may have alive; 0: DefaultRulePairs
 
 	// UnlimitedAttest and UnlimitedSigning switch the rate limits off.
 	UnlimitedAttest, UnlimitedSigning bool
@@ -79,6 +81,7 @@ type Server struct {
 	rootCache rootCache
 	followers *followers
 	guard     rpc.Guard
+	pairs     *pairs
 	closing   chan struct{} // closed when shutdown begins
 }
 
@@ -86,6 +89,7 @@ type Server struct {
 func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
+		pairs:     newPairs(cfg.RulePairs),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: newFollowers(cfg.Registry),
 	}
@@ -199,4 +203,5 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})
 	whyv1.RegisterEntriesServer(to, whys{server: s})
 	statusv1.RegisterServerServer(to, statuses{server: s})
+	rulev1.RegisterRulesServer(to, rules{server: s})
 }

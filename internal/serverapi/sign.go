@@ -31,14 +31,21 @@ type subject struct {
 	revision uint64
 	at       store.Position // at which the caller was found entitled
 	dns      []string
+	facts    map[string]string // of a rule
+	trust    string            // of a rule
 	end      time.Time
 }
 
 // signRequest is one X.509-SVID that an agent asks for.
 type signRequest struct {
 	grant string
+	facts map[string]string
 	csr   []byte
 }
+
+// authorized is who says what an agent is granted: with rules, or, for SPIRE's
+// API, which knows none, without.
+type authorized func(*registry.Snapshot, spiffeid.ID, string) (entry.Entry, bool)
 
 // signedX509 is what became of one request.
 type signedX509 struct {
@@ -56,13 +63,13 @@ type signedJWT struct {
 }
 
 // entitled returns, of the grants asked for, those that are the calling agent's.
-func (s *Server) entitled(ctx context.Context, grants ...string) (mine map[string]entry.Entry, at store.Position) {
+func (s *Server) entitled(ctx context.Context, of authorized, grants ...string) (mine map[string]entry.Entry, at store.Position) {
 	agent := callerFrom(ctx).id
 	mine = make(map[string]entry.Entry, len(grants))
 	s.cfg.Registry.View(func(snap *registry.Snapshot) {
 		at = snap.Position()
 		for _, id := range grants {
-			if e, ok := snap.AuthorizedEntry(agent, id); ok {
+			if e, ok := of(snap, agent, id); ok {
 				mine[id] = e
 			}
 		}
@@ -78,12 +85,12 @@ func errNotEntitled() error {
 
 // signX509 signs a batch: what may be signed is prepared, the whole batch goes
 // on record, then it is signed (R14). Each request has its own outcome (C40).
-func (s *Server) signX509(ctx context.Context, requests []signRequest) ([]signedX509, error) {
+func (s *Server) signX509(ctx context.Context, of authorized, requests []signRequest) ([]signedX509, error) {
 	grants := make([]string, len(requests))
 	for i, r := range requests {
 		grants[i] = r.grant
 	}
-	mine, at := s.entitled(ctx, grants...)
+	mine, at := s.entitled(ctx, of, grants...)
 	now := time.Now()
 	issuer, err := s.cfg.X509(now)
 	if err != nil {
@@ -102,19 +109,28 @@ func (s *Server) signX509(ctx context.Context, requests []signRequest) ([]signed
 		if !ok || e.Expired(now) {
 			err = errNotEntitled()
 		}
+		var who subject
 		if err == nil {
-			who := subject{e.SPIFFEID, e.ID, e.Revision, at, e.DNSNames, endOf(&e, e.X509TTL, s.cfg.X509TTL, now)}
-			var event audit.Event
+			who, err = s.subjectOf(&e, r.facts, at, endOf(&e, e.X509TTL, s.cfg.X509TTL, now), now)
+		}
+		var event audit.Event
+		if err == nil {
 			prepared[i], event, err = s.prepareX509(ctx, issuer, who, key, now)
-			events = append(events, event)
+		}
+		if err == nil && e.Rule != nil { // last, so that it counts what will be signed
+			err = s.pairs.take(callerFrom(ctx).id, pairOf(e.ID, r.facts), prepared[i].NotAfter(), now)
 		}
 		results[i] = signedX509{revision: e.Revision, err: err}
 		if err != nil {
 			prepared[i] = nil
+			continue
 		}
+		events = append(events, event)
 	}
-	if err := s.record(events); err != nil {
-		return nil, err
+	if len(events) > 0 {
+		if err := s.cfg.Audit.Append(events...); err != nil {
+			return nil, err
+		}
 	}
 	for i, p := range prepared {
 		if p != nil {
@@ -122,6 +138,22 @@ func (s *Server) signX509(ctx context.Context, requests []signRequest) ([]signed
 		}
 	}
 	return results, nil
+}
+
+// subjectOf says for whom something is to be signed under a grant of the
+// caller's. Of what the caller says only the facts count, and only for a rule (R2).
+func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Position, end, now time.Time) (subject, error) {
+	who := subject{id: e.SPIFFEID, grant: e.ID, revision: e.Revision, at: at, dns: e.DNSNames, end: end}
+	if e.Rule == nil {
+		if len(facts) > 0 {
+			return subject{}, fault.New(fault.Invalid, "facts_unexpected", "an exact entry takes no facts")
+		}
+		return who, nil
+	}
+	var err error
+	who.id, err = s.ruled(e, facts, now)
+	who.facts, who.trust = facts, e.Rule.Trust()
+	return who, err
 }
 
 // mintX509 signs what an operator asks for, without a grant.
@@ -150,16 +182,16 @@ func (s *Server) prepareX509(ctx context.Context, issuer *svid.X509Issuer, who s
 	}
 	return prepared, audit.Issuance{
 		Caller: callerFrom(ctx).name(), Kind: "x509", ID: who.id.String(), Grant: who.grant, Revision: who.revision, Position: who.at.String(),
-		Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: key.Hash, Expiry: prepared.NotAfter(),
+		Facts: who.facts, Trust: who.trust, Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: key.Hash, Expiry: prepared.NotAfter(),
 	}, nil
 }
 
 // grantJWT signs a token for one of the calling agent's grants.
-func (s *Server) grantJWT(ctx context.Context, grant string, audience []string) (signedJWT, error) {
+func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, facts map[string]string, audience []string) (signedJWT, error) {
 	if err := checkAudience(audience); err != nil {
 		return signedJWT{}, err
 	}
-	mine, at := s.entitled(ctx, grant)
+	mine, at := s.entitled(ctx, of, grant)
 	now := time.Now()
 	e, ok := mine[grant]
 	if !ok || e.Expired(now) {
@@ -170,7 +202,13 @@ func (s *Server) grantJWT(ctx context.Context, grant string, audience []string) 
 		id := uuid.New()
 		jti = base64.RawURLEncoding.EncodeToString(id[:])
 	}
-	who := subject{e.SPIFFEID, e.ID, e.Revision, at, nil, endOf(&e, e.JWTTL, s.cfg.JWTTL, now)}
+	who, err := s.subjectOf(&e, facts, at, endOf(&e, e.JWTTL, s.cfg.JWTTL, now), now)
+	if err == nil && e.Rule != nil {
+		err = s.pairs.take(callerFrom(ctx).id, pairOf(e.ID, facts), who.end, now)
+	}
+	if err != nil {
+		return signedJWT{}, err
+	}
 	return s.signJWT(ctx, who, audience, jti, now)
 }
 
@@ -187,27 +225,13 @@ func (s *Server) signJWT(ctx context.Context, who subject, audience []string, jt
 	}
 	err = s.cfg.Audit.Append(audit.Issuance{
 		Caller: callerFrom(ctx).name(), Kind: "jwt", ID: who.id.String(), Grant: who.grant, Revision: who.revision, Position: who.at.String(),
-		JTI: jti, Issuer: issuer.KeyID(), Audience: sha256.Sum256([]byte(strings.Join(audience, "\x00"))), Expiry: prepared.ExpiresAt(),
+		Facts: who.facts, Trust: who.trust, JTI: jti, Issuer: issuer.KeyID(), Audience: sha256.Sum256([]byte(strings.Join(audience, "\x00"))), Expiry: prepared.ExpiresAt(),
 	})
 	if err != nil {
 		return signedJWT{}, err
 	}
 	token, err := prepared.Issue()
 	return signedJWT{token, who.id, now.UTC().Truncate(time.Second), prepared.ExpiresAt(), who.revision}, err
-}
-
-// record puts the events of a batch on record; refused items have none.
-func (s *Server) record(events []audit.Event) error {
-	kept := events[:0]
-	for _, e := range events {
-		if e != nil {
-			kept = append(kept, e)
-		}
-	}
-	if len(kept) == 0 {
-		return nil
-	}
-	return s.cfg.Audit.Append(kept...)
 }
 
 // endOf is when a document for a grant ends: its TTL, else the default, and

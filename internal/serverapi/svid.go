@@ -10,6 +10,7 @@ import (
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/svid"
 )
 
@@ -26,9 +27,9 @@ func (a svids) BatchNewX509SVID(ctx context.Context, req *svidv1.BatchNewX509SVI
 		return nil, err
 	}
 	for _, p := range req.Params {
-		requests = append(requests, signRequest{p.GetEntryId(), p.GetCsr()})
+		requests = append(requests, signRequest{grant: p.GetEntryId(), csr: p.GetCsr()})
 	}
-	results, err := a.server.signX509(ctx, requests)
+	results, err := a.server.signX509(ctx, (*registry.Snapshot).AuthorizedEntry, requests)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +55,7 @@ func (s *Server) checkIssueBatch(ctx context.Context, n int) error {
 
 // NewJWTSVID signs a token for an entry of the calling agent.
 func (a svids) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*svidv1.NewJWTSVIDResponse, error) {
-	signed, err := a.server.grantJWT(ctx, req.EntryId, req.Audience)
+	signed, err := a.server.grantJWT(ctx, (*registry.Snapshot).AuthorizedEntry, req.EntryId, nil, req.Audience)
 	if err != nil {
 		return nil, err
 	}

@@ -159,7 +159,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	m := mirror.New(mirror.Config{
 		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Link: mirrorLink{link, l}, Version: Version,
 		CacheSize: a.cfg.Agent.X509SVIDCacheMaxSize, JWTCacheSize: a.cfg.Agent.JWTSVIDCacheMaxSize,
-		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Log: a.log,
+		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Hint: link.Hint, Log: a.log,
 	})
 	checks := a.needs(m.Stats)
 	stopHealth, err := a.showHealth(ctx, m.Stats, checks)

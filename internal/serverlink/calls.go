@@ -8,10 +8,12 @@ import (
 
 	"github.com/plastron/plastron/api/plastron/issue/v1"
 	"github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/api/plastron/why/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/nodeattest"
@@ -303,4 +305,21 @@ func (c *Client) spireJWT(ctx context.Context, grantID string, audience []string
 		return JWTResult{}, conn.fault(signJWT, err)
 	}
 	return JWTResult{Token: resp.GetSvid().GetToken()}, nil
+}
+
+// Hint asks whether an entry that does not reach this agent fits a process: a
+// code of package reason, or nothing.
+func (c *Client) Hint(ctx context.Context, selectors []entry.Selector) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	req := &whyv1.HintRequest{}
+	for _, s := range selectors {
+		req.Selectors = append(req.Selectors, &whyv1.Selector{Type: s.Type, Value: s.Value})
+	}
+	conn := c.current()
+	resp, err := whyv1.NewEntriesClient(conn).Hint(ctx, req)
+	if err != nil {
+		return "", conn.fault("ask the server for a hint", err)
+	}
+	return clip(resp.GetCode()), nil
 }

@@ -4,23 +4,20 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/process"
+	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/workload"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 )
 
 // Attestor is a workload attestor and the name it has in configuration and logs.
-type Attestor struct {
-	Name string
-	workload.Attestor
-}
+type Attestor = workload.Named
 
 // caller is who is at the other end of a connection. It rides along as the
 // connection's AuthInfo.
@@ -31,8 +28,14 @@ type caller struct {
 	gone func()
 
 	mu       sync.Mutex // guards everything below
-	known    []entry.Selector
+	known    attested
 	attested time.Time // when known was found out; zero: never
+}
+
+// attested is what is known of a caller, and what could not be found out.
+type attested struct {
+	facts  entry.Facts
+	failed error // of the attestors that did not answer
 }
 
 // AuthType names the kind of connection, as the library asks.
@@ -91,9 +94,9 @@ func callerOf(ctx context.Context) (*caller, error) {
 // What all attestors said a moment ago of a connection's process is good for its
 // next calls, too, unless anew is set: what Check looks at has not changed, and
 // the rest could have been asked for that moment ago (R62).
-func (s *Server) attest(ctx context.Context, c *caller, anew bool) ([]entry.Selector, error) {
+func (s *Server) attest(ctx context.Context, c *caller, anew bool) (attested, error) {
 	if err := c.Check(); err != nil {
-		return nil, err
+		return attested{}, err
 	}
 	if known, ok := c.remembered(time.Now()); ok && !anew {
 		return known, nil
@@ -101,51 +104,41 @@ func (s *Server) attest(ctx context.Context, c *caller, anew bool) ([]entry.Sele
 	began := time.Now()
 	p, err := c.Peer()
 	if err != nil {
-		return nil, err
+		return attested{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, attestWait)
 	defer cancel()
-	found := make([]workload.Attested, len(s.cfg.Attestors))
-	errs := make([]error, len(s.cfg.Attestors))
-	var wg sync.WaitGroup
-	for i, a := range s.cfg.Attestors[1:] {
-		wg.Go(func() { found[i+1], errs[i+1] = a.Attest(ctx, p.PID) })
-	}
-	found[0], errs[0] = s.cfg.Attestors[0].Attest(ctx, p.PID)
-	wg.Wait()
+	answers := workload.Ask(ctx, s.cfg.Attestors, p.PID)
 	if err := c.Check(); err != nil {
-		return nil, err
+		return attested{}, err
 	}
-	var selectors []entry.Selector
-	failed := 0
-	for i, a := range found {
-		if errs[i] != nil {
-			failed++
+	seen := attested{facts: workload.Facts(answers)}
+	var errs []error
+	for _, a := range answers {
+		if a.Err != nil {
+			errs = append(errs, a.Err)
 			if n := s.quiet.due(); n > 0 {
-				s.cfg.Log.Info("attestor failed", "kind", s.cfg.Attestors[i].Name, "pid", p.PID, "err", errs[i], "count", n)
+				s.cfg.Log.Info("attestor failed", "kind", a.Name, "pid", p.PID, "err", a.Err, "count", n)
 			}
 			continue
 		}
-		selectors = append(selectors, a.Selectors...)
 		for _, why := range a.Omitted {
 			s.cfg.Log.Debug("selector left out", "pid", p.PID, "reason", why)
 		}
 	}
-	if failed == len(found) {
-		return nil, fault.New(fault.Unavailable, "attestation_failed", "what the calling process is could not be found out").
-			Because(errors.Join(errs...))
+	seen.failed = errors.Join(errs...)
+	if len(errs) == len(answers) {
+		return attested{}, reason.AttestorFailed.Because(seen.failed)
 	}
-	slices.SortFunc(selectors, entry.Selector.Compare)
-	selectors = slices.Compact(selectors)
-	if failed == 0 {
+	if seen.failed == nil {
 		c.mu.Lock()
-		c.known, c.attested = selectors, began
+		c.known, c.attested = seen, began
 		c.mu.Unlock()
 	}
-	return selectors, nil
+	return seen, nil
 }
 
-func (c *caller) remembered(now time.Time) ([]entry.Selector, bool) {
+func (c *caller) remembered(now time.Time) (attested, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.known, !c.attested.IsZero() && now.Sub(c.attested) < attestLife

@@ -2,9 +2,12 @@ package workloadapi
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"time"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/rpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -46,13 +49,13 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 		return err
 	}
 	if err := s.users.begin(c.uid); err != nil {
-		if n := s.quiet.due(); n > 0 {
-			s.cfg.Log.Info("call refused", "rpc", method, "uid", c.uid, "reason", fault.ReasonOf(err), "count", n)
-		}
+		s.note(c, method, err)
 		return err
 	}
 	defer s.users.end(c.uid)
-	_, err = s.contain.Contain(method, func() (any, error) { return nil, call() })
+	if _, err = s.contain.Contain(method, func() (any, error) { return nil, call() }); ctx.Err() == nil {
+		s.note(c, method, err)
+	}
 	if err != nil && fault.KindOf(err) == fault.Internal && ctx.Err() == nil {
 		if n := s.quiet.due(); n > 0 {
 			s.cfg.Log.Info("call failed", "rpc", method, "uid", c.uid, "err", err, "count", n)
@@ -61,7 +64,28 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 	return err
 }
 
-func needsHeader(method string) bool { return strings.HasPrefix(method, "/SpiffeWorkloadAPI/") }
+// note leaves a trace for the operator of who is refused what. It names no
+// selector: they may be private (RG72).
+func (s *Server) note(c *caller, method string, err error) {
+	switch fault.KindOf(err) {
+	case fault.Denied, fault.Unavailable, fault.Exhausted:
+	default:
+		return
+	}
+	n := s.refusals.due(refusal{c.uid, fault.ReasonOf(err)}, time.Now())
+	if n == 0 {
+		return
+	}
+	pid := 0
+	if p, perr := c.Peer(); perr == nil {
+		pid = p.PID
+	}
+	s.cfg.Log.Info("workload refused", "rpc", method, "uid", c.uid, "pid", pid, "reason", fault.ReasonOf(err), "count", n)
+}
+
+func needsHeader(method string) bool {
+	return strings.HasPrefix(method, "/SpiffeWorkloadAPI/") || strings.HasPrefix(method, "/plastron.why.v1.Self/")
+}
 
 // unknown answers calls of methods that are not offered, such as the profile
 // for WIT-SVIDs; the header comes first there, too (guard).
@@ -78,6 +102,9 @@ func toStatus(err error) error {
 		code = rpc.Code(err)
 	case fault.Unauthenticated:
 		code = codes.PermissionDenied
+	}
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		err = reason.Say(e, "%s (%s)", e.Message, e.Reason) // many clients show the text alone
 	}
 	return rpc.Status(err, code)
 }

@@ -3,18 +3,24 @@ package workloadapi
 import (
 	"context"
 	"crypto"
+	"errors"
 	"slices"
 	"time"
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
 )
+
+// errOtherID is the one answer for an identity that is another's or nobody's (R12).
+var errOtherID = fault.New(fault.Denied, "no_identity", "no identity issued: the SPIFFE ID is not one of this process's").
+	Fix("leave the SPIFFE ID out to get what there is")
 
 // FetchJWTSVID returns a JWT-SVID for each of the caller's identities, or for
 // the one it names. If one cannot be had the call fails.
@@ -31,9 +37,12 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest)
 	}
 	ctx, cancel := context.WithTimeout(ctx, jwtWait)
 	defer cancel()
-	c, view, err := s.see(ctx)
+	c, seen, view, err := s.see(ctx)
 	if err != nil {
 		return nil, err
+	}
+	if len(view.Matched) == 0 {
+		return nil, s.refuse(ctx, seen, errNothing)
 	}
 	resp := &workload.JWTSVIDResponse{}
 	for _, matched := range view.Matched {
@@ -42,43 +51,49 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest)
 		}
 		token, err := s.cfg.Mirror.JWT(ctx, matched.GrantID, req.GetAudience())
 		if fault.KindOf(err) == fault.Denied {
-			return nil, errNoIdentity // the grant went away meanwhile (R12)
+			return nil, s.refuse(ctx, seen, errNothing) // the grant went away meanwhile (R12)
 		}
 		if err != nil {
-			return nil, unavailable(err)
+			return nil, unsigned(err)
 		}
 		resp.Svids = append(resp.Svids, &workload.JWTSVID{SpiffeId: token.ID.String(), Svid: token.Token, Hint: token.Hint})
 	}
 	if len(resp.GetSvids()) == 0 {
-		s.explain(c, errNoIdentity)
-		return nil, errNoIdentity
+		return nil, errOtherID
 	}
 	return resp, c.Check() // R38: a caller that has gone or changed gets nothing
 }
 
 // see attests the caller of one call and returns what it may have.
-func (s *Server) see(ctx context.Context) (*caller, mirror.View, error) {
+func (s *Server) see(ctx context.Context) (*caller, attested, mirror.View, error) {
 	c, err := callerOf(ctx)
 	if err != nil {
-		return nil, mirror.View{}, err
+		return nil, attested{}, mirror.View{}, err
 	}
-	selectors, err := s.attest(ctx, c, false)
+	seen, err := s.attest(ctx, c, false)
 	if err != nil {
-		return nil, mirror.View{}, err
+		return nil, seen, mirror.View{}, err
 	}
-	sub := s.cfg.Mirror.Subscribe(selectors)
+	sub := s.cfg.Mirror.Subscribe(seen.facts.Selectors)
 	defer sub.Close()
 	view := sub.View()
-	if !view.Synced {
-		return nil, mirror.View{}, errNotSynced
+	if !view.Synced || view.Bundle.Keys == nil {
+		return nil, seen, view, s.refuse(ctx, seen, errNothing)
 	}
-	return c, view, nil
+	return c, seen, view, nil
 }
 
-// unavailable is what a caller reads of a failure between agent and server:
-// that it is not its own fault, and the reason.
-func unavailable(err error) error {
-	return fault.New(fault.Unavailable, fault.ReasonOf(err), "the server did not sign a token").Fix("try again").Because(err)
+// unsigned is what a caller reads of a failure between agent and server: that it
+// is not its own fault. What the server said is for the operator.
+func unsigned(err error) error {
+	switch fault.KindOf(err) {
+	case fault.Unavailable, fault.Exhausted, fault.Internal:
+		if errors.Is(err, reason.ClockSkew) {
+			return reason.ClockSkew.Because(err)
+		}
+		return reason.NotSignedYet.Because(err)
+	}
+	return reason.SigningRefused.Because(err)
 }
 
 func checkAudience(audience []string) error {
@@ -123,14 +138,13 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *workload.ValidateJWTS
 	case req.GetSvid() == "" || len(req.GetSvid()) > maxToken:
 		return nil, fault.New(fault.Invalid, "jwt_malformed", "the token is empty or too long")
 	}
-	c, view, err := s.see(ctx)
+	c, _, view, err := s.see(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if view.Bundle.Keys == nil {
-		return nil, errNotSynced
-	}
+	var of spiffeid.TrustDomain
 	claims, err := svid.ValidateJWT(req.GetSvid(), []string{req.GetAudience()}, func(td spiffeid.TrustDomain, keyID string) (crypto.PublicKey, bool) {
+		of = td
 		for _, b := range append([]mirror.Bundle{view.Bundle}, view.Federated...) {
 			if b.TrustDomain == td {
 				return b.Keys.JWTKey(keyID)
@@ -138,6 +152,9 @@ func (s *Server) ValidateJWTSVID(ctx context.Context, req *workload.ValidateJWTS
 		}
 		return nil, false
 	}, time.Now())
+	if err != nil && slices.Contains(view.Unknown, of) {
+		return nil, reason.FederatedBundleMissing.Because(err)
+	}
 	if err != nil {
 		return nil, err
 	}

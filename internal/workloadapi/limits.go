@@ -4,7 +4,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/reason"
 )
 
 // Limits bound what one user may take (R49). A zero field means its default,
@@ -58,11 +58,11 @@ func (u *users) connect(uid int64) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.connections >= u.limits.Connections {
-		return tooMany("connections", "the agent has no room for more connections")
+		return tooMany("the agent has no room for more connections")
 	}
 	who := u.userLocked(uid)
 	if who.connections >= u.limits.ConnectionsPerUser {
-		return tooMany("connections", "this user has too many connections open")
+		return tooMany("this user has too many connections open")
 	}
 	u.connections++
 	who.connections++
@@ -85,9 +85,9 @@ func (u *users) begin(uid int64) error {
 	who.filled = now
 	switch {
 	case who.calls >= u.limits.CallsPerUser:
-		return tooMany("calls", "this user has too many calls under way")
+		return tooMany("this user has too many calls under way")
 	case who.tokens < 1:
-		return tooMany("rate", "this user calls too often")
+		return tooMany("this user calls too often")
 	}
 	who.tokens--
 	who.calls++
@@ -119,9 +119,7 @@ func (u *users) userLocked(uid int64) *user {
 	return who
 }
 
-func tooMany(what, message string) error {
-	return fault.New(fault.Exhausted, "limit_"+what, "%s", message).Fix("wait a little and try again")
-}
+func tooMany(message string) error { return reason.Say(reason.RateLimited, "%s", message) }
 
 // quiet lets lines that callers cause through once a second and counts the rest (R104).
 type quiet struct {
@@ -140,5 +138,49 @@ func (q *quiet) due() int {
 	}
 	n := q.suppressed
 	q.last, q.suppressed = now, 0
+	return n
+}
+
+// Bounds on what is remembered of refusals.
+const (
+	refusalEvery = 10 * time.Minute
+	maxRefusals  = 1024
+)
+
+// refusals sees to it that each distinct refusal is logged once, and again now
+// and then for as long as it goes on, with how often it happened (R104).
+type refusals struct {
+	mu   sync.Mutex // guards seen
+	seen map[refusal]*tally
+}
+
+// refusal is what makes one distinct: who is refused, and why.
+type refusal struct {
+	uid    int64
+	reason string
+}
+
+type tally struct {
+	count  int // since it was last logged
+	logged time.Time
+}
+
+// due returns how many refusals a line written now stands for; 0: write none.
+func (r *refusals) due(what refusal, now time.Time) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.seen[what]
+	if t == nil {
+		if len(r.seen) >= maxRefusals {
+			r.seen = map[refusal]*tally{}
+		}
+		t = &tally{}
+		r.seen[what] = t
+	}
+	if t.count++; !t.logged.IsZero() && now.Sub(t.logged) < refusalEvery {
+		return 0
+	}
+	n := t.count
+	t.count, t.logged = 0, now
 	return n
 }

@@ -2,22 +2,19 @@ package workloadapi
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
-	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/reason"
 	"google.golang.org/protobuf/proto"
 )
 
-var (
-	errNoIdentity = fault.New(fault.Denied, identityReason, "no identity issued")
-	errNotSynced  = fault.New(fault.Unavailable, "not_synced", "the agent has not yet been told what there is").
-			Fix("try again")
-	errPending = fault.New(fault.Unavailable, "svid_pending", "an identity is there, but it has no valid SVID now").
-			Fix("try again; if it lasts, see the agent's log")
-)
+// errNothing says that there is nothing to hand out. No caller sees it: refuse
+// says why.
+var errNothing = errors.New("nothing to hand out")
 
 // watch is the life of one stream: attest, send the whole state, wait for a
 // change or for the time to look at the caller again, and so on (R42). answer
@@ -29,10 +26,10 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 		return err
 	}
 	var (
-		last      M
-		sent      bool
-		selectors []entry.Selector
-		sub       *mirror.Subscription
+		last M
+		sent bool
+		seen attested
+		sub  *mirror.Subscription
 	)
 	defer func() {
 		if sub != nil {
@@ -46,21 +43,21 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 		if err != nil {
 			return err
 		}
-		if sub == nil || !slices.Equal(now, selectors) {
-			fresh := s.cfg.Mirror.Subscribe(now)
+		if sub == nil || !slices.Equal(now.facts.Selectors, seen.facts.Selectors) {
+			fresh := s.cfg.Mirror.Subscribe(now.facts.Selectors)
 			if sub != nil {
 				sub.Close()
 			}
-			sub, selectors = fresh, now
+			sub = fresh
 		}
+		seen = now
 		view, err := s.ready(ctx, sub, pending)
-		if err != nil {
-			return err
+		var msg M
+		if err == nil {
+			msg, err = answer(view)
 		}
-		msg, err := answer(view)
 		if err != nil {
-			s.explain(c, err)
-			return err
+			return s.refuse(ctx, seen, err)
 		}
 		if !sent || !proto.Equal(msg, last) {
 			if err := s.deliver(c, func() error { return send(msg) }); err != nil {
@@ -83,7 +80,7 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 func (s *Server) ready(ctx context.Context, sub *mirror.Subscription, pending bool) (mirror.View, error) {
 	view := sub.View()
 	if !view.Synced {
-		return view, errNotSynced
+		return view, errNothing
 	}
 	if !pending || view.Pending == 0 {
 		return view, nil
@@ -114,14 +111,32 @@ func (s *Server) deliver(c *caller, send func() error) error {
 	return send()
 }
 
-// explain leaves a trace for the operator of why nobody got anything. It names
-// no selector: they may be private (RG72).
-func (s *Server) explain(c *caller, err error) {
-	p, perr := c.Peer()
-	if perr != nil {
-		return
+// refuse says why there is nothing to hand out, in the words that are for
+// everybody: what is nearly granted, and to whom, is told to the operator only.
+func (s *Server) refuse(ctx context.Context, seen attested, err error) error {
+	if !errors.Is(err, errNothing) {
+		return err
 	}
-	if n := s.quiet.due(); n > 0 {
-		s.cfg.Log.Info("no identity for a caller", "pid", p.PID, "uid", p.UID, "reason", fault.ReasonOf(err), "count", n)
+	r, _ := s.reasonFor(ctx, seen)
+	switch {
+	case r == nil, r == reason.FederatedBundleMissing:
+		return reason.NotSignedYet // there was nothing a moment ago
+	case r.Kind == fault.Denied:
+		return reason.Say(r, "no identity issued: %s", r.Message) // what clients look for
 	}
+	return r
+}
+
+// reasonFor returns the row of the table for a caller, or nil, and how many
+// identities are ready for it.
+func (s *Server) reasonFor(ctx context.Context, seen attested) (r *fault.Error, ready int) {
+	why := s.cfg.Mirror.Why(ctx, seen.facts, false)
+	switch r = why.Reason; {
+	case r == nil:
+	case r.Kind == fault.Denied && seen.failed != nil:
+		r = reason.AttestorFailed // what it did not say may be what is missing
+	default:
+		r = reason.Find(r.Reason)
+	}
+	return r, why.Ready()
 }

@@ -1,13 +1,14 @@
 // Package workloadapi is the agent's public socket: the SPIFFE Workload API,
-// with the standard's five stable calls. It finds out who calls (process),
-// what the caller is (the attestors), and hands out what the mirror has for it.
+// with the standard's five stable calls, and one by which a process asks why it
+// is refused. It finds out who calls (process), what the caller is (the
+// attestors), and hands out what the mirror has for it.
 //
 // What must always hold: nothing is done for a call without the security
 // header (R51); the caller is judged before and after attestation and once more
 // before each message leaves, and what has changed or exited gets nothing
 // (R37, R38, R40); every message is the whole state, the first comes at once,
-// none is empty; every refusal carries a stable reason (R131); one user's load
-// does not crowd out another's (R49).
+// none is empty; every refusal carries a stable reason, and nothing of what is
+// granted to others (R131); one user's load does not crowd out another's (R49).
 package workloadapi
 
 import (
@@ -17,6 +18,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/plastron/plastron/api/plastron/why/v1"
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/process"
@@ -41,16 +43,15 @@ const (
 
 // Waits in a call.
 const (
-	readyWait      = 5 * time.Second // for SVIDs that are being signed
-	attestWait     = 10 * time.Second
-	attestLife     = time.Second     // of what was found out about a connection's process
-	reattestEvery  = 5 * time.Minute // R42
-	sendWait       = 30 * time.Second
-	jwtWait        = 20 * time.Second
-	maxAudiences   = 64
-	maxAudience    = 2048
-	maxToken       = 64 << 10
-	identityReason = "no_identity"
+	readyWait     = 5 * time.Second // for SVIDs that are being signed
+	attestWait    = 10 * time.Second
+	attestLife    = time.Second     // of what was found out about a connection's process
+	reattestEvery = 5 * time.Minute // R42
+	sendWait      = 30 * time.Second
+	jwtWait       = 20 * time.Second
+	maxAudiences  = 64
+	maxAudience   = 2048
+	maxToken      = 64 << 10
 )
 
 // Config is what the socket stands on.
@@ -79,6 +80,7 @@ type Server struct {
 	users    *users
 	quiet    *quiet
 	contain  rpc.Guard
+	refusals *refusals
 }
 
 // Open creates the socket. Callers wait until Run.
@@ -90,7 +92,8 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{}, contain: rpc.Guard{Log: cfg.Log}}, nil
+	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{},
+		refusals: &refusals{seen: map[refusal]*tally{}}, contain: rpc.Guard{Log: cfg.Log}}, nil
 }
 
 // Close removes the socket of a server that does not run.
@@ -120,6 +123,7 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 	)
 	workload.RegisterSpiffeWorkloadAPIServer(g, s)
+	whyv1.RegisterSelfServer(g, self{server: s})
 	grpc_health_v1.RegisterHealthServer(g, health{server: s})
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()

@@ -128,7 +128,7 @@ func newRig(t *testing.T, change ...func(*workloadapi.Config)) *rig {
 	t.Helper()
 	s := mirrortest.New(t)
 	log := slog.New(slog.DiscardHandler)
-	m := mirror.New(mirror.Config{TrustDomain: s.TD, Link: s, Log: log})
+	m := mirror.New(mirror.Config{TrustDomain: s.TD, Link: s, Hint: s.Hint, Log: log})
 	f := &facts{}
 	f.set(nil, "unix:uid:1")
 	cfg := workloadapi.Config{SocketPath: filepath.Join(shortDir(t), "s"), TrustDomain: s.TD, Mirror: m,
@@ -338,8 +338,8 @@ func TestNoIdentity(t *testing.T) {
 			continue
 		}
 		err := call(r.ctx())
-		wants(t, err, codes.PermissionDenied, "no_identity")
-		if status.Convert(err).Message() != "no identity issued" {
+		wants(t, err, codes.PermissionDenied, "no_grant")
+		if text := status.Convert(err).Message(); !strings.HasPrefix(text, "no identity issued") || !strings.Contains(text, "(no_grant)") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -356,7 +356,7 @@ func TestUnauthenticatedVerifiers(t *testing.T) {
 				t.Errorf("%s: %v", name, err)
 			}
 		case "FetchX509SVID", "FetchJWTSVID":
-			wants(t, err, codes.PermissionDenied, "no_identity")
+			wants(t, err, codes.PermissionDenied, "no_grant")
 		}
 	}
 	s, err := workload.NewSpiffeWorkloadAPIClient(conn).FetchX509Bundles(r.ctx(), &workload.X509BundlesRequest{})
@@ -464,7 +464,7 @@ func TestX509Stream(t *testing.T) {
 	for err == nil {
 		_, err = s.Recv()
 	}
-	wants(t, err, codes.PermissionDenied, "no_identity")
+	wants(t, err, codes.PermissionDenied, "selector_mismatch")
 }
 
 func ownBundleAs(t *testing.T, r *rig, td string) *syncv1.Bundle {
@@ -492,7 +492,7 @@ func TestReattestedOnPush(t *testing.T) {
 	r.facts.set(nil, "unix:uid:2")
 	r.server.Put(r.server.Grant("b", "/b", "unix:uid:1"))
 	_, err = s.Recv()
-	wants(t, err, codes.PermissionDenied, "no_identity")
+	wants(t, err, codes.PermissionDenied, "selector_mismatch")
 }
 
 // R62: what was found out about a connection's process is good for the calls of
@@ -533,7 +533,7 @@ func TestAttestationFails(t *testing.T) {
 		t.Errorf("one of two attestors failed: %v", err)
 	}
 	second.set(errors.New("broken"))
-	wants(t, call(r.ctx()), codes.Unavailable, "attestation_failed")
+	wants(t, call(r.ctx()), codes.Unavailable, "attestor_failed")
 }
 
 func TestJWT(t *testing.T) {
@@ -709,16 +709,16 @@ func TestLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	wants(t, calls(conn)["FetchJWTSVID"](r.ctx()), codes.Unavailable, "limit_calls") // WEP-6-c
+	wants(t, calls(conn)["FetchJWTSVID"](r.ctx()), codes.Unavailable, "rate_limited") // WEP-6-c
 	cancel()
 	until(t, func() bool { return r.mirror.Stats().Subscribers == 0 })
 	var err error
 	for range 30 {
-		if err = calls(conn)["FetchJWTSVID"](r.ctx()); reasonOf(err) == "limit_rate" {
+		if err = calls(conn)["FetchJWTSVID"](r.ctx()); reasonOf(err) == "rate_limited" {
 			break
 		}
 	}
-	wants(t, err, codes.Unavailable, "limit_rate")
+	wants(t, err, codes.Unavailable, "rate_limited")
 	var open []net.Conn
 	for range 4 {
 		c, err := net.Dial("unix", r.path)

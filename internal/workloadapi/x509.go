@@ -12,11 +12,8 @@ func (s *Server) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerSt
 }
 
 func x509SVIDs(v mirror.View) (*workload.X509SVIDResponse, error) {
-	switch {
-	case len(v.Matched) == 0:
-		return nil, errNoIdentity
-	case len(v.Identities) == 0 || len(v.Bundle.X509) == 0:
-		return nil, errPending
+	if len(v.Identities) == 0 || len(v.Bundle.X509) == 0 {
+		return nil, errNothing
 	}
 	resp := &workload.X509SVIDResponse{FederatedBundles: map[string][]byte{}}
 	for _, id := range v.Identities {
@@ -46,7 +43,7 @@ func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.Se
 			}
 		}
 		if len(v.Bundle.X509) == 0 {
-			return nil, errNotSynced
+			return nil, errNothing
 		}
 		return resp, nil
 	}, stream.Send)
@@ -56,11 +53,11 @@ func (s *Server) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.Se
 func (s *Server) bundles(v mirror.View) ([]mirror.Bundle, error) {
 	switch {
 	case v.Bundle.Keys == nil:
-		return nil, errNotSynced
+		return nil, errNothing
 	case len(v.Matched) > 0:
 		return append([]mirror.Bundle{v.Bundle}, v.Federated...), nil
 	case s.cfg.AllowUnauthenticatedVerifiers:
 		return []mirror.Bundle{v.Bundle}, nil
 	}
-	return nil, errNoIdentity
+	return nil, errNothing
 }

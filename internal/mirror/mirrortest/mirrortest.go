@@ -43,6 +43,7 @@ type Server struct {
 	streams  map[*stream]bool
 	ttl      time.Duration
 	skew     time.Duration
+	hint     string
 	down     bool
 	refuse   map[string]string
 	spoil    func(serverlink.X509Result) serverlink.X509Result
@@ -231,6 +232,20 @@ func (s *Server) SetSkew(skew time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.skew = skew
+}
+
+// SetHint is what the server says of every process for which little speaks.
+func (s *Server) SetHint(code string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hint = code
+}
+
+// Hint is for mirror.Config.
+func (s *Server) Hint(context.Context, []entry.Selector) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hint, nil
 }
 
 // nowLocked is the server's time.

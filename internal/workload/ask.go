@@ -1,0 +1,59 @@
+package workload
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/internal/entry"
+)
+
+// Named is an attestor and the name that it has in configuration and logs.
+type Named struct {
+	Name string
+	Attestor
+}
+
+// Answer is what one attestor said of a process.
+type Answer struct {
+	Name string
+	Attested
+	Took time.Duration
+	Err  error
+}
+
+// Ask asks all attestors at once and returns their answers in their order.
+func Ask(ctx context.Context, attestors []Named, pid int) []Answer {
+	answers := make([]Answer, len(attestors))
+	ask := func(i int) {
+		began := time.Now()
+		said, err := attestors[i].Attest(ctx, pid)
+		answers[i] = Answer{Name: attestors[i].Name, Attested: said, Took: time.Since(began), Err: err}
+	}
+	var wg sync.WaitGroup
+	for i := 1; i < len(attestors); i++ {
+		wg.Go(func() { ask(i) })
+	}
+	if len(attestors) > 0 {
+		ask(0)
+	}
+	wg.Wait()
+	return answers
+}
+
+// Facts puts together what the attestors that answered know. One that failed
+// only takes its selectors away (R47).
+func Facts(answers []Answer) entry.Facts {
+	facts := entry.Facts{Values: map[string]string{}}
+	for _, a := range answers {
+		if a.Err == nil {
+			facts.Selectors = append(facts.Selectors, a.Selectors...)
+			maps.Copy(facts.Values, a.Attested.Facts)
+		}
+	}
+	slices.SortFunc(facts.Selectors, entry.Selector.Compare)
+	facts.Selectors = slices.Compact(facts.Selectors)
+	return facts
+}

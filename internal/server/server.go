@@ -184,7 +184,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
 		About: serverapi.About{
 			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
-			StoreKind: "sqlite", StoreDir: s.plan.store.Dir, StoreSize: opened.Size, CheckStore: opened.Check,
+			StoreKind: "sqlite", StoreDir: s.plan.store.Dir, StoreSize: opened.Size, StoreHealth: st.healthy, CheckStore: opened.Check,
 		},
 		RulePairs:       set.RulePairsPerAgent,
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,

@@ -140,7 +140,8 @@ func newRig(t *testing.T, options ...option) *rig {
 		Certificate: func() (*tls.Certificate, error) { return &own.cert, nil },
 		Health:      func() error { return nil }, X509TTL: time.Hour, JWTTL: 5 * time.Minute, Log: log,
 		UnlimitedAttest: true, UnlimitedSigning: true,
-		About: serverapi.About{ServerID: "s1", Version: "test", StoreKind: "sqlite", StoreSize: st.Size, CheckStore: st.Check, Started: time.Now()},
+		About: serverapi.About{ServerID: "s1", Version: "test", StoreKind: "sqlite", StoreSize: st.Size,
+			StoreHealth: func() error { return nil }, CheckStore: st.Check, Started: time.Now()},
 	}
 	for _, o := range options {
 		o(&cfg, &nodesConfig)

@@ -21,6 +21,7 @@ type About struct {
 	ServerID, Version, DataDir, SocketPath string
 	StoreKind, StoreDir                    string
 	StoreSize                              func() int64
+	StoreHealth                            func() error // nil: its last write went well
 	CheckStore                             func() error // reads all of it
 	Started                                time.Time
 }
@@ -57,10 +58,12 @@ func (s *Server) status(checkStore bool, now time.Time) *statusv1.ServerStatus {
 	}
 	sequence := s.describe(out, now)
 	out.Attached = s.attached(sequence, now)
-	if checkStore {
-		err := about.CheckStore()
-		out.Store.Fault, out.Store.Checked = writeFault(err), fault.ReasonOf(err) != "check_under_way"
+	err := about.StoreHealth()
+	if err == nil && checkStore {
+		err = about.CheckStore()
+		out.Store.Checked = fault.ReasonOf(err) != "check_under_way"
 	}
+	out.Store.Fault = writeFault(err)
 	return out
 }
 

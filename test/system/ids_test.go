@@ -570,23 +570,32 @@ func (d *deployment) forger() *forger {
 // authorityKeys reads the server's key file.
 func (d *deployment) authorityKeys() map[string]*ecdsa.PrivateKey {
 	d.t.Helper()
-	b, err := os.ReadFile(d.path("server/keys.json"))
+	keys, err := keyFile(d.path("server/keys.json"))
 	if err != nil {
 		d.t.Fatal(err)
 	}
+	return keys
+}
+
+// keyFile reads the file of a disk key manager.
+func keyFile(path string) (map[string]*ecdsa.PrivateKey, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
 	var file struct{ Keys map[string][]byte }
 	if err := json.Unmarshal(b, &file); err != nil {
-		d.t.Fatal(err)
+		return nil, err
 	}
 	all := map[string]*ecdsa.PrivateKey{}
 	for id, der := range file.Keys {
 		key, err := x509.ParsePKCS8PrivateKey(der)
 		if err != nil {
-			d.t.Fatal(err)
+			return nil, err
 		}
 		all[id] = key.(*ecdsa.PrivateKey)
 	}
-	return all
+	return all, nil
 }
 
 // validates asks the Workload API to validate a token whose subject is sub.

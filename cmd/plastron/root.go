@@ -41,6 +41,7 @@ func (p *program) root() *cobra.Command {
 				group("validate", "Check a credential", p.validateJWTCommand()),
 				p.watchCommand(),
 			),
+			p.agentStatusCommand(),
 			p.agentHealthcheckCommand(),
 		),
 		p.versionCommand(),

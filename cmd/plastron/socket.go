@@ -20,6 +20,7 @@ import (
 const (
 	serverSocket = "/tmp/spire-server/private/api.sock"
 	agentSocket  = "/tmp/spire-agent/public/api.sock"
+	adminSocket  = "/tmp/spire-agent/private/admin.sock" // SPIRE's agents have none by default
 )
 
 // maxSocketPath is what fits into the kernel's address, without the closing zero.
@@ -49,6 +50,15 @@ func agentSocketFlags(flags *pflag.FlagSet) *socket {
 	return s
 }
 
+// agentAdminFlags are for what an agent tells its operator only.
+func agentAdminFlags(flags *pflag.FlagSet) *socket {
+	s := &socket{kind: "agent's admin socket", variable: "PLASTRON_AGENT_ADMIN_SOCKET", def: adminSocket,
+		absent: "start an agent, or name its socket (admin_socket_path; without it private/admin.sock beside public, or admin.sock in data_dir) with -adminSocketPath or PLASTRON_AGENT_ADMIN_SOCKET",
+		denied: "run this as the user that runs the agent, or as root"}
+	flags.StringVar(&s.path, "adminSocketPath", "", "`PATH` of the agent's admin socket (environment: "+s.variable+"; otherwise "+s.def+")")
+	return s
+}
+
 func (s *socket) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.path, "socketPath", "", "`PATH` of the "+s.kind+" socket (environment: "+s.variable+"; otherwise "+s.def+")")
 	flags.StringVar(&s.instance, "instance", "", "`NAME` that replaces %i in the environment variable "+s.template)
@@ -57,7 +67,10 @@ func (s *socket) addFlags(flags *pflag.FlagSet) {
 // find returns the path of the socket.
 func (s *socket) find() (string, error) {
 	path := s.path
-	template, hasTemplate := os.LookupEnv(s.template)
+	template, hasTemplate := "", false
+	if s.template != "" {
+		template, hasTemplate = os.LookupEnv(s.template)
+	}
 	fromEnvironment, hasVariable := os.LookupEnv(s.variable)
 	switch {
 	case path != "" && s.instance != "":

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -64,6 +66,91 @@ func (p *program) serverListCommand() *cobra.Command {
 		return table.Flush()
 	}
 	return c
+}
+
+func (p *program) agentStatusCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Say how the agent is doing",
+		Long: `Says how the agent is doing: who it is, how far it is with its server, what it holds
+and what of that ends first, how often callers were refused and why. It asks the
+agent's admin socket, which lets in root and the agent's own user.
+
+The exit status is 0 if the agent is in step with its server, 2 if it is not and serves
+what it has, 1 if it has no identity that is still good, or does not answer.`,
+	}
+	at, out := agentAdminFlags(c.Flags()), outputFlag(c.Flags())
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		got, err := agentStatus(c, at)
+		if err != nil {
+			return err
+		}
+		if *out == asJSON {
+			err = printJSON(p.stdout, got)
+		} else {
+			err = printAgentStatus(p.stdout, got, p.start)
+		}
+		switch {
+		case err != nil:
+			return err
+		case got.GetId() == "" || got.GetExpiresAt() <= p.start.Unix():
+			return exitStatus(exitFailed)
+		case !got.GetFollowing().GetInStep():
+			return exitStatus(exitWarned)
+		}
+		return nil
+	}
+	return c
+}
+
+func agentStatus(c *cobra.Command, at *socket) (*statusv1.AgentStatus, error) {
+	conn, peer, err := at.dial(c.Context())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	ctx, cancel := contextWithTimeout(c, 10*time.Second)
+	defer cancel()
+	got, err := statusv1.NewAgentClient(conn).Status(ctx, &statusv1.AgentStatusRequest{})
+	return got, peer.fault(err)
+}
+
+func printAgentStatus(w io.Writer, s *statusv1.AgentStatus, now time.Time) error {
+	f := s.GetFollowing()
+	rows := facts{{"Agent", cmp.Or(s.GetId(), "not attested yet")}, {"Version", s.GetVersion()}, {"Trust domain", s.GetTrustDomain()},
+		{"Up since", since(s.GetStartedAt(), now)}, {"Own SVID", "until " + until(s.GetExpiresAt(), now)}, {"Attestor", s.GetAttestor()}}
+	if s.GetCanReattest() {
+		rows[len(rows)-1][1] += ", at any time"
+	}
+	rows.add("Server", fmt.Sprintf("%s, by %s", f.GetAddress(), f.GetMode()))
+	state := "no"
+	if f.GetInStep() {
+		state = "yes"
+	}
+	if f.GetSince() != 0 {
+		state += ", since " + since(f.GetSince(), now)
+	}
+	rows.add("In step", state)
+	if f.GetFault() != nil {
+		rows.add("Because", fmt.Sprintf("%s (%s)", f.GetFault().GetMessage(), f.GetFault().GetReason()))
+	}
+	rows.add("Position", positionText(f.GetPosition()))
+	rows.add("Last heard", since(f.GetHeardAt(), now))
+	rows.add("Last acknowledged", since(f.GetAcknowledgedAt(), now))
+	if f.GetClockKnown() {
+		rows.add("Server's clock", aheadText(f.GetClockAheadMs()))
+	}
+	rows.add("Bundle", fmt.Sprintf("sequence %d, %s, until %s", s.GetBundleSequence(),
+		plural(int(s.GetX509Authorities()), "X.509 authority", "X.509 authorities"), until(s.GetBundleExpiresAt(), now)))
+	rows.add("Holds", fmt.Sprintf("%d grants, %d X.509-SVIDs, %d JWT-SVIDs", s.GetGrants(), s.GetX509Svids(), s.GetJwtSvids()))
+	rows.add("Serves", fmt.Sprintf("%d connections, %d calls, %d listening at %s", s.GetConnections(), s.GetCalls(), s.GetSubscribers(), s.GetSocketPath()))
+	for _, e := range s.GetEnding() {
+		rows.add("Ends first", fmt.Sprintf("%s, %s", e.GetSpiffeId(), until(e.GetExpiresAt(), now)))
+	}
+	for _, reason := range slices.Sorted(maps.Keys(s.GetRefusals())) {
+		rows.add("Refused", fmt.Sprintf("%s, %s", reason, plural(int(s.GetRefusals()[reason]), "time", "times")))
+	}
+	return rows.print(w)
 }
 
 func serverStatus(c *cobra.Command, at *socket, checkStore bool) (*statusv1.ServerStatus, error) {

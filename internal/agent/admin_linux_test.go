@@ -1,12 +1,23 @@
 package agent_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
+
+	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
+	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
+	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 
 	"github.com/plastron/plastron/internal/agent"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 )
 
 // The admin socket lies beside the public one's directory or in the data
@@ -68,5 +79,85 @@ func TestAdminSocket(t *testing.T) {
 				t.Errorf("after the agent's end: %v", err)
 			}
 		})
+	}
+}
+
+// An operator is told what the agent holds, and that it is out of step when the
+// server goes away, while it serves on (R56).
+func TestStatus(t *testing.T) {
+	d := newDomain(t)
+	cfg := d.agentConfig()
+	_, stop := d.agent(cfg)
+	defer stop()
+	conn, err := grpc.NewClient("unix:"+filepath.Join(cfg.Agent.DataDir, "admin.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	status := func() *statusv1.AgentStatus {
+		t.Helper()
+		got, err := statusv1.NewAgentClient(conn).Status(t.Context(), &statusv1.AgentStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	until := func(what string, holds func(*statusv1.AgentStatus) bool) *statusv1.AgentStatus {
+		t.Helper()
+		look, late := time.NewTicker(5*time.Millisecond), time.After(wait)
+		defer look.Stop()
+		for {
+			got := status()
+			if holds(got) {
+				return got
+			}
+			select {
+			case <-look.C:
+			case <-late:
+				t.Fatalf("it does not come that %s: %v", what, got)
+			}
+		}
+	}
+	fetch := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), wait)
+		defer cancel()
+		_, err := workloadapi.FetchX509Context(ctx, workloadapi.WithAddr("unix://"+cfg.Agent.SocketPath))
+		return err
+	}
+	if err := fetch(); err == nil {
+		t.Fatal("there is an identity already")
+	}
+	got := until("it is in step", func(s *statusv1.AgentStatus) bool { return s.Following.InStep })
+	refused := uint64(0)
+	for _, n := range got.Refusals {
+		refused += n
+	}
+	f := got.Following
+	if got.Id == "" || got.TrustDomain != "example.org" || got.Attestor != "join_token" || got.ExpiresAt <= time.Now().Unix() || got.DataDir != cfg.Agent.DataDir ||
+		got.X509Authorities != 1 || got.BundleSequence == 0 || refused == 0 || f.Mode != "push" || f.Address != d.addr || f.Since == 0 || f.HeardAt == 0 ||
+		f.AcknowledgedAt == 0 || len(f.Position.GetEpoch()) != 32 || !f.ClockKnown || f.ClockAheadMs > 60_000 || f.ClockAheadMs < -60_000 {
+		t.Errorf("%v", got)
+	}
+	resp, err := entryv1.NewEntryClient(d.conn).BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*spiretypes.Entry{{
+		SpiffeId:  &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: "/web"},
+		ParentId:  &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: strings.TrimPrefix(got.Id, "spiffe://example.org")},
+		Selectors: []*spiretypes.Selector{{Type: "unix", Value: "uid:" + strconv.Itoa(os.Getuid())}},
+	}}})
+	if err != nil || resp.Results[0].Status.Code != 0 {
+		t.Fatal(resp, err)
+	}
+	got = until("the SVID is there", func(s *statusv1.AgentStatus) bool { return s.X509Svids == 1 })
+	if got.Grants != 1 || len(got.Ending) != 1 || got.Ending[0].SpiffeId != "spiffe://example.org/web" || got.Ending[0].GrantId != resp.Results[0].Entry.Id {
+		t.Errorf("%v", got)
+	}
+	d.stop()
+	got = until("it is not in step", func(s *statusv1.AgentStatus) bool {
+		return !s.Following.InStep && s.Following.Fault.GetReason() == "server_unavailable"
+	})
+	if got.X509Svids != 1 || got.Following.Position.GetRevision() == 0 {
+		t.Errorf("without its server: %v", got)
+	}
+	if err := fetch(); err != nil {
+		t.Errorf("without its server: %v", err)
 	}
 }

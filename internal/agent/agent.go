@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/plastron/plastron/api/plastron/sync/v1"
 	"github.com/plastron/plastron/internal/agentapi"
@@ -132,6 +133,7 @@ func (a *Agent) SocketPath() string { return a.cfg.Agent.SocketPath }
 
 // Run runs the agent until ctx is done or it cannot go on.
 func (a *Agent) Run(ctx context.Context) error {
+	started := time.Now()
 	dir, err := openDataDir(a.cfg.Agent.DataDir, a.log)
 	if err != nil {
 		return err
@@ -178,7 +180,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 
-	admin, err := a.openAdmin()
+	admin, err := a.openAdmin(statuses{agent: a, mirror: m, link: link, api: api, started: started}.register)
 	if err != nil {
 		return errors.Join(err, api.Close())
 	}

@@ -109,6 +109,15 @@ func (m *Mirror) Stats() Stats {
 	return m.machine.stats()
 }
 
+// Report says how the mirror is doing, and which SVIDs end first, at most n of them.
+func (m *Mirror) Report(n int) Report {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.machine.report(n)
+	r.JWTSVIDs = len(m.tokens.held)
+	return r
+}
+
 // Run follows the server until ctx is done.
 func (m *Mirror) Run(ctx context.Context) error {
 	var wg sync.WaitGroup

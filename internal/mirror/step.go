@@ -97,8 +97,12 @@ func (m *machine) step(ev event) effects {
 	dirty := map[*group]bool{}
 	switch what := ev.what.(type) {
 	case connected:
+		m.ledger.since = ev.now
 		m.hello(&fx)
 	case disconnected:
+		if m.online {
+			m.ledger.since = ev.now
+		}
 		m.hangUp()
 		m.ledger.stream = what.err
 	case *syncv1.ServerMessage:

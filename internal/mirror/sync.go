@@ -41,7 +41,7 @@ func (m *machine) receive(msg *syncv1.ServerMessage, ev event, dirty map[*group]
 			return
 		}
 		m.position = msg.Current.GetPosition()
-		m.acknowledge(fx)
+		m.acknowledge(ev.now, fx)
 	case *syncv1.ServerMessage_Inventory:
 		m.takeInventory(msg.Inventory, fx)
 	case *syncv1.ServerMessage_Delta:
@@ -69,8 +69,8 @@ func (m *machine) agrees(hash []byte) bool {
 	return string(sum[:]) == string(hash)
 }
 
-func (m *machine) acknowledge(fx *effects) {
-	m.following = true
+func (m *machine) acknowledge(now time.Time, fx *effects) {
+	m.following, m.ledger.acknowledged = true, now
 	sum := m.sum.Bytes()
 	fx.send = append(fx.send, &syncv1.AgentMessage{Message: &syncv1.AgentMessage_Ack{Ack: &syncv1.Ack{
 		Position: m.position, Hash: sum[:], BundleSequence: m.stats().BundleSequence}}})
@@ -146,7 +146,7 @@ func (m *machine) takeDelta(d *syncv1.Delta, ev event, dirty map[*group]bool, fx
 	m.position = d.GetPosition()
 	m.commit(c, ev, dirty, fx)
 	m.synced = true
-	m.acknowledge(fx)
+	m.acknowledge(ev.now, fx)
 }
 
 func samePosition(a, b *syncv1.Position) bool {

@@ -71,13 +71,15 @@ type Sync struct {
 	Err               error // why there is no conversation
 }
 
-// ledger is what the machine remembers for Why alone.
+// ledger is what the machine remembers for Why and Report alone.
 type ledger struct {
-	heard     time.Time
-	skew      time.Duration
-	skewKnown bool
-	signing   error // why the last batch as a whole was not signed
-	stream    error // why the last conversation ended
+	since        time.Time // the conversation began, or ended
+	acknowledged time.Time
+	heard        time.Time
+	skew         time.Duration
+	skewKnown    bool
+	signing      error // why the last batch as a whole was not signed
+	stream       error // why the last conversation ended
 }
 
 // hear takes note of a message and, if it carries one, of the server's clock.
@@ -99,13 +101,7 @@ func (m *machine) why(facts entry.Facts, now time.Time) Why {
 		}
 	}
 	_, trace := entry.Match(near, facts, now)
-	w := Why{Near: trace.Near, Sync: Sync{
-		Synced: m.synced, Connected: m.online, Position: m.position,
-		Heard: m.ledger.heard, Skew: m.ledger.skew, SkewKnown: m.ledger.skewKnown,
-	}}
-	if !m.online {
-		w.Sync.Err = m.ledger.stream
-	}
+	w := Why{Near: trace.Near, Sync: m.inSync()}
 	for _, matched := range trace.Matched {
 		w.Grants = append(w.Grants, m.fitting(matched, now))
 	}

@@ -132,7 +132,7 @@ func (c *Client) Follow(ctx context.Context) (*Stream, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var talk conversation
 	var err error
-	if c.polls() {
+	if c.Polls() {
 		talk, err = c.poller.follow(ctx)
 	} else {
 		talk, err = c.push(ctx)
@@ -190,10 +190,10 @@ func (c *Client) poll(peer peering) {
 	c.mute = peer
 }
 
-// polls reports whether the server is known to have SPIRE's services only. What a
+// Polls reports whether the server is known to have SPIRE's services only. What a
 // process can do it can do until it ends, so this is asked anew with each
 // connection and not otherwise.
-func (c *Client) polls() bool {
+func (c *Client) Polls() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.mute == c.conn.peering()
@@ -216,7 +216,7 @@ type X509Result struct {
 func (c *Client) X509(ctx context.Context, items []X509Item) ([]X509Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if c.polls() {
+	if c.Polls() {
 		return c.spireX509(ctx, items)
 	}
 	req := &issuev1.X509Request{}
@@ -255,7 +255,7 @@ type JWTResult struct {
 func (c *Client) JWT(ctx context.Context, grantID string, audience []string) (JWTResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if c.polls() {
+	if c.Polls() {
 		return c.spireJWT(ctx, grantID, audience)
 	}
 	conn := c.current()

@@ -234,7 +234,7 @@ func (s *polled) pollLocked() error {
 	switch reason := fault.ReasonOf(err); {
 	case err == nil:
 		p.failures, p.due = 0, now.Add(spread(pollInterval, 10))
-		if !p.client.polls() {
+		if !p.client.Polls() {
 			return noPush() // it came over a new connection
 		}
 	case reason == "call_ended": // the connection was moved

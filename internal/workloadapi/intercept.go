@@ -29,11 +29,11 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		resp, err = handler(ctx, req)
 		return err
 	})
-	return resp, toStatus(err)
+	return resp, toStatus(s.outcomes.count(err))
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return toStatus(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, ss) }))
+	return toStatus(s.outcomes.count(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, ss) })))
 }
 
 // guard is what every call passes: the header first, before any work (W1), then

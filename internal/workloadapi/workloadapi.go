@@ -81,6 +81,7 @@ type Server struct {
 	quiet    *quiet
 	contain  rpc.Guard
 	refusals *refusals
+	outcomes outcomes
 }
 
 // Open creates the socket. Callers wait until Run.
@@ -93,7 +94,8 @@ func Open(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{},
-		refusals: &refusals{seen: map[refusal]*tally{}}, contain: rpc.Guard{Log: cfg.Log}}, nil
+		refusals: &refusals{seen: map[refusal]*tally{}}, outcomes: outcomes{by: map[string]uint64{}},
+		contain: rpc.Guard{Log: cfg.Log}}, nil
 }
 
 // Close removes the socket of a server that does not run.

@@ -821,23 +821,22 @@ type AgentStatus struct {
 	TrustDomain     string                 `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	StartedAt       int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	ExpiresAt       int64                  `protobuf:"varint,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // of its own SVID
-	RenewAt         int64                  `protobuf:"varint,6,opt,name=renew_at,json=renewAt,proto3" json:"renew_at,omitempty"`
-	Attestor        string                 `protobuf:"bytes,7,opt,name=attestor,proto3" json:"attestor,omitempty"`
-	CanReattest     bool                   `protobuf:"varint,8,opt,name=can_reattest,json=canReattest,proto3" json:"can_reattest,omitempty"`
-	Following       *Following             `protobuf:"bytes,9,opt,name=following,proto3" json:"following,omitempty"`
-	Grants          uint64                 `protobuf:"varint,10,opt,name=grants,proto3" json:"grants,omitempty"`
-	X509Svids       uint64                 `protobuf:"varint,11,opt,name=x509_svids,json=x509Svids,proto3" json:"x509_svids,omitempty"`
-	JwtSvids        uint64                 `protobuf:"varint,12,opt,name=jwt_svids,json=jwtSvids,proto3" json:"jwt_svids,omitempty"`
-	Subscribers     uint64                 `protobuf:"varint,13,opt,name=subscribers,proto3" json:"subscribers,omitempty"` // callers of one kind that listen for changes
-	Connections     uint64                 `protobuf:"varint,14,opt,name=connections,proto3" json:"connections,omitempty"` // to the Workload API
-	Calls           uint64                 `protobuf:"varint,15,opt,name=calls,proto3" json:"calls,omitempty"`             // under way there, open streams included
-	BundleSequence  uint64                 `protobuf:"varint,16,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
-	X509Authorities uint32                 `protobuf:"varint,17,opt,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`                                      // in the bundle that it trusts
-	BundleExpiresAt int64                  `protobuf:"varint,18,opt,name=bundle_expires_at,json=bundleExpiresAt,proto3" json:"bundle_expires_at,omitempty"`                                    // when the last of them ends
-	Ending          []*Ending              `protobuf:"bytes,19,rep,name=ending,proto3" json:"ending,omitempty"`                                                                                // what ends first, at most 5
-	Refusals        map[string]uint64      `protobuf:"bytes,20,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // of callers, by reason, since the start
-	SocketPath      string                 `protobuf:"bytes,21,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
-	DataDir         string                 `protobuf:"bytes,22,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
+	Attestor        string                 `protobuf:"bytes,6,opt,name=attestor,proto3" json:"attestor,omitempty"`
+	CanReattest     bool                   `protobuf:"varint,7,opt,name=can_reattest,json=canReattest,proto3" json:"can_reattest,omitempty"` // the node may prove itself again at any time
+	Following       *Following             `protobuf:"bytes,8,opt,name=following,proto3" json:"following,omitempty"`
+	Grants          uint64                 `protobuf:"varint,9,opt,name=grants,proto3" json:"grants,omitempty"`
+	X509Svids       uint64                 `protobuf:"varint,10,opt,name=x509_svids,json=x509Svids,proto3" json:"x509_svids,omitempty"`
+	JwtSvids        uint64                 `protobuf:"varint,11,opt,name=jwt_svids,json=jwtSvids,proto3" json:"jwt_svids,omitempty"`
+	Subscribers     uint64                 `protobuf:"varint,12,opt,name=subscribers,proto3" json:"subscribers,omitempty"` // calls that listen for changes
+	Connections     uint64                 `protobuf:"varint,13,opt,name=connections,proto3" json:"connections,omitempty"` // to the Workload API
+	Calls           uint64                 `protobuf:"varint,14,opt,name=calls,proto3" json:"calls,omitempty"`             // under way there, open streams included
+	BundleSequence  uint64                 `protobuf:"varint,15,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
+	X509Authorities uint32                 `protobuf:"varint,16,opt,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`                                      // in the bundle that it trusts
+	BundleExpiresAt int64                  `protobuf:"varint,17,opt,name=bundle_expires_at,json=bundleExpiresAt,proto3" json:"bundle_expires_at,omitempty"`                                    // when the last of them ends
+	Ending          []*Ending              `protobuf:"bytes,18,rep,name=ending,proto3" json:"ending,omitempty"`                                                                                // the X.509-SVIDs that end first, at most 5
+	Refusals        map[string]uint64      `protobuf:"bytes,19,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // of callers, by reason, since the start
+	SocketPath      string                 `protobuf:"bytes,20,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
+	DataDir         string                 `protobuf:"bytes,21,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -903,13 +902,6 @@ func (x *AgentStatus) GetStartedAt() int64 {
 func (x *AgentStatus) GetExpiresAt() int64 {
 	if x != nil {
 		return x.ExpiresAt
-	}
-	return 0
-}
-
-func (x *AgentStatus) GetRenewAt() int64 {
-	if x != nil {
-		return x.RenewAt
 	}
 	return 0
 }
@@ -1030,7 +1022,7 @@ func (x *AgentStatus) GetDataDir() string {
 type Following struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Address        string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
-	Mode           string                 `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"` // push: the server tells what changes
+	Mode           string                 `protobuf:"bytes,2,opt,name=mode,proto3" json:"mode,omitempty"` // push: the server tells what changes; poll: it is asked every few seconds
 	InStep         bool                   `protobuf:"varint,3,opt,name=in_step,json=inStep,proto3" json:"in_step,omitempty"`
 	Since          int64                  `protobuf:"varint,4,opt,name=since,proto3" json:"since,omitempty"`                    // when this connection's stream was opened, or ended if it is not in step
 	HeardAt        int64                  `protobuf:"varint,5,opt,name=heard_at,json=heardAt,proto3" json:"heard_at,omitempty"` // when the server last said something
@@ -1145,10 +1137,9 @@ func (x *Following) GetClockAheadMs() int64 {
 
 type Ending struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"` // "agent", or "x509"
-	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
-	GrantId       string                 `protobuf:"bytes,3,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
-	ExpiresAt     int64                  `protobuf:"varint,4,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	GrantId       string                 `protobuf:"bytes,2,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1181,13 +1172,6 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
 	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{13}
-}
-
-func (x *Ending) GetWhat() string {
-	if x != nil {
-		return x.What
-	}
-	return ""
 }
 
 func (x *Ending) GetSpiffeId() string {
@@ -1286,7 +1270,7 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x14\n" +
-	"\x12AgentStatusRequest\"\xd5\x06\n" +
+	"\x12AgentStatusRequest\"\xba\x06\n" +
 	"\vAgentStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12!\n" +
@@ -1294,27 +1278,26 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\n" +
 	"started_at\x18\x04 \x01(\x03R\tstartedAt\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x05 \x01(\x03R\texpiresAt\x12\x19\n" +
-	"\brenew_at\x18\x06 \x01(\x03R\arenewAt\x12\x1a\n" +
-	"\battestor\x18\a \x01(\tR\battestor\x12!\n" +
-	"\fcan_reattest\x18\b \x01(\bR\vcanReattest\x12;\n" +
-	"\tfollowing\x18\t \x01(\v2\x1d.plastron.status.v1.FollowingR\tfollowing\x12\x16\n" +
-	"\x06grants\x18\n" +
-	" \x01(\x04R\x06grants\x12\x1d\n" +
+	"expires_at\x18\x05 \x01(\x03R\texpiresAt\x12\x1a\n" +
+	"\battestor\x18\x06 \x01(\tR\battestor\x12!\n" +
+	"\fcan_reattest\x18\a \x01(\bR\vcanReattest\x12;\n" +
+	"\tfollowing\x18\b \x01(\v2\x1d.plastron.status.v1.FollowingR\tfollowing\x12\x16\n" +
+	"\x06grants\x18\t \x01(\x04R\x06grants\x12\x1d\n" +
 	"\n" +
-	"x509_svids\x18\v \x01(\x04R\tx509Svids\x12\x1b\n" +
-	"\tjwt_svids\x18\f \x01(\x04R\bjwtSvids\x12 \n" +
-	"\vsubscribers\x18\r \x01(\x04R\vsubscribers\x12 \n" +
-	"\vconnections\x18\x0e \x01(\x04R\vconnections\x12\x14\n" +
-	"\x05calls\x18\x0f \x01(\x04R\x05calls\x12'\n" +
-	"\x0fbundle_sequence\x18\x10 \x01(\x04R\x0ebundleSequence\x12)\n" +
-	"\x10x509_authorities\x18\x11 \x01(\rR\x0fx509Authorities\x12*\n" +
-	"\x11bundle_expires_at\x18\x12 \x01(\x03R\x0fbundleExpiresAt\x122\n" +
-	"\x06ending\x18\x13 \x03(\v2\x1a.plastron.status.v1.EndingR\x06ending\x12I\n" +
-	"\brefusals\x18\x14 \x03(\v2-.plastron.status.v1.AgentStatus.RefusalsEntryR\brefusals\x12\x1f\n" +
-	"\vsocket_path\x18\x15 \x01(\tR\n" +
+	"x509_svids\x18\n" +
+	" \x01(\x04R\tx509Svids\x12\x1b\n" +
+	"\tjwt_svids\x18\v \x01(\x04R\bjwtSvids\x12 \n" +
+	"\vsubscribers\x18\f \x01(\x04R\vsubscribers\x12 \n" +
+	"\vconnections\x18\r \x01(\x04R\vconnections\x12\x14\n" +
+	"\x05calls\x18\x0e \x01(\x04R\x05calls\x12'\n" +
+	"\x0fbundle_sequence\x18\x0f \x01(\x04R\x0ebundleSequence\x12)\n" +
+	"\x10x509_authorities\x18\x10 \x01(\rR\x0fx509Authorities\x12*\n" +
+	"\x11bundle_expires_at\x18\x11 \x01(\x03R\x0fbundleExpiresAt\x122\n" +
+	"\x06ending\x18\x12 \x03(\v2\x1a.plastron.status.v1.EndingR\x06ending\x12I\n" +
+	"\brefusals\x18\x13 \x03(\v2-.plastron.status.v1.AgentStatus.RefusalsEntryR\brefusals\x12\x1f\n" +
+	"\vsocket_path\x18\x14 \x01(\tR\n" +
 	"socketPath\x12\x19\n" +
-	"\bdata_dir\x18\x16 \x01(\tR\adataDir\x1a;\n" +
+	"\bdata_dir\x18\x15 \x01(\tR\adataDir\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xde\x02\n" +
@@ -1330,13 +1313,12 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\vclock_known\x18\t \x01(\bR\n" +
 	"clockKnown\x12$\n" +
 	"\x0eclock_ahead_ms\x18\n" +
-	" \x01(\x03R\fclockAheadMs\"s\n" +
-	"\x06Ending\x12\x12\n" +
-	"\x04what\x18\x01 \x01(\tR\x04what\x12\x1b\n" +
-	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x19\n" +
-	"\bgrant_id\x18\x03 \x01(\tR\agrantId\x12\x1d\n" +
+	" \x01(\x03R\fclockAheadMs\"_\n" +
+	"\x06Ending\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x19\n" +
+	"\bgrant_id\x18\x02 \x01(\tR\agrantId\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x04 \x01(\x03R\texpiresAt2\xa8\x01\n" +
+	"expires_at\x18\x03 \x01(\x03R\texpiresAt2\xa8\x01\n" +
 	"\x06Server\x12S\n" +
 	"\x06Status\x12'.plastron.status.v1.ServerStatusRequest\x1a .plastron.status.v1.ServerStatus\x12I\n" +
 	"\x04List\x12\x1f.plastron.status.v1.ListRequest\x1a .plastron.status.v1.ListResponse2Z\n" +

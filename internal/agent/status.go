@@ -1,0 +1,78 @@
+package agent
+
+import (
+	"context"
+	"encoding/hex"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/plastron/plastron/api/plastron/status/v1"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/rpc"
+	"github.com/plastron/plastron/internal/serverlink"
+	"github.com/plastron/plastron/internal/workloadapi"
+	"google.golang.org/grpc"
+)
+
+// maxEnding is how many SVIDs a status names.
+const maxEnding = 5
+
+// statuses is plastron.status.v1.Agent.
+type statuses struct {
+	statusv1.UnsafeAgentServer
+	agent   *Agent
+	mirror  *mirror.Mirror
+	link    *serverlink.Client
+	api     *workloadapi.Server
+	started time.Time
+}
+
+func (s statuses) register(to grpc.ServiceRegistrar) { statusv1.RegisterAgentServer(to, s) }
+
+// Status says how this agent is doing.
+func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*statusv1.AgentStatus, error) {
+	set, report, load := s.agent.cfg.Agent, s.mirror.Report(maxEnding), s.api.Load()
+	out := &statusv1.AgentStatus{
+		Version: Version, TrustDomain: set.TrustDomain.Name(), StartedAt: s.started.Unix(), Attestor: s.agent.attestor,
+		Following: s.following(report),
+		Grants:    uint64(report.Grants), X509Svids: uint64(report.X509SVIDs), JwtSvids: uint64(report.JWTSVIDs),
+		Subscribers: uint64(report.Subscribers), Connections: uint64(load.Connections), Calls: uint64(load.Calls),
+		BundleSequence: report.BundleSequence, X509Authorities: uint32(report.Roots), BundleExpiresAt: unixOrZero(report.RootsEnd),
+		Refusals: load.Refusals, SocketPath: set.SocketPath, DataDir: set.DataDir,
+	}
+	if own := s.agent.own.Load(); own != nil {
+		out.Id, out.ExpiresAt, out.CanReattest = own.id.String(), own.expiresAt.Unix(), own.reattest
+	}
+	for _, held := range report.First {
+		out.Ending = append(out.Ending, &statusv1.Ending{SpiffeId: held.ID.String(), GrantId: held.GrantID, ExpiresAt: held.ExpiresAt.Unix()})
+	}
+	return out, nil
+}
+
+func (s statuses) following(r mirror.Report) *statusv1.Following {
+	set := s.agent.cfg.Agent
+	out := &statusv1.Following{
+		Address: net.JoinHostPort(set.ServerAddress, strconv.Itoa(set.ServerPort)), Mode: "push",
+		InStep: r.Following, Since: unixOrZero(r.Since), HeardAt: unixOrZero(r.Heard), AcknowledgedAt: unixOrZero(r.Acknowledged),
+		ClockKnown: r.SkewKnown, ClockAheadMs: r.Skew.Milliseconds(),
+	}
+	if s.link.Polls() {
+		out.Mode = "poll"
+	}
+	if p := r.Position; p != nil {
+		out.Position = &statusv1.Position{Epoch: hex.EncodeToString(p.GetEpoch()), Revision: p.GetRevision()}
+	}
+	if r.Err != nil {
+		out.Fault = &statusv1.Fault{Reason: fault.ReasonOf(r.Err), Message: rpc.Text(r.Err)}
+	}
+	return out
+}
+
+func unixOrZero(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}

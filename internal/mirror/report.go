@@ -1,0 +1,67 @@
+package mirror
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Report is what an operator is told of a mirror.
+type Report struct {
+	Stats
+	Sync
+	Since        time.Time // when the conversation began, or ended if there is none; zero: never
+	Acknowledged time.Time // when the agent last said that it holds what the server has; zero: never
+	JWTSVIDs     int
+	First        []Held // the X.509-SVIDs that end first, in that order
+	Roots        int
+	RootsEnd     time.Time // when the last root of the own trust domain ends
+}
+
+// Held is one X.509-SVID that is held.
+type Held struct {
+	GrantID   string
+	ID        spiffeid.ID
+	ExpiresAt time.Time
+}
+
+// report fills in what the machine knows, with at most n SVIDs.
+func (m *machine) report(n int) Report {
+	r := Report{Stats: m.stats(), Sync: m.inSync(), Since: m.ledger.since, Acknowledged: m.ledger.acknowledged}
+	for id, g := range m.grants {
+		if g.cert != nil {
+			r.First = append(r.First, Held{id, g.cert.id, g.cert.expiresAt})
+		}
+	}
+	slices.SortFunc(r.First, func(a, b Held) int {
+		if c := a.ExpiresAt.Compare(b.ExpiresAt); c != 0 {
+			return c
+		}
+		return strings.Compare(a.GrantID, b.GrantID)
+	})
+	r.First = slices.Clone(r.First[:min(n, len(r.First))])
+	if own := m.own(); own != nil {
+		roots := own.bundle.Roots()
+		r.Roots = len(roots)
+		for _, root := range roots {
+			if root.NotAfter.After(r.RootsEnd) {
+				r.RootsEnd = root.NotAfter
+			}
+		}
+	}
+	return r
+}
+
+// inSync says how far the mirror is behind the server.
+func (m *machine) inSync() Sync {
+	s := Sync{
+		Synced: m.synced, Connected: m.online, Position: m.position,
+		Heard: m.ledger.heard, Skew: m.ledger.skew, SkewKnown: m.ledger.skewKnown,
+	}
+	if !m.online {
+		s.Err = m.ledger.stream
+	}
+	return s
+}

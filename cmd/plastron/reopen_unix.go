@@ -8,15 +8,20 @@ import (
 	"syscall"
 )
 
-// onReopen calls f, one call after the other, whenever SIGUSR2 asks for files to be
-// opened anew, until stop is called.
-func onReopen(f func()) (stop func()) {
+// onSignals calls reopen whenever SIGUSR2 asks for files to be opened anew, and
+// reload whenever SIGUSR1 asks for the configuration to be read again, one call
+// after the other, until stop is called.
+func onSignals(reopen, reload func()) (stop func()) {
 	asked, ended := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(asked, syscall.SIGUSR2)
+	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2)
 	go func() {
 		defer close(ended)
-		for range asked {
-			f()
+		for s := range asked {
+			if s == syscall.SIGUSR1 {
+				reload()
+			} else {
+				reopen()
+			}
 		}
 	}()
 	return func() {

@@ -1,4 +1,4 @@
 package main
 
-// onReopen does nothing: there is no signal that asks for it.
-func onReopen(func()) (stop func()) { return func() {} }
+// onSignals does nothing: there are no signals that ask for either.
+func onSignals(_, _ func()) (stop func()) { return func() {} }

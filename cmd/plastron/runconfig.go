@@ -240,7 +240,7 @@ func checkLog(role string, s logging.Settings) error {
 
 // openLog makes the log of a role that is the whole process: what libraries have to
 // say goes there too, or nowhere, so that each line is one event of ours; and its
-// file is opened anew on SIGUSR2. It is called last, since it may make a file.
+// file is opened anew on SIGUSR2. SIGUSR1 changes nothing. It is called last, since it may make a file.
 func (p *program) openLog(s logging.Settings) (*slog.Logger, func(), error) {
 	log, err := s.Open(p.stderr)
 	if err != nil {
@@ -248,12 +248,14 @@ func (p *program) openLog(s logging.Settings) (*slog.Logger, func(), error) {
 	}
 	slog.SetDefault(log.Logger)
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
-	stop := onReopen(func() {
+	stop := onSignals(func() {
 		if err := log.Reopen(); err != nil {
 			log.Error("log file not reopened", "err", err)
 		} else if s.File != "" {
 			log.Info("log file reopened")
 		}
+	}, func() { // F27: SPIRE's tools send it; what runs goes on as it is
+		log.Warn("configuration not read again, it is read at the start only")
 	})
 	return log.Logger, func() {
 		stop()

@@ -1,6 +1,7 @@
 package logging
 
 import (
+	"context"
 	"log/slog"
 	"slices"
 	"strings"
@@ -75,20 +76,53 @@ func (d *Dial) Launch() Level { return d.launch }
 // Set changes the level, which must be valid.
 func (d *Dial) Set(l Level) { d.now.Store(uint32(l)) }
 
-// handler is a handler that knows its dial.
+// handler is a handler that knows its dial, and what it has lost.
 type handler struct {
 	slog.Handler
-	dial *Dial
+	dial   *Dial
+	losses *losses // nil: nothing is counted
+}
+
+// losses counts the events that a log's file did not take. The first of them is
+// told instead on standard error, and their number by the file when it takes
+// events again (F25).
+type losses struct {
+	instead slog.Handler
+	count   atomic.Int64
+}
+
+// Handle implements slog.Handler.
+func (h handler) Handle(ctx context.Context, r slog.Record) error {
+	if h.losses == nil {
+		return h.Handler.Handle(ctx, r)
+	}
+	if n := h.losses.count.Swap(0); n > 0 {
+		told := slog.NewRecord(r.Time, slog.LevelWarn, "log events lost", 0)
+		told.Add("count", n)
+		if h.Handler.Handle(ctx, told) != nil {
+			h.losses.count.Add(n + 1)
+			return nil
+		}
+	}
+	err := h.Handler.Handle(ctx, r)
+	if err != nil && h.losses.count.Add(1) == 1 {
+		told := slog.NewRecord(r.Time, slog.LevelError, "log file not written", 0)
+		told.Add("err", err)
+		return h.losses.instead.Handle(ctx, told)
+	}
+	return nil
 }
 
 // WithAttrs implements slog.Handler.
 func (h handler) WithAttrs(attrs []slog.Attr) slog.Handler {
-	return handler{h.Handler.WithAttrs(attrs), h.dial}
+	h.Handler = h.Handler.WithAttrs(attrs)
+	return h
 }
 
 // WithGroup implements slog.Handler.
 func (h handler) WithGroup(name string) slog.Handler {
-	return handler{h.Handler.WithGroup(name), h.dial}
+	h.Handler = h.Handler.WithGroup(name)
+	return h
 }
 
 // DialOf returns what turns a logger up and down that Open has made, or that was

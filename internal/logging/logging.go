@@ -12,6 +12,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
 
 	"github.com/plastron/plastron/internal/fault"
 )
@@ -54,7 +56,7 @@ func (s Settings) Open(fallback io.Writer) (*Log, error) {
 	if s.Level != "" {
 		level, _ = ParseLevel(s.Level)
 	}
-	l := &Log{}
+	l, stderr := &Log{}, fallback
 	if s.File != "" {
 		l.file = &file{path: s.File}
 		if err := l.file.open(); err != nil { // F25
@@ -65,11 +67,17 @@ func (s Settings) Open(fallback io.Writer) (*Log, error) {
 	dial := &Dial{launch: level}
 	dial.Set(level)
 	options := &slog.HandlerOptions{Level: dial, AddSource: s.Source}
-	var h slog.Handler = slog.NewTextHandler(fallback, options)
-	if strings.EqualFold(s.Format, "json") {
-		h = slog.NewJSONHandler(fallback, options)
+	form := func(w io.Writer) slog.Handler {
+		if strings.EqualFold(s.Format, "json") {
+			return slog.NewJSONHandler(w, options)
+		}
+		return slog.NewTextHandler(w, options)
 	}
-	l.Logger = slog.New(handler{h, dial})
+	h := handler{Handler: form(fallback), dial: dial}
+	if l.file != nil && stderr != nil {
+		h.losses = &losses{instead: form(stderr)}
+	}
+	l.Logger = slog.New(h)
 	return l, nil
 }
 
@@ -98,10 +106,13 @@ type file struct {
 
 	mu      sync.Mutex // guards what follows
 	current *os.File
+	stuck   bool // the last write failed
+	torn    bool // the last line is not whole
 }
 
+// open does not wait: a FIFO that nobody reads is refused (F25).
 func (f *file) open() error {
-	next, err := os.OpenFile(f.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	next, err := os.OpenFile(f.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
 		return err
 	}
@@ -110,13 +121,28 @@ func (f *file) open() error {
 	if f.current != nil {
 		err = f.current.Close()
 	}
-	f.current = next
+	f.current, f.stuck, f.torn = next, false, false
 	return err
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. It waits a moment at most for a pipe whose reader
+// is slow, since everything else waits meanwhile.
 func (f *file) Write(b []byte) (int, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.current.Write(b)
+	wait := time.Second
+	if f.stuck {
+		wait = time.Millisecond
+	}
+	f.current.SetWriteDeadline(time.Now().Add(wait)) // what cannot have one, such as a disk's file, needs none
+	line := b
+	if f.torn {
+		line = append([]byte("\n"), b...)
+	}
+	n, err := f.current.Write(line)
+	f.stuck = err != nil
+	if n > 0 {
+		f.torn = n < len(line)
+	}
+	return len(b), err
 }

@@ -423,6 +423,52 @@ func TestCorpusFAfterAStart(t *testing.T) {
 		d.write("second.conf", replaced(t, d.read("server.conf"), `"example.org"`, `"example.net"`))
 		d.refusedStart(t, "server", "second.conf", "example.org", "example.net")
 	})
+	t.Run("F25 log file", func(t *testing.T) {
+		if err := syscall.Mkfifo(d.path("fifo"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, role := range []string{"server", "agent"} {
+			conf := replaced(t, d.read(role+".conf"), role+" {\n", role+" {\n  log_file = \""+d.path("fifo")+"\"\n")
+			d.write("second.conf", conf)
+			d.refusedStart(t, role, "second.conf", d.path("fifo"), "log_file") // nobody reads it
+			d.write("second.conf", strings.ReplaceAll(conf, d.path("fifo"), "/dev/full"))
+			if role == "agent" {
+				d.startServer()
+			}
+			p := start(t, exec.Command(plastron, role, "run", "-config", d.path("second.conf")))
+			eventually(t, "the "+role+" says that its log file is full", func() bool {
+				return strings.Contains(p.Output(), "log file not written") && strings.Contains(p.Output(), "no space left")
+			})
+			socket := map[string]string{"server": d.adminSocket(), "agent": d.workloadSocket()}[role]
+			eventually(t, "the "+role+" is healthy", func() bool {
+				return exec.Command(plastron, role, "healthcheck", "-socketPath", socket).Run() == nil
+			})
+			p.stop(syscall.SIGTERM)
+			d.server.stop(syscall.SIGTERM)
+		}
+	})
+	t.Run("F27 signals", func(t *testing.T) { // whatever the file says by now
+		d.startServer()
+		d.write("agent.conf", d.agentConfig(""))
+		d.agent = start(t, exec.Command(plastron, "agent", "run", "-config", d.path("agent.conf")))
+		d.waitHealthy("agent")
+		for role, p := range map[string]*process{"server": d.server, "agent": d.agent} {
+			sound := d.read(role + ".conf")
+			for _, text := range []string{"", "x {", replaced(t, sound, `"example.org"`, `"other.org"`), strings.ReplaceAll(sound, "data_dir", "data_dri")} {
+				d.write(role+".conf", text)
+				said := strings.Count(p.Output(), "configuration not read again")
+				p.cmd.Process.Signal(syscall.SIGUSR1)
+				eventually(t, "the "+role+" says that it goes on as it is", func() bool {
+					return strings.Count(p.Output(), "configuration not read again") > said
+				})
+				p.cmd.Process.Signal(syscall.SIGUSR2)
+				d.waitHealthy(role)
+			}
+			d.write(role+".conf", sound)
+		}
+		d.agent.stop(syscall.SIGTERM)
+		d.server.stop(syscall.SIGTERM)
+	})
 	for role, keys := range map[string]string{"server": d.path("server/keys.json"), "agent": d.path("agent/keys.json")} {
 		t.Run("F11 key file of the "+role, func(t *testing.T) { d.refusesKeyFile(t, role, keys) })
 	}

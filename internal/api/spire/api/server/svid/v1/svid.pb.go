@@ -26,7 +26,7 @@ const (
 
 type MintX509SVIDRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`  // PKCS#10 DER with one URI name; its DNS names and subject are kept
+	Csr           []byte                 `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`  // PKCS#10 DER with one URI name; its DNS names are kept, the subject is the server's
 	Ttl           int32                  `protobuf:"varint,2,opt,name=ttl,proto3" json:"ttl,omitempty"` // seconds; 0: the server's default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

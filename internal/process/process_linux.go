@@ -23,6 +23,8 @@ const (
 	maxStatus = 1 << 20 // 65,536 groups of up to 11 digits each fit (W24)
 	maxGroups = 1024    // supplementary groups that are looked at
 	maxFDs    = 4096    // descriptors of a peer that are looked through
+
+	maxSpareFDs = 512 // of our own descriptors that are not for connections
 )
 
 // handle is a pidfd in the runtime's poller, so that waiting costs no thread.
@@ -260,6 +262,17 @@ func writer(oob []byte) (pid int, ok bool) {
 		return 0, false
 	}
 	return int(cred.Pid), true
+}
+
+// Room returns how many connections the process has descriptors for, two each,
+// when a part is left for everything else; 0: it cannot be told.
+func Room() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0
+	}
+	most := int(min(limit.Cur, 1<<30))
+	return (most - min(most/4, maxSpareFDs)) / 2
 }
 
 type stat struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -24,8 +25,10 @@ type Attestor = workload.Named
 type caller struct {
 	*process.Conn
 	credentials.CommonAuthInfo
-	uid  int64
-	gone func()
+	users   *users
+	uid     int64
+	gone    func()
+	backlog backlog
 
 	mu       sync.Mutex // guards everything below
 	known    attested
@@ -41,8 +44,32 @@ type attested struct {
 // AuthType names the kind of connection, as the library asks.
 func (c *caller) AuthType() string { return "plastron-workload" }
 
+// Read reads and counts. A user who has sent far too much loses the connection.
+func (c *caller) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && err == nil {
+		err = c.users.moved(c.uid, n)
+	}
+	return n, err
+}
+
+// Write writes and counts. A peer that takes nothing loses the connection.
+func (c *caller) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(c.backlog.patience)); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Write(b)
+	_ = c.users.moved(c.uid, n) // counts against what the user sends next
+	c.backlog.wrote(b[:n])
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.backlog.stalled() // the library would leave it to a reader that waits for this writer
+	}
+	return n, err
+}
+
 // Close ends the connection and stops counting it.
 func (c *caller) Close() error {
+	c.backlog.forget()
 	c.gone()
 	return c.Conn.Close()
 }
@@ -54,8 +81,16 @@ func (s *Server) handshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error)
 	if !ok {
 		return nil, nil, errors.New("not a connection of our listener")
 	}
-	c := &caller{Conn: conn, uid: noUser}
+	c := &caller{Conn: conn, users: s.users, uid: noUser}
 	c.SecurityLevel = credentials.PrivacyAndIntegrity // it does not leave the kernel
+	c.backlog.patience = s.cfg.waits.send
+	c.backlog.stalled = sync.OnceFunc(func() {
+		s.slow.Add(1)
+		if n := s.quiet.due(); n > 0 {
+			s.cfg.Log.Info("connection closed", "uid", c.uid, "reason", "slow_reader", "count", n)
+		}
+		c.Close()
+	})
 	p, err := conn.Peer()
 	if err == nil {
 		c.uid = int64(p.UID)
@@ -102,6 +137,7 @@ func (s *Server) attest(ctx context.Context, c *caller, anew bool) (attested, er
 		return known, nil
 	}
 	began := time.Now()
+	s.attested.Add(1)
 	p, err := c.Peer()
 	if err != nil {
 		return attested{}, err

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 )
 
 // securityHeader shows that the caller meant to call this API, and was not
@@ -24,7 +25,41 @@ var errHeader = fault.New(fault.Invalid, "security_header_missing",
 	"the request does not carry the security header").
 	Fix("send the metadata " + securityHeader + ": true, exactly once")
 
+// call is what the tap knows of a call.
+type call struct{ late *time.Timer }
+
+type callKey struct{}
+
+// tap sees the headers of each call before anything is kept for it. It counts the
+// call until the library has done with it, whatever becomes of it, and gives its
+// request a limited time to arrive, else its memory would be held for as long as
+// the caller likes.
+func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	c, err := callerOf(ctx)
+	if err != nil {
+		return ctx, toStatus(err)
+	}
+	if err := s.users.begin(c.uid); err != nil {
+		s.note(c, info.FullMethodName, err)
+		return ctx, toStatus(err)
+	}
+	late := time.AfterFunc(s.cfg.waits.request, func() { c.Close() })
+	context.AfterFunc(ctx, func() {
+		late.Stop()
+		s.users.end(c.uid)
+	})
+	return context.WithValue(ctx, callKey{}, call{late}), nil
+}
+
+// arrived says that the request of a call is complete.
+func arrived(ctx context.Context) {
+	if c, ok := ctx.Value(callKey{}).(call); ok {
+		c.late.Stop()
+	}
+}
+
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	arrived(ctx)
 	err = s.guard(ctx, info.FullMethod, func() (err error) {
 		resp, err = handler(ctx, req)
 		return err
@@ -33,11 +68,21 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return toStatus(s.outcomes.count(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, ss) })))
+	return toStatus(s.outcomes.count(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, requested{ss}) })))
 }
 
-// guard is what every call passes: the header first, before any work (W1), then
-// the limits; a panic costs only its call (R99).
+// requested notes when the one request of a stream has arrived.
+type requested struct{ grpc.ServerStream }
+
+// RecvMsg receives the request.
+func (r requested) RecvMsg(m any) error {
+	err := r.ServerStream.RecvMsg(m)
+	arrived(r.Context())
+	return err
+}
+
+// guard is what every call passes: the header first, before any work (W1); a
+// panic costs only its call (R99).
 func (s *Server) guard(ctx context.Context, method string, call func() error) (err error) {
 	if needsHeader(method) {
 		if v := metadata.ValueFromIncomingContext(ctx, securityHeader); len(v) != 1 || v[0] != "true" {
@@ -48,11 +93,6 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 	if err != nil {
 		return err
 	}
-	if err := s.users.begin(c.uid); err != nil {
-		s.note(c, method, err)
-		return err
-	}
-	defer s.users.end(c.uid)
 	if _, err = s.contain.Contain(method, func() (any, error) { return nil, call() }); ctx.Err() == nil {
 		s.note(c, method, err)
 	}

@@ -1,19 +1,28 @@
 package workloadapi
 
 import (
+	"maps"
 	"sync"
 	"time"
 
+	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/reason"
+)
+
+// A user may take so many seconds' worth at once.
+const (
+	rateBurst  = 2
+	bytesBurst = 4
 )
 
 // Limits bound what one user may take (R49). A zero field means its default,
 // which no ordinary machine comes near.
 type Limits struct {
 	ConnectionsPerUser int     // default 1,000
-	Connections        int     // of all users; default 10,000
+	Connections        int     // of all users; default 10,000, and no more than the agent has descriptors for
 	CallsPerUser       int     // under way, open streams included; default 4,000
-	RatePerUser        float64 // calls begun per second; default 5,000, in bursts of twice that
+	RatePerUser        float64 // connections opened and calls begun per second; default 5,000, in bursts of twice that
+	BytesPerUser       float64 // received and sent per second; default 64 MiB, in bursts of four times that
 }
 
 func (l Limits) orDefault() Limits {
@@ -27,6 +36,12 @@ func (l Limits) orDefault() Limits {
 	set(&l.CallsPerUser, 4000)
 	if l.RatePerUser <= 0 {
 		l.RatePerUser = 5000
+	}
+	if l.BytesPerUser <= 0 {
+		l.BytesPerUser = 64 << 20
+	}
+	if room := process.Room(); room > 0 {
+		l.Connections = min(l.Connections, room)
 	}
 	return l
 }
@@ -43,26 +58,44 @@ type users struct {
 
 	mu          sync.Mutex // guards everything below
 	connections int
+	calls       int
+	refused     map[string]uint64 // by the limit
 	byUID       map[int64]*user
 }
 
 type user struct {
 	connections, calls int
-	tokens             float64
-	filled             time.Time
+	rate, bytes        bucket
 }
 
-func newUsers(l Limits) *users { return &users{limits: l, byUID: map[int64]*user{}} }
+// bucket is filled by so much a second, up to its size. Bytes may take it below
+// zero, since they are counted when they have come or gone.
+type bucket struct {
+	left   float64
+	filled time.Time
+}
+
+func (b *bucket) fill(perSecond, size float64, now time.Time) {
+	b.left = min(size, b.left+max(0, now.Sub(b.filled).Seconds())*perSecond)
+	b.filled = now
+}
+
+func newUsers(l Limits) *users {
+	return &users{limits: l, refused: map[string]uint64{}, byUID: map[int64]*user{}}
+}
 
 func (u *users) connect(uid int64) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.connections >= u.limits.Connections {
-		return tooMany("the agent has no room for more connections")
+		return u.tooManyLocked("connections", "the agent has no room for more connections")
 	}
 	who := u.userLocked(uid)
 	if who.connections >= u.limits.ConnectionsPerUser {
-		return tooMany("this user has too many connections open")
+		return u.tooManyLocked("connections", "this user has too many connections open")
+	}
+	if err := u.takeLocked(who); err != nil {
+		return err
 	}
 	u.connections++
 	who.connections++
@@ -79,29 +112,57 @@ func (u *users) disconnect(uid int64) {
 func (u *users) begin(uid int64) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	who, now := u.userLocked(uid), time.Now()
-	burst := 2 * u.limits.RatePerUser
-	who.tokens = min(burst, who.tokens+now.Sub(who.filled).Seconds()*u.limits.RatePerUser)
-	who.filled = now
-	switch {
-	case who.calls >= u.limits.CallsPerUser:
-		return tooMany("this user has too many calls under way")
-	case who.tokens < 1:
-		return tooMany("this user calls too often")
+	who := u.userLocked(uid)
+	if who.calls >= u.limits.CallsPerUser {
+		return u.tooManyLocked("calls", "this user has too many calls under way")
 	}
-	who.tokens--
+	if err := u.takeLocked(who); err != nil {
+		return err
+	}
+	u.calls++
 	who.calls++
+	return nil
+}
+
+func (u *users) takeLocked(who *user) error {
+	now := time.Now()
+	who.rate.fill(u.limits.RatePerUser, rateBurst*u.limits.RatePerUser, now)
+	who.bytes.fill(u.limits.BytesPerUser, bytesBurst*u.limits.BytesPerUser, now)
+	switch {
+	case who.rate.left < 1:
+		return u.tooManyLocked("rate", "this user calls too often")
+	case who.bytes.left < 0:
+		return u.tooManyLocked("bytes", "this user sends or is sent too much")
+	}
+	who.rate.left--
 	return nil
 }
 
 func (u *users) end(uid int64) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	u.calls--
 	u.userLocked(uid).calls--
 }
 
-// userLocked returns the counts of a user. The table is bounded: a user without
-// anything under way is forgotten when there are too many.
+// moved counts bytes of a connection. A user who is a whole burst in debt has its
+// connection closed: it sends without calling.
+func (u *users) moved(uid int64, n int) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	who := u.userLocked(uid)
+	if who.bytes.left -= float64(n); who.bytes.left > -bytesBurst*u.limits.BytesPerUser {
+		return nil
+	}
+	who.bytes.fill(u.limits.BytesPerUser, bytesBurst*u.limits.BytesPerUser, time.Now())
+	if who.bytes.left > -bytesBurst*u.limits.BytesPerUser {
+		return nil
+	}
+	return u.tooManyLocked("bytes", "this user sends or is sent too much")
+}
+
+// userLocked returns the counts of a user. The table is bounded: users without
+// anything under way are forgotten when there are too many.
 func (u *users) userLocked(uid int64) *user {
 	who := u.byUID[uid]
 	if who != nil {
@@ -114,12 +175,35 @@ func (u *users) userLocked(uid int64) *user {
 			}
 		}
 	}
-	who = &user{tokens: 2 * u.limits.RatePerUser, filled: time.Now()}
+	now := time.Now()
+	who = &user{rate: bucket{rateBurst * u.limits.RatePerUser, now}, bytes: bucket{bytesBurst * u.limits.BytesPerUser, now}}
 	u.byUID[uid] = who
 	return who
 }
 
-func tooMany(message string) error { return reason.Say(reason.RateLimited, "%s", message) }
+func (u *users) tooManyLocked(what, message string) error {
+	u.refused[what]++
+	return reason.Say(reason.RateLimited, "%s", message)
+}
+
+// Stats is what the socket has under way, and has refused since the start.
+type Stats struct {
+	Connections, Calls int               // now
+	Refused            map[string]uint64 // by the limit: connections, calls, rate or bytes
+	SlowReaders        uint64            // connections closed because nobody read
+	Attested           uint64            // times that the attestors were asked what a process is
+}
+
+// Stats returns the counters.
+func (s *Server) Stats() Stats {
+	u := s.users
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return Stats{
+		Connections: u.connections, Calls: u.calls, Refused: maps.Clone(u.refused),
+		SlowReaders: s.slow.Load(), Attested: s.attested.Load(),
+	}
+}
 
 // quiet lets lines that callers cause through once a second and counts the rest (R104).
 type quiet struct {

@@ -32,11 +32,12 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 		sub  *mirror.Subscription
 	)
 	defer func() {
+		c.backlog.forget()
 		if sub != nil {
 			sub.Close()
 		}
 	}()
-	timer := time.NewTimer(reattestEvery)
+	timer := time.NewTimer(s.cfg.waits.reattest)
 	defer timer.Stop()
 	for {
 		now, err := s.attest(ctx, c, sent)
@@ -60,12 +61,12 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 			return s.refuse(ctx, seen, err)
 		}
 		if !sent || !proto.Equal(msg, last) {
-			if err := s.deliver(c, func() error { return send(msg) }); err != nil {
+			if err := s.deliver(c, proto.Size(msg), func() error { return send(msg) }); err != nil {
 				return err
 			}
 			last, sent = msg, true
 		}
-		timer.Reset(reattestEvery)
+		timer.Reset(s.cfg.waits.reattest)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -100,14 +101,13 @@ func (s *Server) ready(ctx context.Context, sub *mirror.Subscription, pending bo
 	return view, nil
 }
 
-// deliver sends one message to a caller who is still what it was (R38, R40). A
-// caller who does not read loses its connection (W8).
-func (s *Server) deliver(c *caller, send func() error) error {
+// deliver sends one message of n bytes to a caller who is still what it was (R38,
+// R40). A caller who does not read loses its connection (W8).
+func (s *Server) deliver(c *caller, n int, send func() error) error {
 	if err := c.Check(); err != nil {
 		return err
 	}
-	slow := time.AfterFunc(sendWait, func() { c.Close() })
-	defer slow.Stop()
+	c.backlog.add(n)
 	return send()
 }
 

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/plastron/plastron/api/plastron/why/v1"
@@ -36,23 +37,29 @@ const (
 	idleLimit      = 10 * time.Minute // of a connection without a call
 	maxStreams     = 100              // of one connection
 	maxHeaderList  = 16 << 10
-	maxMessage     = 1 << 20 // received
+	window         = 64 << 10 // received and not yet read, of a stream
+	maxMessage     = 1 << 20  // received
 	maxAnswer      = 64 << 20
 	minPing        = 10 * time.Second
 )
 
 // Waits in a call.
 const (
-	readyWait     = 5 * time.Second // for SVIDs that are being signed
-	attestWait    = 10 * time.Second
-	attestLife    = time.Second     // of what was found out about a connection's process
-	reattestEvery = 5 * time.Minute // R42
-	sendWait      = 30 * time.Second
-	jwtWait       = 20 * time.Second
-	maxAudiences  = 64
-	maxAudience   = 2048
-	maxToken      = 64 << 10
+	readyWait    = 5 * time.Second // for SVIDs that are being signed
+	attestWait   = 10 * time.Second
+	attestLife   = time.Second // of what was found out about a connection's process
+	jwtWait      = 20 * time.Second
+	maxAudiences = 64
+	maxAudience  = 2048
+	maxToken     = 64 << 10
 )
+
+// waits are those that tests cannot sit out.
+type waits struct {
+	request  time.Duration // from the headers of a call to the end of its request
+	send     time.Duration // for a caller that does not read
+	reattest time.Duration // between two looks at a stream's caller (R42)
+}
 
 // Config is what the socket stands on.
 type Config struct {
@@ -70,6 +77,8 @@ type Config struct {
 	Limits                  Limits
 	Health                  func() error // nil: can serve what there is
 	Log                     *slog.Logger
+
+	waits waits // zero: 10 s, 30 s, 5 min
 }
 
 // Server serves the Workload API on one socket.
@@ -82,11 +91,16 @@ type Server struct {
 	contain  rpc.Guard
 	refusals *refusals
 	outcomes outcomes
+
+	slow, attested atomic.Uint64
 }
 
 // Open creates the socket. Callers wait until Run.
 func Open(cfg Config) (*Server, error) {
 	cfg.Limits = cfg.Limits.orDefault()
+	if cfg.waits == (waits{}) {
+		cfg.waits = waits{request: 10 * time.Second, send: 30 * time.Second, reattest: 5 * time.Minute}
+	}
 	l, err := localsocket.Listen(cfg.SocketPath, localsocket.Public(), func(path string) (localsocket.Bound, error) {
 		return process.Listen(path, cfg.Via)
 	})
@@ -112,6 +126,7 @@ func (s *Server) Panics() uint64 { return s.contain.Panics.Load() }
 func (s *Server) Run(ctx context.Context) error {
 	g := grpc.NewServer(
 		grpc.Creds(rpc.Handshake(s.handshake)),
+		grpc.InTapHandle(s.tap),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.UnknownServiceHandler(unknown),
@@ -120,6 +135,7 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.MaxHeaderListSize(maxHeaderList),
 		grpc.MaxRecvMsgSize(maxMessage),
 		grpc.MaxSendMsgSize(maxAnswer),
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window), // it would grow otherwise
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(8<<10),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleLimit}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -637,48 +636,6 @@ func until(t *testing.T, f func() bool) {
 		case <-end:
 			t.Fatal("it never came to pass")
 		}
-	}
-}
-
-// R50: whatever clients do, goroutines and descriptors return to where they were.
-func TestNothingIsLeftBehind(t *testing.T) {
-	r := newRig(t)
-	r.grant("a", "/a")
-	warm := r.dial()
-	for _, call := range calls(warm) {
-		call(r.ctx())
-	}
-	warm.Close()
-	goroutines, fds := func() (int, int) {
-		until(t, func() bool { return r.mirror.Stats().Subscribers == 0 })
-		return runtime.NumGoroutine(), countFDs(t)
-	}()
-	for range 20 {
-		conn := r.dial()
-		ctx, cancel := context.WithCancel(r.ctx())
-		for _, call := range calls(conn) {
-			call(ctx)
-			call(t.Context())
-		}
-		cancel()
-		conn.Close()
-		raw, err := net.Dial("unix", r.path) // W2, W3: no HTTP/2, or its beginning only
-		if err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(raw, "PRI * HTTP/2.0\r\n")
-		raw.Close()
-		raw, err = net.Dial("unix", r.path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		io.WriteString(raw, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-		io.Copy(io.Discard, raw) // closed by the server
-		raw.Close()
-	}
-	until(t, func() bool { return runtime.NumGoroutine() <= goroutines+2 && countFDs(t) <= fds })
-	if n := r.mirror.Stats().Subscribers; n != 0 {
-		t.Errorf("%d subscribers", n)
 	}
 }
 

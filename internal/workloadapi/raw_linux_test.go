@@ -29,7 +29,8 @@ func open(conn net.Conn, window uint32) (*raw, error) {
 	if _, err := io.WriteString(conn, http2.ClientPreface); err != nil {
 		return nil, err
 	}
-	return r, r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window})
+	return r, r.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window},
+		http2.Setting{ID: http2.SettingHeaderTableSize}) // so that headers can be read by who comes later
 }
 
 // begin sends the headers of a call.

@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("WORKLOADAPI_TEST_SOCKET"); path != "" {
 		os.Exit(otherProcess(path))
 	}
+	if os.Getenv("WORKLOADAPI_TEST_ROLE") != "" {
+		os.Exit(actor())
+	}
 	os.Exit(m.Run())
 }
 

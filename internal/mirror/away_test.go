@@ -20,13 +20,13 @@ func TestNobodyWaitsForAServerThatIsAway(t *testing.T) {
 	m.synced = true
 	for i := range 2 {
 		id := fmt.Sprint("g", i)
-		m.grants[id] = &grant{usable: true, entry: entry.Entry{
+		m.grants[id] = hold(entry.Entry{
 			ID: id, SPIFFEID: spiffeid.RequireFromPath(td, "/"+id), ParentID: spiffeid.RequireFromPath(td, "/spire/agent/a"), Selectors: selectors,
-		}}
+		})
 	}
-	m.grants["g0"].cert = &cert{id: m.grants["g0"].entry.SPIFFEID, issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}
+	m.grants["g0"].own.cert = &cert{id: m.grants["g0"].entry.SPIFFEID, issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}
 	m.bundles[td.Name()] = &trust{bundle: &bundle.Bundle{TrustDomain: td}}
-	g := m.join(selectors, now)
+	g := m.join(entry.Facts{Selectors: selectors}, now)
 
 	pending := func(want int) {
 		t.Helper()

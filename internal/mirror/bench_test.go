@@ -15,12 +15,12 @@ func large(n, cacheSize int, now time.Time) *machine {
 	m := newMachine(td, cacheSize, "bench")
 	for i := range n {
 		id := fmt.Sprintf("grant-%06d", i)
-		g := &grant{usable: true, entry: entry.Entry{
+		g := hold(entry.Entry{
 			ID: id, SPIFFEID: spiffeid.RequireFromPathf(td, "/w%d", i), ParentID: spiffeid.RequireFromPath(td, "/spire/agent/a"),
 			Selectors: []entry.Selector{{Type: "unix", Value: fmt.Sprintf("path:/opt/service-%d", i)}, {Type: "unix", Value: "uid:1000"}},
-		}}
+		})
 		if i < m.cacheSize {
-			g.cert = &cert{issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}
+			g.own.cert = &cert{issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}
 		}
 		m.grants[id] = g
 	}
@@ -48,7 +48,7 @@ func BenchmarkJoin(b *testing.B) {
 	m := large(10_000, 1000, now)
 	selectors := []entry.Selector{{Type: "unix", Value: "path:/opt/service-77"}, {Type: "unix", Value: "uid:1000"}, {Type: "unix", Value: "user:web"}}
 	for b.Loop() {
-		g := m.join(selectors, now)
+		g := m.join(entry.Facts{Selectors: selectors}, now)
 		if len(g.matched) != 1 {
 			b.Fatalf("%d grants match", len(g.matched))
 		}

@@ -3,6 +3,7 @@ package mirror
 import (
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,11 +19,22 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// grant is an entry as the server sent it, and its SVID.
+// grant is an entry or a rule as the server sent it, and its SVIDs.
 type grant struct {
 	entry  entry.Entry
 	hash   [sha256.Size]byte // of the body
 	usable bool              // false: malformed; it counts for the sum and for nothing else
+	own    pair              // of an entry
+	ruled  map[string]*pair  // of a rule: those that are or were lately used, by factsKey
+}
+
+// pair is a grant with the facts that fill it, of which an entry needs none: one
+// identity and its SVID.
+type pair struct {
+	grant *grant
+	key   string            // of facts
+	facts map[string]string // of a rule
+	id    spiffeid.ID
 
 	cert     *cert     // nil: none yet, or expired
 	signing  bool      // in the batch under way
@@ -33,6 +45,76 @@ type grant struct {
 	err      error     // of the last attempt; nil: it succeeded, or there was none
 	lastUse  time.Time // when it last had a subscriber
 	groups   map[*group]bool
+}
+
+// factsKey names facts. Every part carries its length,
+// so that no two have one key.
+func factsKey(facts map[string]string) string {
+	var b []byte
+	for _, name := range slices.Sorted(maps.Keys(facts)) {
+		for _, part := range []string{name, facts[name]} {
+			b = binary.AppendUvarint(b, uint64(len(part)))
+			b = append(b, part...)
+		}
+	}
+	return string(b)
+}
+
+// hold returns a grant that may be used.
+func hold(e entry.Entry) *grant {
+	g := &grant{entry: e, usable: true}
+	if e.Rule == nil {
+		g.own = pair{grant: g, id: e.SPIFFEID}
+	} else {
+		g.ruled = map[string]*pair{}
+	}
+	return g
+}
+
+// pair returns the pair for what a caller has matched.
+func (g *grant) pair(matched entry.Matched) *pair {
+	if g.entry.Rule == nil {
+		return &g.own
+	}
+	key := factsKey(matched.Facts)
+	p := g.ruled[key]
+	if p == nil {
+		p = &pair{grant: g, key: key, facts: matched.Facts, id: matched.ID}
+		g.ruled[key] = p
+	}
+	return p
+}
+
+// find returns the pair with these facts, or nil.
+func (g *grant) find(facts map[string]string) *pair {
+	switch {
+	case g == nil || !g.usable:
+		return nil
+	case g.entry.Rule == nil:
+		return &g.own
+	}
+	return g.ruled[factsKey(facts)]
+}
+
+// adopt takes over the SVIDs of what the grant was before, as far as the
+// identities are the same.
+func (g *grant) adopt(before *grant) {
+	was, is := before.entry.Rule, g.entry.Rule
+	switch {
+	case !before.usable || !g.usable || (was == nil) != (is == nil):
+	case is == nil && before.entry.SPIFFEID == g.entry.SPIFFEID:
+		g.own.adopt(&before.own)
+	case is != nil && was.Template.Equal(is.Template):
+		for key, p := range before.ruled {
+			mine := &pair{grant: g, key: key, facts: p.facts, id: p.id}
+			mine.adopt(p)
+			g.ruled[key] = mine
+		}
+	}
+}
+
+func (p *pair) adopt(before *pair) {
+	p.cert, p.signing, p.lastUse = before.cert, before.signing, before.lastUse
 }
 
 // serves reports whether the grant may be handed out at all.
@@ -158,10 +240,10 @@ func (m *machine) commit(c *changes, ev event, dirty map[*group]bool, fx *effect
 		} else {
 			m.grants[id] = after
 		}
-		if before != nil && after != nil && before.usable && after.usable && before.entry.SPIFFEID == after.entry.SPIFFEID {
-			after.cert, after.signing, after.lastUse = before.cert, before.signing, before.lastUse
+		if before != nil && after != nil {
+			after.adopt(before)
 		}
-		m.regroup(id, before, after, ev.now, dirty)
+		m.regroup(id, after, ev.now, dirty)
 	}
 	for _, td := range slices.Sorted(maps.Keys(c.bundles)) {
 		before, after := m.bundles[td], c.bundles[td]
@@ -201,7 +283,14 @@ func lostKeys(before, after *trust) bool {
 // newGrant reads a grant. With an error it returns one that is not usable.
 func (m *machine) newGrant(p *syncv1.Grant) (*grant, error) {
 	bad := &grant{}
-	id, err := identity.ParseWorkload(m.td, p.GetSpiffeId())
+	var id spiffeid.ID
+	var rule *entry.Rule
+	var err error
+	if p.GetIdTemplate() == "" {
+		id, err = identity.ParseWorkload(m.td, p.GetSpiffeId())
+	} else {
+		rule, err = entry.ParseRule(m.td, p.GetIdTemplate(), p.GetIdPrefix(), p.GetTrust())
+	}
 	if err != nil {
 		return bad, err
 	}
@@ -214,7 +303,7 @@ func (m *machine) newGrant(p *syncv1.Grant) (*grant, error) {
 		return bad, fault.New(fault.Invalid, "grant_malformed", "its id, hint or a list is too long or missing")
 	}
 	e := entry.Entry{
-		ID: strings.Clone(p.GetId()), Revision: p.GetRevision(), SPIFFEID: id, ParentID: parent,
+		ID: strings.Clone(p.GetId()), Revision: p.GetRevision(), SPIFFEID: id, ParentID: parent, Rule: rule,
 		X509TTL: time.Duration(p.GetX509SvidTtl()) * time.Second, JWTTL: time.Duration(p.GetJwtSvidTtl()) * time.Second,
 		DNSNames: p.GetDnsNames(), Hint: p.GetHint(), Admin: p.GetAdmin(), Downstream: p.GetDownstream(), StoreSVID: p.GetStoreSvid(),
 		DisableX509Prefetch: p.GetDisableX509SvidPrefetch(), JWTIncludeJTI: p.GetJwtSvidIncludeJti(),
@@ -237,7 +326,12 @@ func (m *machine) newGrant(p *syncv1.Grant) (*grant, error) {
 		}
 		e.FederatesWith = append(e.FederatesWith, td)
 	}
-	return &grant{entry: e, usable: true}, nil
+	if rule != nil { // it gives more than one ID, so more can be wrong with it
+		if err := entry.Validate(m.td, &e, time.Time{}); err != nil {
+			return bad, err
+		}
+	}
+	return hold(e), nil
 }
 
 // newTrust reads a bundle. A key that cannot be read is left out alone, so that

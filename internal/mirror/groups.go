@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -10,27 +11,28 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// group is all subscribers that show the same selectors.
+// group is all subscribers that show the same selectors and have the same facts.
 type group struct {
 	key        string
-	selectors  []entry.Selector // sorted, without duplicates
+	facts      entry.Facts // selectors sorted, without duplicates
 	refs       int
 	candidates map[string]bool // grants whose selectors are all shown
 	matched    []entry.Matched
+	pairs      []*pair // of matched, in the same order
 	trace      entry.Trace
 	federates  map[string]bool // trust domains that matched grants name
 }
 
-// groupKey encodes a set of selectors so that no two sets share a key.
-func groupKey(selectors []entry.Selector) string {
-	var b []byte
-	for _, s := range selectors {
+// groupKey encodes selectors and facts so that no two of them share a key.
+func groupKey(facts entry.Facts) string {
+	b := binary.AppendUvarint(nil, uint64(len(facts.Selectors)))
+	for _, s := range facts.Selectors {
 		b = binary.AppendUvarint(b, uint64(len(s.Type)))
 		b = append(b, s.Type...)
 		b = binary.AppendUvarint(b, uint64(len(s.Value)))
 		b = append(b, s.Value...)
 	}
-	return string(b)
+	return string(b) + factsKey(facts.Values)
 }
 
 // normalised returns selectors sorted and without duplicates.
@@ -40,15 +42,15 @@ func normalised(selectors []entry.Selector) []entry.Selector {
 	return slices.Compact(selectors)
 }
 
-// join returns the group of a set of selectors and counts one more subscriber.
-func (m *machine) join(selectors []entry.Selector, now time.Time) *group {
-	selectors = normalised(selectors)
-	key := groupKey(selectors)
+// join returns the group of what is known of a caller and counts one more subscriber.
+func (m *machine) join(facts entry.Facts, now time.Time) *group {
+	facts = entry.Facts{Selectors: normalised(facts.Selectors), Values: maps.Clone(facts.Values)}
+	key := groupKey(facts)
 	g := m.groups[key]
 	if g == nil {
-		g = &group{key: key, selectors: selectors, candidates: map[string]bool{}}
+		g = &group{key: key, facts: facts, candidates: map[string]bool{}}
 		for id, gr := range m.grants {
-			if gr.usable && entry.Subset(gr.entry.Selectors, selectors) {
+			if gr.usable && entry.Subset(gr.entry.Selectors, facts.Selectors) {
 				g.candidates[id] = true
 			}
 		}
@@ -65,24 +67,19 @@ func (m *machine) leave(g *group, now time.Time) {
 	if g.refs > 0 {
 		return
 	}
-	for _, matched := range g.matched {
-		if gr := m.grants[matched.GrantID]; gr != nil {
-			delete(gr.groups, g)
-			gr.lastUse = now
-		}
+	for _, p := range g.pairs {
+		delete(p.groups, g)
+		p.lastUse = now
 	}
 	delete(m.groups, g.key)
 }
 
-// regroup follows the change of one grant: groups that match it before or
+// regroup follows the change of one grant: groups that matched it before or do so
 // after are affected, no others (RG16).
-func (m *machine) regroup(id string, before, after *grant, now time.Time, dirty map[*group]bool) {
-	if after != nil {
-		after.groups = nil
-	}
+func (m *machine) regroup(id string, after *grant, now time.Time, dirty map[*group]bool) {
 	for _, g := range m.groups {
 		was := g.candidates[id]
-		is := after != nil && after.usable && entry.Subset(after.entry.Selectors, g.selectors)
+		is := after != nil && after.usable && entry.Subset(after.entry.Selectors, g.facts.Selectors)
 		if !was && !is {
 			continue
 		}
@@ -91,9 +88,6 @@ func (m *machine) regroup(id string, before, after *grant, now time.Time, dirty 
 		} else {
 			delete(g.candidates, id)
 		}
-		if before != nil {
-			delete(before.groups, g)
-		}
 		m.rematch(g, now)
 		dirty[g] = true
 	}
@@ -101,24 +95,23 @@ func (m *machine) regroup(id string, before, after *grant, now time.Time, dirty 
 
 // rematch works out anew what a group is given.
 func (m *machine) rematch(g *group, now time.Time) {
-	for _, matched := range g.matched {
-		if gr := m.grants[matched.GrantID]; gr != nil {
-			delete(gr.groups, g)
-		}
+	for _, p := range g.pairs {
+		delete(p.groups, g)
 	}
 	grants := make([]entry.Entry, 0, len(g.candidates))
 	for id := range g.candidates {
 		grants = append(grants, m.grants[id].entry)
 	}
-	g.matched, g.trace = entry.Match(grants, entry.Facts{Selectors: g.selectors}, now)
-	g.federates = map[string]bool{}
+	g.matched, g.trace = entry.Match(grants, g.facts, now)
+	g.pairs, g.federates = nil, map[string]bool{}
 	for _, matched := range g.matched {
-		gr := m.grants[matched.GrantID]
-		if gr.groups == nil {
-			gr.groups = map[*group]bool{}
+		p := m.grants[matched.GrantID].pair(matched)
+		if p.groups == nil {
+			p.groups = map[*group]bool{}
 		}
-		gr.groups[g] = true
-		for _, td := range gr.entry.FederatesWith {
+		p.groups[g] = true
+		g.pairs = append(g.pairs, p)
+		for _, td := range p.grant.entry.FederatesWith {
 			g.federates[td.Name()] = true
 		}
 	}
@@ -132,19 +125,18 @@ func (m *machine) view(g *group, now time.Time) View {
 		v.Bundle = own.out
 	}
 	federates := map[string]spiffeid.TrustDomain{}
-	for _, matched := range g.matched {
-		gr := m.grants[matched.GrantID]
-		if !gr.serves(now) {
+	for i, p := range g.pairs {
+		if !p.grant.serves(now) {
 			continue
 		}
-		v.Matched = append(v.Matched, matched)
-		for _, td := range gr.entry.FederatesWith {
+		v.Matched = append(v.Matched, g.matched[i])
+		for _, td := range p.grant.entry.FederatesWith {
 			federates[td.Name()] = td
 		}
-		if c := gr.cert; c.usable(now) {
-			v.Identities = append(v.Identities, Identity{GrantID: matched.GrantID, ID: c.id, Hint: gr.entry.Hint,
+		if c := p.cert; c.usable(now) {
+			v.Identities = append(v.Identities, Identity{GrantID: p.grant.entry.ID, ID: c.id, Hint: p.grant.entry.Hint,
 				Chain: c.chain, Key: c.key, ExpiresAt: c.expiresAt})
-		} else if !gr.refused {
+		} else if !p.refused {
 			v.Pending++
 		}
 	}
@@ -163,8 +155,8 @@ func (m *machine) view(g *group, now time.Time) View {
 	return v
 }
 
-func markGroups(gr *grant, dirty map[*group]bool) {
-	for g := range gr.groups {
+func markGroups(p *pair, dirty map[*group]bool) {
+	for g := range p.groups {
 		dirty[g] = true
 	}
 }

@@ -1,5 +1,6 @@
 // Package mirror is the agent's copy of what it was granted: grants, bundles,
-// and an SVID with its key for each grant, signed before anyone asks. It follows
+// and an SVID with its key for each entry, signed before anyone asks, and for each
+// process that a rule names, signed when it first asks. It follows
 // the server's stream of changes, renews in time, and wakes exactly the
 // subscribers whose answer has changed. Who a caller is and what the wire looks
 // like is not decided here.
@@ -29,6 +30,7 @@ const (
 	maxItems         = 1 << 20  // of one inventory
 	maxPending       = 64 << 20 // bytes of one delta before it is complete
 	protocolVersion  = 1
+	capabilityRules  = "rules" // grants may be rules
 	statusInterval   = 5 * time.Minute
 )
 

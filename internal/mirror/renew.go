@@ -53,6 +53,7 @@ type signed []signedItem
 
 type signedItem struct {
 	grantID string
+	facts   map[string]string
 	cert    *cert // nil if err is set
 	err     error
 	refused bool // err is the server's own word
@@ -108,35 +109,35 @@ func skewed(err error, chain [][]byte, roots []*x509.Certificate, td spiffeid.Tr
 func (m *machine) accept(items signed, ev event, dirty map[*group]bool, fx *effects) {
 	m.signing, m.signFailures, m.ledger.signing = false, 0, nil
 	for i, item := range items {
-		g := m.grants[item.grantID]
-		if g == nil || !g.usable {
+		p := m.grants[item.grantID].find(item.facts)
+		if p == nil {
 			continue // gone meanwhile
 		}
-		g.signing = false
+		p.signing = false
 		err := item.err
 		if err == nil {
 			switch found, _ := m.issuer(item.cert); {
-			case item.cert.id != g.entry.SPIFFEID:
+			case item.cert.id != p.id:
 				err = fault.New(fault.Conflict, "grant_changed", "the grant changed while its SVID was signed")
 			case !found:
 				err = fault.New(fault.Conflict, "authority_unknown", "the authority is not in the bundle that we hold")
 			}
 		}
 		if err != nil {
-			g.failures++
-			g.err, g.denied = err, item.refused
-			g.notYet = ev.now.Add(backoff(g.failures, grantFloor, grantCeiling, ev.seed, i))
+			p.failures++
+			p.err, p.denied = err, item.refused
+			p.notYet = ev.now.Add(backoff(p.failures, grantFloor, grantCeiling, ev.seed, i))
 			// What the server refuses stays refused; anything else may mend itself soon,
 			// such as a new authority whose bundle is still on its way.
-			g.refused = item.refused || g.failures >= 3
+			p.refused = item.refused || p.failures >= 3
 			fx.notes = append(fx.notes, note{message: "no X.509-SVID for a grant", id: item.grantID, reason: fault.ReasonOf(err)})
-			markGroups(g, dirty) // whoever waits need not wait for this one
+			markGroups(p, dirty) // whoever waits need not wait for this one
 			continue
 		}
-		g.failures, g.notYet, g.refused, g.cert = 0, time.Time{}, false, item.cert
-		g.err, g.denied = nil, false
-		g.cert.renewAt = ev.now.Add(jitter(g.cert.expiresAt.Sub(ev.now)/2, ev.seed, i))
-		markGroups(g, dirty)
+		p.failures, p.notYet, p.refused, p.cert = 0, time.Time{}, false, item.cert
+		p.err, p.denied = nil, false
+		p.cert.renewAt = ev.now.Add(jitter(p.cert.expiresAt.Sub(ev.now)/2, ev.seed, i))
+		markGroups(p, dirty)
 	}
 }
 
@@ -160,16 +161,16 @@ func (m *machine) issuer(c *cert) (found, tainted bool) {
 // authority goes (R58), one of a tainted authority is replaced at once, and what
 // failed because the bundle was behind is tried again.
 func (m *machine) checkIssuers(now time.Time) {
-	for _, g := range m.grants {
-		g.notYet = time.Time{}
-		if g.cert == nil {
+	for p := range m.pairs() {
+		p.notYet = time.Time{}
+		if p.cert == nil {
 			continue
 		}
-		switch found, tainted := m.issuer(g.cert); {
+		switch found, tainted := m.issuer(p.cert); {
 		case !found:
-			g.cert = nil
+			p.cert = nil
 		case tainted:
-			g.cert.renewAt = now
+			p.cert.renewAt = now
 		}
 	}
 }
@@ -177,13 +178,13 @@ func (m *machine) checkIssuers(now time.Time) {
 // expire takes away what ends: SVIDs shortly before their time, and grants from
 // those who matched them.
 func (m *machine) expire(now time.Time, dirty map[*group]bool) {
-	for _, g := range m.grants {
-		if g.cert != nil && !g.cert.usable(now) {
-			g.cert = nil
-			markGroups(g, dirty)
+	for p := range m.pairs() {
+		if p.cert != nil && !p.cert.usable(now) {
+			p.cert = nil
+			markGroups(p, dirty)
 		}
-		if len(g.groups) > 0 && !g.serves(now) {
-			for group := range g.groups {
+		if len(p.groups) > 0 && !p.grant.serves(now) {
+			for group := range p.groups {
 				m.rematch(group, now)
 				dirty[group] = true
 			}
@@ -200,26 +201,26 @@ func (m *machine) plan(ev event, fx *effects) {
 			m.next = t
 		}
 	}
-	wanted := m.wanted(now)
-	var needs []*grant
-	for _, g := range wanted {
-		soon(g.entry.ExpiresAt)
-		if g.cert != nil {
-			soon(endOf(g.cert.issuedAt, g.cert.expiresAt))
+	var needs []*pair
+	for _, p := range m.wanted(now) {
+		e := &p.grant.entry
+		soon(e.ExpiresAt)
+		if p.cert != nil {
+			soon(endOf(p.cert.issuedAt, p.cert.expiresAt))
 			// A revision below the one asked for is of a server that was restored, or of another.
-			if g.cert.asked <= g.entry.Revision && g.entry.Revision <= g.cert.revision && !due(g.cert.renewAt, now, g.cert.expiresAt.Sub(g.cert.issuedAt)) {
-				soon(g.cert.renewAt)
+			if p.cert.asked <= e.Revision && e.Revision <= p.cert.revision && !due(p.cert.renewAt, now, p.cert.expiresAt.Sub(p.cert.issuedAt)) {
+				soon(p.cert.renewAt)
 				continue
 			}
 		}
-		if g.signing {
+		if p.signing {
 			continue
 		}
-		if !due(g.notYet, now, grantCeiling) {
-			soon(g.notYet)
+		if !due(p.notYet, now, grantCeiling) {
+			soon(p.notYet)
 			continue
 		}
-		needs = append(needs, g)
+		needs = append(needs, p)
 	}
 	soon(m.statusAt)
 	if len(needs) == 0 || m.signing || m.own() == nil {
@@ -229,59 +230,74 @@ func (m *machine) plan(ev event, fx *effects) {
 		soon(m.signNotYet)
 		return
 	}
-	slices.SortFunc(needs, func(a, b *grant) int {
-		return cmp.Or(byUrgency(a)-byUrgency(b), byExpiry(a, b), entry.Oldest(&a.entry, &b.entry))
+	slices.SortFunc(needs, func(a, b *pair) int {
+		return cmp.Or(byUrgency(a)-byUrgency(b), byExpiry(a, b), byAge(a, b))
 	})
-	for _, g := range needs[:min(len(needs), maxBatch)] {
-		g.signing = true
-		fx.sign = append(fx.sign, want{grantID: g.entry.ID, id: g.entry.SPIFFEID, revision: g.entry.Revision})
+	for _, p := range needs[:min(len(needs), maxBatch)] {
+		p.signing = true
+		fx.sign = append(fx.sign, want{grantID: p.grant.entry.ID, facts: p.facts, id: p.id, revision: p.grant.entry.Revision})
 	}
 	m.signing = true
 }
 
-// byUrgency ranks a grant: someone waits for it; it is new; it is due for renewal.
-func byUrgency(g *grant) int {
+// byUrgency ranks a pair: someone waits for it; it is new; it is due for renewal.
+func byUrgency(p *pair) int {
 	switch {
-	case g.cert == nil && len(g.groups) > 0:
+	case p.cert == nil && len(p.groups) > 0:
 		return 0
-	case g.cert == nil:
+	case p.cert == nil:
 		return 1
 	}
 	return 2
 }
 
-func byExpiry(a, b *grant) int {
+func byExpiry(a, b *pair) int {
 	if a.cert == nil || b.cert == nil {
 		return 0
 	}
 	return a.cert.expiresAt.Compare(b.cert.expiresAt)
 }
 
-// wanted returns the grants that should have an SVID: all with a subscriber,
-// and as many others as the cache has room for, the lately used first. The
-// SVIDs of the rest are given up.
-func (m *machine) wanted(now time.Time) []*grant {
-	var used, idle []*grant
-	for _, g := range m.grants {
+func byAge(a, b *pair) int {
+	return cmp.Or(entry.Oldest(&a.grant.entry, &b.grant.entry), cmp.Compare(a.key, b.key))
+}
+
+// wanted returns the pairs that should have an SVID: all with a subscriber, and
+// as many other entries as the cache has room for, the lately used first. What a
+// rule has had signed takes part in the room, but is renewed only while someone
+// uses it. The SVIDs of the rest are given up.
+func (m *machine) wanted(now time.Time) []*pair {
+	var used, idle []*pair
+	for p := range m.pairs() {
+		e := &p.grant.entry
 		switch {
-		case !g.serves(now):
-			g.cert = nil
-		case len(g.groups) > 0:
-			g.lastUse = now
-			used = append(used, g)
-		case g.entry.DisableX509Prefetch: // what it has is kept until it ends
+		case !p.grant.serves(now):
+			p.giveUp()
+		case len(p.groups) > 0:
+			p.lastUse = now
+			used = append(used, p)
+		case e.Rule != nil && p.cert == nil && due(p.notYet, now, grantCeiling):
+			p.giveUp()
+		case e.DisableX509Prefetch: // what it has is kept until it ends
 		default:
-			idle = append(idle, g)
+			idle = append(idle, p)
 		}
 	}
 	if room := max(m.cacheSize-len(used), 0); len(idle) > room {
-		slices.SortFunc(idle, func(a, b *grant) int {
-			return cmp.Or(b.lastUse.Compare(a.lastUse), entry.Oldest(&a.entry, &b.entry))
-		})
-		for _, g := range idle[room:] {
-			g.cert = nil
+		slices.SortFunc(idle, func(a, b *pair) int { return cmp.Or(b.lastUse.Compare(a.lastUse), byAge(a, b)) })
+		for _, p := range idle[room:] {
+			p.giveUp()
 		}
 		idle = idle[:room]
 	}
+	idle = slices.DeleteFunc(idle, func(p *pair) bool { return p.grant.entry.Rule != nil })
 	return append(used, idle...)
+}
+
+// giveUp forgets the SVID, and of a rule the pair, unless its outcome is awaited.
+func (p *pair) giveUp() {
+	p.cert = nil
+	if p.grant.entry.Rule != nil && !p.signing && len(p.groups) == 0 {
+		delete(p.grant.ruled, p.key)
+	}
 }

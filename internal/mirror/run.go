@@ -38,7 +38,7 @@ type Link interface {
 	// X509 has SVIDs signed; the results are in the order of the items.
 	X509(ctx context.Context, items []serverlink.X509Item) ([]serverlink.X509Result, error)
 	// JWT has one token signed.
-	JWT(ctx context.Context, grantID string, audience []string) (serverlink.JWTResult, error)
+	JWT(ctx context.Context, grantID string, facts map[string]string, audience []string) (serverlink.JWTResult, error)
 }
 
 // Stream is one conversation of the sync protocol. One goroutine may send while
@@ -296,7 +296,7 @@ func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
 		if err != nil {
 			return nil, err
 		}
-		keys[i], requests[i] = key, serverlink.X509Item{GrantID: w.grantID, CSR: csr}
+		keys[i], requests[i] = key, serverlink.X509Item{GrantID: w.grantID, Facts: w.facts, CSR: csr}
 	}
 	results, err := m.cfg.Link.X509(ctx, requests)
 	if err != nil {
@@ -315,7 +315,7 @@ func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
 	m.mu.Unlock()
 	items := make(signed, len(batch))
 	for i, r := range results {
-		items[i] = signedItem{grantID: batch[i].grantID, err: r.Err, refused: r.Err != nil}
+		items[i] = signedItem{grantID: batch[i].grantID, facts: batch[i].facts, err: r.Err, refused: r.Err != nil}
 		if r.Err != nil {
 			continue
 		}
@@ -328,7 +328,7 @@ func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
 	return items, nil
 }
 
-// Subscription is one listener with certain selectors.
+// Subscription is one listener of whom certain selectors and facts are known.
 type Subscription struct {
 	mirror  *Mirror
 	group   *group
@@ -336,12 +336,12 @@ type Subscription struct {
 	once    sync.Once
 }
 
-// Subscribe listens to what callers with these selectors are given. While it is
+// Subscribe listens to what callers of whom this is known are given. While it is
 // open, the mirror sees to it that every grant that matches has an SVID.
-func (m *Mirror) Subscribe(selectors []entry.Selector) *Subscription {
+func (m *Mirror) Subscribe(facts entry.Facts) *Subscription {
 	m.mu.Lock()
 	now := wallClock()
-	s := &Subscription{mirror: m, group: m.machine.join(selectors, now), changed: make(chan struct{}, 1)}
+	s := &Subscription{mirror: m, group: m.machine.join(facts, now), changed: make(chan struct{}, 1)}
 	if m.subscribers[s.group] == nil {
 		m.subscribers[s.group] = map[*Subscription]bool{}
 	}
@@ -397,7 +397,7 @@ func (m *Mirror) Why(ctx context.Context, facts entry.Facts, fresh bool) Why {
 		m.mu.Unlock()
 		return w
 	}
-	key := groupKey(facts.Selectors)
+	key := groupKey(entry.Facts{Selectors: facts.Selectors})
 	code, known := m.hints.find(key, now)
 	ask := (fresh || !known) && m.hints.ask(facts.Selectors, now)
 	if ask {
@@ -476,23 +476,31 @@ type JWT struct {
 	Token   string
 }
 
+var errGrantGone = fault.New(fault.Denied, "grant_gone", "no identity issued")
+
 // refreshWait is how long a caller waits for a better token than the one that
 // is still good.
 const refreshWait = time.Second
 
 // JWT returns a token of a grant for an exact set of audiences, from the cache
 // or signed now. The caller has seen the grant in its View.
-func (m *Mirror) JWT(ctx context.Context, grantID string, audience []string) (JWT, error) {
+func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []string) (JWT, error) {
+	grantID, facts := matched.GrantID, matched.Facts
 	for {
 		m.mu.Lock()
 		now := wallClock()
 		g := m.machine.grants[grantID]
 		if g == nil || !g.serves(now) {
 			m.mu.Unlock()
-			return JWT{}, fault.New(fault.Denied, "grant_gone", "no identity issued")
+			return JWT{}, errGrantGone
 		}
-		out := JWT{GrantID: grantID, ID: g.entry.SPIFFEID, Hint: g.entry.Hint}
-		key := tokenKey(grantID, g.entry.Revision, audience)
+		id, _, bad := g.entry.Grants(facts) // it may have changed since
+		if bad != nil {
+			m.mu.Unlock()
+			return JWT{}, errGrantGone
+		}
+		out := JWT{GrantID: grantID, ID: id, Hint: g.entry.Hint}
+		key := tokenKey(grantID, g.entry.Revision, facts, audience)
 		held, old := m.tokens.find(key, now)
 		if held != nil && !old {
 			m.mu.Unlock()
@@ -519,7 +527,7 @@ func (m *Mirror) JWT(ctx context.Context, grantID string, audience []string) (JW
 				return JWT{}, ctx.Err()
 			}
 		}
-		tok, err := m.signJWT(ctx, grantID, out.ID, audience, own, held != nil)
+		tok, err := m.signJWT(ctx, grantID, facts, out.ID, audience, own, held != nil)
 		if !single {
 			m.mu.Lock()
 			close(m.asking[key])
@@ -542,7 +550,7 @@ func (m *Mirror) JWT(ctx context.Context, grantID string, audience []string) (JW
 }
 
 // signJWT has a token signed and verifies it before anyone sees it (R36).
-func (m *Mirror) signJWT(ctx context.Context, grantID string, id spiffeid.ID, audience []string, own *trust, refresh bool) (*token, error) {
+func (m *Mirror) signJWT(ctx context.Context, grantID string, facts map[string]string, id spiffeid.ID, audience []string, own *trust, refresh bool) (*token, error) {
 	if own == nil {
 		return nil, fault.New(fault.Unavailable, "not_synced", "the agent has not been told yet what there is")
 	}
@@ -551,7 +559,7 @@ func (m *Mirror) signJWT(ctx context.Context, grantID string, id spiffeid.ID, au
 		ctx, cancel = context.WithTimeout(ctx, refreshWait)
 		defer cancel()
 	}
-	r, err := m.cfg.Link.JWT(ctx, grantID, audience)
+	r, err := m.cfg.Link.JWT(ctx, grantID, facts, audience)
 	if err != nil {
 		return nil, err
 	}
@@ -573,7 +581,7 @@ func (m *Mirror) signJWT(ctx context.Context, grantID string, id spiffeid.ID, au
 		}
 		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token that does not verify").Because(err)
 	}
-	if claims.ID != id || tokenKey("", 0, claims.Audience) != tokenKey("", 0, audience) {
+	if claims.ID != id || tokenKey("", 0, nil, claims.Audience) != tokenKey("", 0, nil, audience) {
 		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token for another identity or audience")
 	}
 	tok.expiresAt = claims.Expiry

@@ -36,14 +36,15 @@ func bubble(t *testing.T, f func(t *testing.T, s *mirrortest.Server, m *mirror.M
 	})
 }
 
-func selectors(texts ...string) []entry.Selector {
-	var out []entry.Selector
+// selectors are what is known of a caller without facts.
+func selectors(texts ...string) entry.Facts {
+	var out entry.Facts
 	for _, text := range texts {
 		s, err := entry.ParseSelector(text)
 		if err != nil {
 			panic(err)
 		}
-		out = append(out, s)
+		out.Selectors = append(out.Selectors, s)
 	}
 	return out
 }
@@ -522,7 +523,7 @@ func TestJWT(t *testing.T) {
 		synctest.Wait()
 		get := func(grant string, audience ...string) string {
 			t.Helper()
-			tok, err := m.JWT(t.Context(), grant, audience)
+			tok, err := m.JWT(t.Context(), entry.Matched{GrantID: grant}, audience)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -573,13 +574,13 @@ func TestJWT(t *testing.T) {
 		// R35: near its end and with the server away there is none.
 		s.Down(true)
 		time.Sleep(5*time.Minute - 4*time.Second)
-		if tok, err := m.JWT(t.Context(), "a", []string{"x", "y"}); err == nil {
+		if tok, err := m.JWT(t.Context(), entry.Matched{GrantID: "a"}, []string{"x", "y"}); err == nil {
 			t.Errorf("got %v", tok.ID)
 		}
 		s.Remove("a")
 		s.Down(false)
 		time.Sleep(5 * time.Second)
-		if _, err := m.JWT(t.Context(), "a", []string{"x"}); fault.KindOf(err) != fault.Denied {
+		if _, err := m.JWT(t.Context(), entry.Matched{GrantID: "a"}, []string{"x"}); fault.KindOf(err) != fault.Denied {
 			t.Errorf("a grant that is gone: %v", err)
 		}
 	})

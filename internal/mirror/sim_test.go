@@ -80,15 +80,21 @@ func (s *sim) run(steps int) {
 		s.advance(time.Second)
 		s.feed(tick{})
 	}
+	s.sign(true) // a rule may have been matched by the last step only
 	s.final()
 }
 
 func (s *sim) act(what int) {
 	switch what {
-	case 0, 1, 2: // create or change a grant
+	case 0, 1, 2: // create or change a grant, or make a rule of an entry
 		id := fmt.Sprintf("g%d", s.rnd.IntN(10))
 		g := &syncv1.Grant{Id: id, SpiffeId: fmt.Sprintf("spiffe://example.org/%d", s.rnd.IntN(12)), ParentId: "spiffe://example.org/spire/agent/x",
-			CreatedAt: int64(s.rnd.IntN(3)), Hint: []string{"", "", "h"}[s.rnd.IntN(3)], DisableX509SvidPrefetch: s.rnd.IntN(5) == 0}
+			CreatedAt: 1 + int64(s.rnd.IntN(3)), Hint: []string{"", "", "h"}[s.rnd.IntN(3)], DisableX509SvidPrefetch: s.rnd.IntN(5) == 0}
+		if s.rnd.IntN(3) == 0 {
+			g.SpiffeId, g.DisableX509SvidPrefetch, g.Trust = "", false, entry.TrustAgent
+			g.IdTemplate = "spiffe://example.org/" + []string{"u/{unix.user}", "u/{unix.user}/{unix.program}", "v/{unix.program}"}[s.rnd.IntN(3)]
+			g.IdPrefix = g.IdTemplate[:len("spiffe://example.org/u/")]
+		}
 		for range 1 + s.rnd.IntN(2) {
 			g.Selectors = append(g.Selectors, &syncv1.Selector{Type: "unix", Value: fmt.Sprintf("uid:%d", s.rnd.IntN(4))})
 		}
@@ -158,7 +164,13 @@ func (s *sim) act(what int) {
 					sel = append(sel, entry.Selector{Type: "unix", Value: fmt.Sprintf("uid:%d", i)})
 				}
 			}
-			s.subs[key] = &simSub{group: s.m.join(sel, s.now), woken: true}
+			facts := entry.Facts{Selectors: sel, Values: map[string]string{"unix.uid": "1"}}
+			for name, values := range map[string][]string{"unix.user": {"ann", "bob", ""}, "unix.program": {"web", "a b", ""}} {
+				if v := values[s.draw(name)%3]; v != "" {
+					facts.Values[name] = v
+				}
+			}
+			s.subs[key] = &simSub{group: s.m.join(facts, s.now), woken: true}
 			s.feed(tick{})
 		}
 	case 22: // someone leaves
@@ -173,6 +185,9 @@ func (s *sim) act(what int) {
 		}
 	}
 }
+
+// draw returns a number for a name, whatever the order in which names come.
+func (s *sim) draw(name string) int { return int(s.now.UnixNano()/1e6)%7 + len(name)*len(s.subs) }
 
 func (s *sim) close() {
 	if s.open {
@@ -293,15 +308,25 @@ func (s *sim) sign(well bool) {
 	for _, w := range batch {
 		g := s.grants[w.grantID]
 		if g == nil || s.rnd.IntN(8) == 0 {
-			items = append(items, signedItem{grantID: w.grantID, err: fault.New(fault.Denied, "no", "no"), refused: true})
+			items = append(items, signedItem{grantID: w.grantID, facts: w.facts, err: fault.New(fault.Denied, "no", "no"), refused: true})
 			continue
 		}
 		ca, err := x509.ParseCertificate(s.cas[s.authorities-1])
 		if err != nil {
 			s.t.Fatal(err)
 		}
+		// The server goes by what it has now, which may not be what the agent saw.
+		now, err := s.m.newGrant(g)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		id, named, bad := now.entry.Grants(w.facts)
+		if bad != nil || len(named) != len(w.facts) {
+			items = append(items, signedItem{grantID: w.grantID, facts: w.facts, err: fault.New(fault.Invalid, "facts", "facts"), refused: true})
+			continue
+		}
 		life := time.Duration(6+s.rnd.IntN(300)) * time.Second
-		items = append(items, signedItem{grantID: w.grantID, cert: &cert{id: spiffeid.RequireFromString(g.GetSpiffeId()), revision: g.GetRevision(),
+		items = append(items, signedItem{grantID: w.grantID, facts: w.facts, cert: &cert{id: id, revision: g.GetRevision(),
 			chain: fmt.Appendf(nil, "%s@%d#%d", w.grantID, g.GetRevision(), s.now.UnixMilli()), issuedAt: s.now, expiresAt: s.now.Add(life),
 			authority: ca.SubjectKeyId, authName: ca.RawSubject}})
 	}
@@ -320,7 +345,10 @@ func (s *sim) feed(what any) {
 		fmt.Fprintf(&s.trace, "  send %x\n", raw)
 	}
 	for _, w := range fx.sign {
-		fmt.Fprintf(&s.trace, "  sign %s %s %d\n", w.grantID, w.id, w.revision)
+		fmt.Fprintf(&s.trace, "  sign %s %v %s %d\n", w.grantID, w.facts, w.id, w.revision)
+		if p := s.m.grants[w.grantID].find(w.facts); w.facts != nil && len(p.groups) == 0 {
+			s.t.Fatalf("an SVID is signed for the rule %s that nobody uses", w.grantID)
+		}
 	}
 	for _, g := range fx.wake {
 		fmt.Fprintf(&s.trace, "  wake %q\n", g.key)
@@ -355,6 +383,18 @@ func (s *sim) check() {
 	if sum != s.m.sum {
 		s.t.Fatal("the sum is not the sum of what is held")
 	}
+	idle := 0
+	for p := range s.m.pairs() {
+		if p.grant.entry.Rule == nil || len(p.groups) > 0 {
+			continue
+		}
+		if idle++; p.cert == nil && !p.signing && due(p.notYet, s.now, grantCeiling) {
+			s.t.Fatalf("the rule %s still holds %v, which nobody uses", p.grant.entry.ID, p.facts)
+		}
+	}
+	if idle > s.m.cacheSize+len(s.batch) {
+		s.t.Fatalf("%d pairs of rules are held that nobody uses", idle)
+	}
 	for _, key := range slices.Sorted(maps.Keys(s.subs)) {
 		sub := s.subs[key]
 		v := s.m.view(sub.group, s.now)
@@ -364,22 +404,27 @@ func (s *sim) check() {
 				all = append(all, g.entry)
 			}
 		}
-		if want, _ := entry.Match(all, entry.Facts{Selectors: sub.group.selectors}, s.now); fmt.Sprint(want) != fmt.Sprint(v.Matched) {
+		if want, _ := entry.Match(all, sub.group.facts, s.now); fmt.Sprint(want) != fmt.Sprint(v.Matched) {
 			s.t.Fatalf("%s matches %v, by the oracle %v", key, v.Matched, want)
+		}
+		facts := map[string]map[string]string{}
+		for _, matched := range v.Matched {
+			facts[matched.GrantID] = matched.Facts
 		}
 		for _, id := range v.Identities {
 			g := s.m.grants[id.GrantID]
+			want, _, bad := g.entry.Grants(sub.group.facts.Values)
 			switch {
-			case !entry.Subset(g.entry.Selectors, sub.group.selectors): // R46
+			case !entry.Subset(g.entry.Selectors, sub.group.facts.Selectors): // R46
 				s.t.Fatalf("%s was given %s without its selectors", key, id.GrantID)
 			case !s.now.Before(id.ExpiresAt): // R35
 				s.t.Fatalf("%s was given an expired SVID", key)
 			case g.entry.Expired(s.now):
 				s.t.Fatalf("%s was given an SVID of a grant that has ended", key)
-			case id.ID != g.entry.SPIFFEID:
-				s.t.Fatalf("%s was given %s for %s", key, id.ID, g.entry.SPIFFEID)
+			case bad != nil || id.ID != want:
+				s.t.Fatalf("%s was given %s for %s", key, id.ID, want)
 			}
-			if found, _ := s.m.issuer(g.cert); !found { // R58
+			if found, _ := s.m.issuer(g.find(facts[id.GrantID]).cert); !found { // R58
 				s.t.Fatalf("%s was given an SVID whose authority is not in the bundle", key)
 			}
 		}
@@ -421,11 +466,11 @@ func (s *sim) final() {
 	}
 	for _, key := range slices.Sorted(maps.Keys(s.subs)) {
 		sub := s.subs[key]
-		want, _ := entry.Match(grants, entry.Facts{Selectors: sub.group.selectors}, s.now)
+		want, _ := entry.Match(grants, sub.group.facts, s.now)
 		got := s.m.view(sub.group, s.now)
 		refused := 0
 		for _, w := range want {
-			if g := s.m.grants[w.GrantID]; g.cert == nil && g.refused {
+			if p := s.m.grants[w.GrantID].find(w.Facts); p.cert == nil && p.refused {
 				refused++ // the model refuses at random; it is being tried again
 			}
 		}

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"iter"
 	"time"
 
 	"github.com/plastron/plastron/api/plastron/sync/v1"
@@ -45,6 +46,7 @@ type note struct {
 // want asks for the signature of one SVID.
 type want struct {
 	grantID  string
+	facts    map[string]string // of a rule
 	id       spiffeid.ID
 	revision uint64
 }
@@ -112,11 +114,11 @@ func (m *machine) step(ev event) effects {
 	case signFailed:
 		m.signing, m.ledger.signing = false, what.err
 		m.signFailures++
-		for _, g := range m.grants {
-			if g.signing && m.signFailures == signAway {
-				markGroups(g, dirty) // whoever waits for it need not any more
+		for p := range m.pairs() {
+			if p.signing && m.signFailures == signAway {
+				markGroups(p, dirty) // whoever waits for it need not any more
 			}
-			g.signing = false
+			p.signing = false
 		}
 		m.signNotYet = ev.now.Add(backoff(m.signFailures, signFloor, signCeiling, ev.seed, 0))
 	}
@@ -147,8 +149,8 @@ func (m *machine) status(now time.Time, fx *effects) {
 
 func (m *machine) stats() Stats {
 	st := Stats{Grants: len(m.grants), Synced: m.synced, Following: m.following}
-	for _, g := range m.grants {
-		if g.cert != nil {
+	for p := range m.pairs() {
+		if p.cert != nil {
 			st.X509SVIDs++
 		}
 	}
@@ -159,6 +161,22 @@ func (m *machine) stats() Stats {
 		st.BundleSequence = b.bundle.Sequence
 	}
 	return st
+}
+
+// pairs yields all pairs, in no order.
+func (m *machine) pairs() iter.Seq[*pair] {
+	return func(yield func(*pair) bool) {
+		for _, g := range m.grants {
+			if g.usable && g.entry.Rule == nil && !yield(&g.own) {
+				return
+			}
+			for _, p := range g.ruled {
+				if !yield(p) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // own returns the own trust domain's bundle, or nil.

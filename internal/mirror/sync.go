@@ -21,7 +21,7 @@ func (m *machine) hello(fx *effects) {
 	m.hangUp()
 	m.online = true
 	m.signFailures, m.signNotYet = 0, time.Time{} // the server is back: sign now
-	h := &syncv1.Hello{Version: protocolVersion, AgentVersion: m.version, Position: m.position, BundleSequence: m.stats().BundleSequence}
+	h := &syncv1.Hello{Version: protocolVersion, Capabilities: []string{capabilityRules}, AgentVersion: m.version, Position: m.position, BundleSequence: m.stats().BundleSequence}
 	if m.synced {
 		sum := m.sum.Bytes()
 		h.Hash = sum[:]

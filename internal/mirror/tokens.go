@@ -23,14 +23,15 @@ type token struct {
 
 func newTokens(size int) *tokens { return &tokens{size: size, held: map[string]*token{}} }
 
-// tokenKey names a token: grant, its revision, and the exact set of audiences.
+// tokenKey names a token: grant, its revision, the facts that fill it, and the
+// exact set of audiences.
 // Every part carries its length, so that no two sets share a key (R52, RG48).
-func tokenKey(grantID string, revision uint64, audience []string) string {
+func tokenKey(grantID string, revision uint64, facts map[string]string, audience []string) string {
 	audience = slices.Clone(audience)
 	slices.Sort(audience)
 	audience = slices.Compact(audience)
 	var b []byte
-	for _, part := range append([]string{grantID}, audience...) {
+	for _, part := range append([]string{grantID, factsKey(facts)}, audience...) {
 		b = binary.AppendUvarint(b, uint64(len(part)))
 		b = append(b, part...)
 	}

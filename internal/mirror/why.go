@@ -128,6 +128,10 @@ func (m *machine) why(facts entry.Facts, now time.Time) Why {
 // fitting says how far one grant that matches has come.
 func (m *machine) fitting(matched entry.Matched, now time.Time) Fitting {
 	g := m.grants[matched.GrantID]
+	p := g.find(matched.Facts)
+	if p == nil {
+		p = &pair{} // of a rule, and nobody has asked for it yet
+	}
 	f := Fitting{GrantID: matched.GrantID, ID: matched.ID, State: Signing}
 	for _, td := range g.entry.FederatesWith {
 		if t := m.bundles[td.Name()]; td != m.td && (t == nil || t.empty()) {
@@ -135,28 +139,28 @@ func (m *machine) fitting(matched entry.Matched, now time.Time) Fitting {
 		}
 	}
 	switch {
-	case g.cert.usable(now):
-		f.State, f.ExpiresAt, f.Next = Ready, g.cert.expiresAt, g.cert.renewAt
+	case p.cert.usable(now):
+		f.State, f.ExpiresAt, f.Next = Ready, p.cert.expiresAt, p.cert.renewAt
 		if len(f.Unknown) > 0 {
 			f.Reason = reason.Say(reason.FederatedBundleMissing, "the grant federates with %s, whose keys are not known", f.Unknown[0].Name())
 		}
-	case g.err == nil && m.ledger.signing != nil:
+	case p.err == nil && m.ledger.signing != nil:
 		f.Reason = reason.Say(reason.NotSignedYet, "the server did not sign: %s", fault.MessageOf(m.ledger.signing))
 		f.Next = m.signNotYet
 		if byClock(m.ledger.signing) {
 			f.Reason = reason.Say(reason.ClockSkew, "by this machine's clock the server's own certificate is not valid")
 		}
-	case g.err == nil:
+	case p.err == nil:
 		f.Reason = reason.NotSignedYet
 	default:
-		f.State, f.Next = Refused, g.notYet
+		f.State, f.Next = Refused, p.notYet
 		switch {
-		case errors.Is(g.err, reason.ClockSkew):
-			f.Reason, _ = errors.AsType[*fault.Error](g.err)
-		case g.denied:
-			f.Reason = reason.Say(reason.SigningRefused, "the server refuses to sign: %s (%s)", fault.MessageOf(g.err), fault.ReasonOf(g.err))
+		case errors.Is(p.err, reason.ClockSkew):
+			f.Reason, _ = errors.AsType[*fault.Error](p.err)
+		case p.denied:
+			f.Reason = reason.Say(reason.SigningRefused, "the server refuses to sign: %s (%s)", fault.MessageOf(p.err), fault.ReasonOf(p.err))
 		default:
-			f.Reason = reason.Say(reason.NotSignedYet, "what the server signed is not used: %s", fault.MessageOf(g.err))
+			f.Reason = reason.Say(reason.NotSignedYet, "what the server signed is not used: %s", fault.MessageOf(p.err))
 		}
 	}
 	return f

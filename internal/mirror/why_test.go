@@ -73,7 +73,7 @@ func TestWhy(t *testing.T) {
 				}
 				time.Sleep(row.after)
 				synctest.Wait()
-				facts := entry.Facts{Selectors: selectors("unix:uid:1", other, "unix:gid:1")}
+				facts := selectors("unix:uid:1", other, "unix:gid:1")
 				var w mirror.Why
 				for range 3 {
 					w = m.Why(t.Context(), facts, false)
@@ -108,7 +108,7 @@ func TestWhyDetails(t *testing.T) {
 		s.Put(older, younger, s.Grant("near", "/near", "unix:uid:1", "unix:gid:7"))
 		<-m.Synced()
 		synctest.Wait()
-		w := m.Why(t.Context(), entry.Facts{Selectors: selectors("unix:uid:1", "unix:gid:1")}, true)
+		w := m.Why(t.Context(), selectors("unix:uid:1", "unix:gid:1"), true)
 		if len(w.Grants) != 2 || w.Grants[0].State != mirror.Ready || w.Grants[0].GrantID != "old" || w.Grants[0].ExpiresAt.IsZero() ||
 			w.Grants[1].State != mirror.Shadowed || w.Grants[1].By != "old" || w.Reason != nil {
 			t.Errorf("Why() = %+v", w)
@@ -121,7 +121,7 @@ func TestWhyDetails(t *testing.T) {
 		}
 		s.Down(true)
 		time.Sleep(time.Minute)
-		w = m.Why(t.Context(), entry.Facts{Selectors: selectors("unix:uid:1")}, true)
+		w = m.Why(t.Context(), selectors("unix:uid:1"), true)
 		if y := w.Sync; y.Connected || time.Since(y.Heard) < time.Minute || fault.ReasonOf(y.Err) != "server_unavailable" {
 			t.Errorf("Sync without a server = %+v", y)
 		}
@@ -136,13 +136,13 @@ func TestHintsAreBounded(t *testing.T) {
 		<-m.Synced()
 		synctest.Wait()
 		for i := range 1000 {
-			m.Why(t.Context(), entry.Facts{Selectors: selectors("unix:uid:" + strings.Repeat("1", i+1))}, false)
+			m.Why(t.Context(), selectors("unix:uid:"+strings.Repeat("1", i+1)), false)
 		}
 		if asked != 20 {
 			t.Errorf("asked %d times in a burst, want 20", asked)
 		}
 		time.Sleep(time.Hour)
-		facts := entry.Facts{Selectors: selectors("unix:uid:1")}
+		facts := selectors("unix:uid:1")
 		for range 100 {
 			if w := m.Why(t.Context(), facts, false); w.Reason.Reason != "no_grant" {
 				t.Fatal(w.Reason)
@@ -173,7 +173,7 @@ func TestJWTSkew(t *testing.T) {
 		s.Put(s.Grant("a", "/a", "unix:uid:1"))
 		<-m.Synced()
 		synctest.Wait()
-		if _, err := m.JWT(t.Context(), "a", []string{"x"}); fault.ReasonOf(err) != "clock_skew" {
+		if _, err := m.JWT(t.Context(), entry.Matched{GrantID: "a"}, []string{"x"}); fault.ReasonOf(err) != "clock_skew" {
 			t.Errorf("JWT() = %v", err)
 		}
 	})
@@ -184,7 +184,7 @@ func TestWhyNotSynced(t *testing.T) {
 	bubble(t, func(t *testing.T, s *mirrortest.Server, m *mirror.Mirror) {
 		s.Down(true)
 		synctest.Wait()
-		if w := m.Why(t.Context(), entry.Facts{Selectors: selectors("unix:uid:1")}, true); w.Reason != reason.NotSynced {
+		if w := m.Why(t.Context(), selectors("unix:uid:1"), true); w.Reason != reason.NotSynced {
 			t.Errorf("Why() = %v", w.Reason)
 		}
 	})

@@ -39,6 +39,9 @@ type Status struct {
 // ReadStatus reads the user and groups of a process.
 func ReadStatus(int) (Status, error) { return Status{}, errUnsupported }
 
+// ProgramName returns the last part of the path of a process's program.
+func ProgramName(int) (string, error) { return "", errUnsupported }
+
 // Programs reads which program a process runs.
 type Programs struct{}
 

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -75,6 +77,19 @@ func (p *Programs) Path(ctx context.Context, pid int) (string, error) {
 		}
 		return path, nil
 	})
+}
+
+// ProgramName returns the last part of the path of the program of process pid,
+// as the kernel has it: of the file itself, not of a link to it, and the same
+// after the file was deleted or replaced. It does not touch the disk.
+//
+// Whoever starts a program chooses where it lies, and so its name.
+func ProgramName(pid int) (string, error) {
+	path, err := os.Readlink(exePath(pid))
+	if err != nil {
+		return "", fmt.Errorf("read the program's path: %w", err)
+	}
+	return filepath.Base(strings.TrimSuffix(path, " (deleted)")), nil
 }
 
 // SHA256 returns the hash of the program of process pid, in lower-case hex,

@@ -202,6 +202,7 @@ func (c *Client) Polls() bool {
 // X509Item asks for one X.509-SVID.
 type X509Item struct {
 	GrantID string
+	Facts   map[string]string // those that a rule names; nil for an entry
 	CSR     []byte
 }
 
@@ -221,7 +222,7 @@ func (c *Client) X509(ctx context.Context, items []X509Item) ([]X509Result, erro
 	}
 	req := &issuev1.X509Request{}
 	for _, item := range items {
-		req.Items = append(req.Items, &issuev1.X509Item{GrantId: item.GrantID, Csr: item.CSR})
+		req.Items = append(req.Items, &issuev1.X509Item{GrantId: item.GrantID, Facts: item.Facts, Csr: item.CSR})
 	}
 	conn := c.current()
 	resp, err := issuev1.NewIssueClient(conn).X509(ctx, req)
@@ -251,15 +252,15 @@ type JWTResult struct {
 	Revision uint64
 }
 
-// JWT has one token signed.
-func (c *Client) JWT(ctx context.Context, grantID string, audience []string) (JWTResult, error) {
+// JWT has one token signed, for the facts that a rule names.
+func (c *Client) JWT(ctx context.Context, grantID string, facts map[string]string, audience []string) (JWTResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if c.Polls() {
 		return c.spireJWT(ctx, grantID, audience)
 	}
 	conn := c.current()
-	resp, err := issuev1.NewIssueClient(conn).JWT(ctx, &issuev1.JWTRequest{GrantId: grantID, Audience: audience})
+	resp, err := issuev1.NewIssueClient(conn).JWT(ctx, &issuev1.JWTRequest{GrantId: grantID, Facts: facts, Audience: audience})
 	if err = conn.fault(signJWT, err); fault.KindOf(err) == fault.Unsupported {
 		return c.spireJWT(ctx, grantID, audience)
 	}

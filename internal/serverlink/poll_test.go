@@ -48,7 +48,7 @@ func TestPolling(t *testing.T) {
 		if v := d.sub.View(); len(v.Federated) != 1 || v.Federated[0].TrustDomain.Name() != "other.test" || len(v.Bundle.X509) == 0 {
 			t.Errorf("bundles of %v and %v", v.Federated, v.Bundle.TrustDomain)
 		}
-		if got, err := d.link.JWT(t.Context(), "a", []string{"x"}); err != nil || got.Token != "token for a and x" {
+		if got, err := d.link.JWT(t.Context(), "a", nil, []string{"x"}); err != nil || got.Token != "token for a and x" {
 			t.Errorf("JWT() = %v, %v", got, err)
 		}
 		if results, err := d.link.X509(t.Context(), []serverlink.X509Item{{GrantID: "unknown"}}); err != nil || fault.ReasonOf(results[0].Err) != "not_found" {

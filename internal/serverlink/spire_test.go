@@ -357,7 +357,7 @@ func newDesk(t *testing.T, s *spire) (d *desk, stop func()) {
 	}
 	d.Mirror = mirror.New(mirror.Config{TrustDomain: s.ca.td, Link: link{d.link}, Version: "9.9", Log: slog.New(slog.DiscardHandler),
 		StreamEnded: func(err error) { d.ended <- err }, Directive: func(m *syncv1.Directive) { d.told <- m }})
-	d.sub = d.Subscribe([]entry.Selector{{Type: "unix", Value: "uid:1"}})
+	d.sub = d.Subscribe(entry.Facts{Selectors: []entry.Selector{{Type: "unix", Value: "uid:1"}}})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- d.Run(ctx) }()

@@ -2,8 +2,8 @@ package workload
 
 import (
 	"context"
-	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,13 +44,17 @@ func Ask(ctx context.Context, attestors []Named, pid int) []Answer {
 }
 
 // Facts puts together what the attestors that answered know. One that failed
-// only takes its selectors away (R47).
+// only takes its selectors and facts away (R47).
 func Facts(answers []Answer) entry.Facts {
 	facts := entry.Facts{Values: map[string]string{}}
 	for _, a := range answers {
 		if a.Err == nil {
 			facts.Selectors = append(facts.Selectors, a.Selectors...)
-			maps.Copy(facts.Values, a.Attested.Facts)
+			for name, value := range a.Attested.Facts {
+				if strings.HasPrefix(name, a.Name+".") { // no attestor states another's facts
+					facts.Values[name] = value
+				}
+			}
 		}
 	}
 	slices.SortFunc(facts.Selectors, entry.Selector.Compare)

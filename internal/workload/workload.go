@@ -14,9 +14,11 @@ import (
 type Attested struct {
 	// Selectors are what entries match on.
 	Selectors []entry.Selector
-	// Facts are named values that rules may expand, such as "unix.user".
+	// Facts are named values that rules may expand, such as "unix.user". A name
+	// begins with the attestor's own and a dot; no value is empty.
 	Facts map[string]string
-	// Omitted says, in a sentence each, which selectors could not be had and why.
+	// Omitted says, in a sentence each, which selectors and facts could not be had
+	// and why.
 	Omitted []string
 }
 

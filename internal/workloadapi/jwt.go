@@ -49,7 +49,7 @@ func (s *Server) FetchJWTSVID(ctx context.Context, req *workload.JWTSVIDRequest)
 		if !only.IsZero() && matched.ID != only {
 			continue
 		}
-		token, err := s.cfg.Mirror.JWT(ctx, matched.GrantID, req.GetAudience())
+		token, err := s.cfg.Mirror.JWT(ctx, matched, req.GetAudience())
 		if fault.KindOf(err) == fault.Denied {
 			return nil, s.refuse(ctx, seen, errNothing) // the grant went away meanwhile (R12)
 		}
@@ -74,7 +74,7 @@ func (s *Server) see(ctx context.Context) (*caller, attested, mirror.View, error
 	if err != nil {
 		return nil, seen, mirror.View{}, err
 	}
-	sub := s.cfg.Mirror.Subscribe(seen.facts.Selectors)
+	sub := s.cfg.Mirror.Subscribe(seen.facts)
 	defer sub.Close()
 	view := sub.View()
 	if !view.Synced || view.Bundle.Keys == nil {

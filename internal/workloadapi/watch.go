@@ -3,6 +3,7 @@ package workloadapi
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -44,8 +45,8 @@ func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer
 		if err != nil {
 			return err
 		}
-		if sub == nil || !slices.Equal(now.facts.Selectors, seen.facts.Selectors) {
-			fresh := s.cfg.Mirror.Subscribe(now.facts.Selectors)
+		if sub == nil || !slices.Equal(now.facts.Selectors, seen.facts.Selectors) || !maps.Equal(now.facts.Values, seen.facts.Values) {
+			fresh := s.cfg.Mirror.Subscribe(now.facts)
 			if sub != nil {
 				sub.Close()
 			}

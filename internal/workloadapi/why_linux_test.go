@@ -189,7 +189,7 @@ func foreignToken(t *testing.T) string {
 	s := mirrortest.New(t)
 	s.TD = spiffeid.RequireTrustDomainFromString("foreign.test")
 	s.Put(s.Grant("f", "/f", "unix:uid:1"))
-	got, err := s.JWT(t.Context(), "f", []string{"x"})
+	got, err := s.JWT(t.Context(), "f", nil, []string{"x"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,6 +73,7 @@ func otherProcess(path string) int {
 type facts struct {
 	mu        sync.Mutex
 	selectors []entry.Selector
+	values    map[string]string
 	err       error
 	calls     int
 	panics    bool
@@ -98,7 +99,13 @@ func (f *facts) Attest(context.Context, int) (attest.Attested, error) {
 	if f.panics {
 		panic("a bug in an attestor")
 	}
-	return attest.Attested{Selectors: f.selectors}, f.err
+	return attest.Attested{Selectors: f.selectors, Facts: f.values}, f.err
+}
+
+func (f *facts) state(values map[string]string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.values = values
 }
 
 func (f *facts) count() int {
@@ -211,7 +218,7 @@ func (r *rig) grant(id, path string, change ...func(*syncv1.Grant)) {
 		c(g)
 	}
 	r.server.Put(g)
-	sub := r.mirror.Subscribe([]entry.Selector{{Type: "unix", Value: "uid:1"}})
+	sub := r.mirror.Subscribe(entry.Facts{Selectors: []entry.Selector{{Type: "unix", Value: "uid:1"}}})
 	defer sub.Close()
 	mirrortest.Until(r.t, sub, func(v mirror.View) bool {
 		for _, i := range v.Identities {
@@ -471,7 +478,7 @@ func TestX509Stream(t *testing.T) {
 
 func ownBundleAs(t *testing.T, r *rig, td string) *syncv1.Bundle {
 	t.Helper()
-	sub := r.mirror.Subscribe(nil)
+	sub := r.mirror.Subscribe(entry.Facts{})
 	defer sub.Close()
 	b := &syncv1.Bundle{TrustDomain: td}
 	for _, a := range sub.View().Bundle.Keys.X509 {

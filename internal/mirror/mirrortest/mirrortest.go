@@ -116,6 +116,18 @@ func (s *Server) Grant(id, path string, selectors ...string) *syncv1.Grant {
 	return g
 }
 
+// Rule makes a rule with these selectors, which takes the facts on the agent's word.
+func (s *Server) Rule(id, path string, selectors ...string) *syncv1.Grant {
+	g := s.Grant(id, "", selectors...)
+	g.SpiffeId, g.IdTemplate, g.Trust = "", "spiffe://"+s.TD.Name()+path, entry.TrustAgent
+	rule, err := entry.ParseRule(s.TD, g.GetIdTemplate(), "", g.GetTrust())
+	if err != nil {
+		s.TB.Fatal(err)
+	}
+	g.IdPrefix = rule.Prefix
+	return g
+}
+
 // Put creates or changes grants, in one delta.
 func (s *Server) Put(grants ...*syncv1.Grant) {
 	s.mu.Lock()
@@ -474,6 +486,9 @@ func (st *stream) Send(m *syncv1.AgentMessage) error {
 		if st.greeted || m.Hello.GetVersion() != 1 {
 			s.TB.Errorf("mirrortest: a second or wrong greeting: %v", m.Hello)
 		}
+		if !slices.Contains(m.Hello.GetCapabilities(), "rules") {
+			s.TB.Error("mirrortest: the agent does not say that it knows rules")
+		}
 		st.greeted = true
 		if string(m.Hello.GetHash()) == string(s.hashLocked()) {
 			st.following = true
@@ -547,15 +562,41 @@ func (s *Server) signLocked(item serverlink.X509Item) serverlink.X509Result {
 	if s.unpublished != nil {
 		ca = s.unpublished
 	}
-	chain, err := s.issue(ca, g, item.CSR)
+	chain, err := s.issue(ca, g, item.Facts, item.CSR)
 	if err != nil {
 		return serverlink.X509Result{Err: err}
 	}
 	return serverlink.X509Result{Chain: chain, Revision: g.GetRevision()}
 }
 
-func (s *Server) issue(ca *authority, g *syncv1.Grant, csr []byte) ([][]byte, error) {
+// idOf returns the ID that a grant gives for facts, which are exactly those that
+// a rule names.
+func (s *Server) idOf(g *syncv1.Grant, facts map[string]string) (spiffeid.ID, error) {
+	if g.GetIdTemplate() == "" {
+		if len(facts) > 0 {
+			s.TB.Errorf("mirrortest: facts %v for the entry %s", facts, g.GetId())
+		}
+		return spiffeid.FromString(g.GetSpiffeId())
+	}
+	rule, err := entry.ParseRule(s.TD, g.GetIdTemplate(), g.GetIdPrefix(), g.GetTrust())
+	if err != nil {
+		return spiffeid.ID{}, err
+	}
+	e := entry.Entry{ID: g.GetId(), Rule: rule}
+	id, named, bad := e.Grants(facts)
+	if bad != nil || len(named) != len(facts) {
+		s.TB.Errorf("mirrortest: facts %v for the rule %s", facts, g.GetIdTemplate())
+		return spiffeid.ID{}, fault.New(fault.Invalid, "facts_unexpected", "these are not the facts of the rule")
+	}
+	return id, nil
+}
+
+func (s *Server) issue(ca *authority, g *syncv1.Grant, facts map[string]string, csr []byte) ([][]byte, error) {
 	key, err := svid.ParseCSR(csr)
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.idOf(g, facts)
 	if err != nil {
 		return nil, err
 	}
@@ -568,7 +609,7 @@ func (s *Server) issue(ca *authority, g *syncv1.Grant, csr []byte) ([][]byte, er
 		ttl = time.Duration(g.GetX509SvidTtl()) * time.Second
 	}
 	now := s.nowLocked()
-	prepared, err := issuer.Prepare(svid.Leaf{ID: spiffeid.RequireFromString(g.GetSpiffeId()), Key: key,
+	prepared, err := issuer.Prepare(svid.Leaf{ID: id, Key: key,
 		DNSNames: g.GetDnsNames(), NotBefore: now.Add(-30 * time.Second), NotAfter: now.Add(ttl).Truncate(time.Second)})
 	if err != nil {
 		return nil, err
@@ -578,7 +619,7 @@ func (s *Server) issue(ca *authority, g *syncv1.Grant, csr []byte) ([][]byte, er
 }
 
 // JWT implements mirror.Link.
-func (s *Server) JWT(_ context.Context, grantID string, audience []string) (serverlink.JWTResult, error) {
+func (s *Server) JWT(_ context.Context, grantID string, facts map[string]string, audience []string) (serverlink.JWTResult, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.calls.JWT++
@@ -594,7 +635,11 @@ func (s *Server) JWT(_ context.Context, grantID string, audience []string) (serv
 	if err != nil {
 		return serverlink.JWTResult{}, err
 	}
-	j := svid.JWT{ID: spiffeid.RequireFromString(g.GetSpiffeId()), Audience: audience, IssuedAt: now, ExpiresAt: now.Add(s.ttl)}
+	id, err := s.idOf(g, facts)
+	if err != nil {
+		return serverlink.JWTResult{}, err
+	}
+	j := svid.JWT{ID: id, Audience: audience, IssuedAt: now, ExpiresAt: now.Add(s.ttl)}
 	if g.GetJwtSvidIncludeJti() {
 		j.JTI = rand.Text()
 	}

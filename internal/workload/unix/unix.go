@@ -3,6 +3,11 @@
 // have the type "unix" and the values uid:N, user:NAME, gid:N, group:NAME,
 // supplementary_gid:N, supplementary_group:NAME, path:PATH and sha256:HEX.
 //
+// The facts for rules are unix.uid, unix.user, unix.gid, unix.group and
+// unix.program, the base name of the program's file. Programs of one interpreter
+// share that name, and whoever may run a program may give it any name: it tells
+// the programs of a user apart, but does not protect them from each other.
+//
 // A fact that cannot be had is left out and named in Attested.Omitted; it never
 // turns into another fact. Path and hash do not separate programs of one user:
 // whoever may ptrace a process owns its identity.
@@ -13,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,6 +111,13 @@ func (a *Attestor) Attest(ctx context.Context, pid int) (workload.Attested, erro
 	if st.More {
 		r.omit("supplementary_gid", fmt.Errorf("only the first %d groups are looked at", len(st.Groups)))
 	}
+	if name, err := process.ProgramName(pid); err != nil {
+		r.omit("program", err)
+	} else if err := check("program", name); err != nil {
+		r.omit("program", err)
+	} else {
+		r.Facts["unix.program"] = name
+	}
 	if a.DiscoverWorkloadPath {
 		a.program(ctx, pid, &r)
 	}
@@ -125,8 +136,6 @@ func (a *Attestor) program(ctx context.Context, pid int, r *result) {
 	}
 	if err != nil {
 		r.omit("path", err)
-	} else {
-		r.Facts["unix.program"] = filepath.Base(path)
 	}
 	if a.WorkloadSizeLimit < 0 {
 		return
@@ -217,6 +226,14 @@ type result struct{ workload.Attested }
 // is, it cannot pass for another fact (R43, E44); values that a selector cannot
 // hold, or that would not read as one line, are refused.
 func (r *result) add(key, value string) error {
+	if err := check(key, value); err != nil {
+		return err
+	}
+	r.Selectors = append(r.Selectors, entry.Selector{Type: selectorType, Value: key + ":" + value})
+	return nil
+}
+
+func check(key, value string) error {
 	switch {
 	case value == "":
 		return errors.New("it is empty")
@@ -225,7 +242,6 @@ func (r *result) add(key, value string) error {
 	case !utf8.ValidString(value), strings.ContainsFunc(value, unicode.IsControl):
 		return errors.New("it holds control characters or is not UTF-8")
 	}
-	r.Selectors = append(r.Selectors, entry.Selector{Type: selectorType, Value: key + ":" + value})
 	return nil
 }
 

@@ -91,11 +91,22 @@ func TestSelectors(t *testing.T) {
 	if i := slices.IndexFunc(a.Selectors, func(s entry.Selector) bool { return strings.HasPrefix(s.Value, "sha256:") }); i < 0 || len(a.Selectors[i].Value) != 7+64 {
 		t.Errorf("no hash in %v", a.Selectors)
 	}
-	if a.Facts["unix.uid"] != me.Uid || a.Facts["unix.user"] != me.Username || a.Facts["unix.program"] != "a:b" {
-		t.Errorf("facts %v", a.Facts)
+	facts := func() {
+		t.Helper()
+		group, err := user.LookupGroupId(me.Gid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{"uid": me.Uid, "user": me.Username, "gid": me.Gid, "group": group.Name, "program": "a:b"} {
+			if got := a.Facts["unix."+name]; got != want {
+				t.Errorf("the fact unix.%s is %q, want %q", name, got, want)
+			}
+		}
 	}
+	facts()
 
 	a, err = open(t, Config{}).Attest(t.Context(), pid)
+	facts() // the program's name is known without discovery, which is about its path
 	if err != nil || slices.ContainsFunc(a.Selectors, func(s entry.Selector) bool {
 		return strings.HasPrefix(s.Value, "path:") || strings.HasPrefix(s.Value, "sha256:")
 	}) {
@@ -104,6 +115,58 @@ func TestSelectors(t *testing.T) {
 	a, err = open(t, Config{DiscoverWorkloadPath: true, WorkloadSizeLimit: 10}).Attest(t.Context(), pid)
 	if err != nil || !omitted(a, "sha256") || !has(a, "path:"+bin) {
 		t.Errorf("over the size limit: %+v, %v", a, err)
+	}
+}
+
+// The program's name stays when its file is replaced, is that of the file and not
+// of a link to it or of the first argument, and is lost when it does not read as a line.
+func TestProgramName(t *testing.T) {
+	pid, bin := sleeper(t, nil)
+	name := func(pid int) string {
+		t.Helper()
+		a, err := open(t, Config{}).Attest(t.Context(), pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (a.Facts["unix.program"] == "") != omitted(a, "program") {
+			t.Errorf("facts %v, omitted %q", a.Facts, a.Omitted)
+		}
+		return a.Facts["unix.program"]
+	}
+	if err := os.Remove(bin); err != nil {
+		t.Fatal(err)
+	}
+	if got := name(pid); got != "a:b" {
+		t.Errorf("after the file was removed: %q", got)
+	}
+	dir := t.TempDir()
+	run := func(path, first string) int {
+		t.Helper()
+		cmd := &exec.Cmd{Path: path, Args: []string{first, "1000"}}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd.Process.Pid
+	}
+	link := filepath.Join(dir, "link")
+	b, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range []string{"real", "two\nlines"} {
+		if err := os.WriteFile(filepath.Join(dir, file), b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("real", link); err != nil {
+		t.Fatal(err)
+	}
+	if got := name(run(link, "sshd")); got != "real" {
+		t.Errorf("through a link, under another name: %q", got)
+	}
+	if got := name(run(filepath.Join(dir, "two\nlines"), "x")); got != "" {
+		t.Errorf("two lines: %q", got)
 	}
 }
 

@@ -39,6 +39,15 @@ func Run(t *testing.T, open func(t *testing.T) workload.Attestor) {
 			}
 			seen[s] = true
 		}
+		for name, value := range first.Facts {
+			kind, rest, _ := strings.Cut(name, ".")
+			switch {
+			case kind != first.Selectors[0].Type || rest == "" || strings.Contains(rest, "."):
+				t.Errorf("fact %q: its name must be the attestor's own and one more word", name)
+			case value == "" || len(value) > entry.MaxSelectorValue || !utf8.ValidString(value) || strings.ContainsAny(value, "\x00\n"):
+				t.Errorf("fact %s is %q", name, value)
+			}
+		}
 		again, err := a.Attest(t.Context(), os.Getpid())
 		if err != nil || !reflect.DeepEqual(first, again) {
 			t.Errorf("second call: %+v, %v; first: %+v", again, err, first)

@@ -30,16 +30,16 @@ type Held struct {
 // report fills in what the machine knows, with at most n SVIDs.
 func (m *machine) report(n int) Report {
 	r := Report{Stats: m.stats(), Sync: m.inSync(), Since: m.ledger.since, Acknowledged: m.ledger.acknowledged}
-	for id, g := range m.grants {
-		if g.cert != nil {
-			r.First = append(r.First, Held{id, g.cert.id, g.cert.expiresAt})
+	for p := range m.pairs() {
+		if p.cert != nil {
+			r.First = append(r.First, Held{p.grant.entry.ID, p.id, p.cert.expiresAt})
 		}
 	}
 	slices.SortFunc(r.First, func(a, b Held) int {
 		if c := a.ExpiresAt.Compare(b.ExpiresAt); c != 0 {
 			return c
 		}
-		return strings.Compare(a.GrantID, b.GrantID)
+		return strings.Compare(a.GrantID+a.ID.String(), b.GrantID+b.ID.String())
 	})
 	r.First = slices.Clone(r.First[:min(n, len(r.First))])
 	if own := m.own(); own != nil {

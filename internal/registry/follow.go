@@ -211,27 +211,21 @@ func (f *Follower) body(s *state, groups []uint32, held map[string]struct{}, ite
 func (r *Registry) observe(agent *node, what touched) {
 	r.touches.add(agent)
 	for f := range r.followers[agent.path] {
-		if f.mark(what) {
-			r.woken[f] = struct{}{}
-		}
+		f.mark(what)
+		r.woken[f] = struct{}{}
 	}
 }
 
-// mark notes a change, if it is one for this follower.
-func (f *Follower) mark(what touched) bool {
-	if what.rule && !f.rules {
-		what.entry = ""
-		if len(what.domains)+len(what.groups) == 0 {
-			return false
-		}
-	}
+// mark notes a change. An agent that knows no rules hears nothing of them but
+// where the log is, so that it acknowledges that as others do.
+func (f *Follower) mark(what touched) {
 	if what.whole {
 		f.look()
 	}
 	if f.resync {
-		return true
+		return
 	}
-	if what.entry != "" {
+	if what.entry != "" && (f.rules || !what.rule) {
 		f.pending[Item{Kind: ItemGrant, ID: what.entry}] = struct{}{}
 	}
 	for _, name := range what.domains {
@@ -245,7 +239,7 @@ func (f *Follower) mark(what touched) bool {
 		}
 		if len(f.pending)+g.n > maxPending {
 			f.look()
-			return true
+			return
 		}
 		for h := range x.granted([]uint32{path}) {
 			if f.rules || !x.rows.isRule(h) {
@@ -259,7 +253,6 @@ func (f *Follower) mark(what touched) bool {
 	if len(f.pending) > maxPending {
 		f.look()
 	}
-	return true
 }
 
 // look makes the follower look at everything.

@@ -61,6 +61,9 @@ func TestRules(t *testing.T) {
 			if n := len(slices.Collect(v.Authorized(id("/spire/agent/a")))); n != 1 || v.EntryCount() != 1 || v.RuleCount() != 1 {
 				t.Errorf("%d authorized entries, %d entries, %d rules", n, v.EntryCount(), v.RuleCount())
 			}
+			if n := len(slices.Collect(v.AuthorizedGrants(id("/spire/agent/a")))); n != 2 {
+				t.Errorf("%d authorized entries and rules", n)
+			}
 			if n := len(slices.Collect(v.Entries(""))); n != 1 {
 				t.Errorf("%d entries", n)
 			}

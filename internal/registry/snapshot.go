@@ -66,13 +66,22 @@ func (v *Snapshot) Entries(after string) iter.Seq[entry.Entry] {
 // rules; nothing for an agent that is unknown or banned. Entries that ended count
 // until they are removed.
 func (v *Snapshot) Authorized(agent spiffeid.ID) iter.Seq[entry.Entry] {
+	return v.granted(agent, false)
+}
+
+// AuthorizedGrants is Authorized with the rules.
+func (v *Snapshot) AuthorizedGrants(agent spiffeid.ID) iter.Seq[entry.Entry] {
+	return v.granted(agent, true)
+}
+
+func (v *Snapshot) granted(agent spiffeid.ID, rules bool) iter.Seq[entry.Entry] {
 	return func(yield func(entry.Entry) bool) {
-		h, live := v.s.live(agent)
+		n, live := v.s.live(agent)
 		if !live {
 			return
 		}
-		for e := range v.s.reach.granted(v.s.reach.reached(h)) {
-			if !v.s.rows.isRule(e) && !yield(v.s.rows.entry(e)) {
+		for h := range v.s.reach.granted(v.s.reach.reached(n)) {
+			if (rules || !v.s.rows.isRule(h)) && !yield(v.s.rows.entry(h)) {
 				return
 			}
 		}

@@ -133,7 +133,7 @@ func (j judge) all(only *spiffeid.ID) *whyv1.AskEntriesResponse {
 			add(&e, reached)
 		}
 	} else {
-		for e := range j.snap.Authorized(j.node.ID) {
+		for e := range j.snap.AuthorizedGrants(j.node.ID) {
 			if entry.Nearly(e.Selectors, j.selectors) {
 				add(&e, true)
 			}

@@ -36,6 +36,7 @@ const (
 	exitOK         = 0
 	exitFailed     = 1   // whatever failed, wrong flags and configuration included
 	exitWarned     = 2   // status: the agent serves what it has, but is not in step with its server; doctor: warnings only
+	exitChanges    = 2   // apply -dry-run: there is something to change
 	exitNotInForce = 3   // -wait: the change is made, but not every agent holds it
 	exitNotStarted = 126 // the command of run or dev cannot be executed
 	exitNotFound   = 127 // the command of run or dev does not exist

@@ -28,6 +28,7 @@ func (p *program) root() *cobra.Command {
 				p.bundleShowCommand(), p.bundleListCommand(), p.bundleCountCommand(), p.bundleSetCommand(), p.bundleDeleteCommand()),
 			group("x509", "X.509-SVIDs without an entry", p.mintX509Command()),
 			group("jwt", "JWT-SVIDs without an entry", p.mintJWTCommand()),
+			p.serverApplyCommand(),
 			p.loggerGroup(serverLogger()),
 			p.serverStatusCommand(),
 			p.serverListCommand(),

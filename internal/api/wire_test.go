@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/reflect/protoregistry"
 
+	_ "github.com/plastron/plastron/api/plastron/apply/v1"
 	_ "github.com/plastron/plastron/api/plastron/issue/v1"
 	_ "github.com/plastron/plastron/api/plastron/join/v1"
 	_ "github.com/plastron/plastron/api/plastron/node/v1"

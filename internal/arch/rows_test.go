@@ -168,6 +168,7 @@ var parties = map[string][]string{
 	"modernc.org/sqlite":            {"internal/store/sqlite"},
 	"github.com/spf13/cobra":        {"cmd/plastron"},
 	"github.com/spf13/pflag":        {"cmd/plastron"},
+	"go.yaml.in/yaml/v3":            {"cmd/plastron"},
 	"github.com/mattn/go-isatty":    {"cmd/plastron"},
 	"github.com/google/uuid":        {"internal/serverapi", "internal/registry", "internal/entry"},
 

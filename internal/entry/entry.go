@@ -22,6 +22,7 @@ const (
 	MaxFederatesWith  = 200
 	MaxTTL            = (1<<31 - 1) * time.Second
 	MaxAttributesSize = 65535
+	MaxOwner          = 64
 )
 
 // Selector is one attested fact: "unix" "uid:1000".
@@ -57,6 +58,8 @@ type Entry struct {
 
 	DisableX509Prefetch bool
 	JWTIncludeJTI       bool
+
+	Owner string // whose declarations it is part of; empty: nobody's. Agents are not told
 
 	CreatedAt time.Time // whole seconds, UTC
 	ExpiresAt time.Time // whole seconds, UTC; zero: never

@@ -52,6 +52,11 @@ func Validate(td spiffeid.TrustDomain, e *Entry, now time.Time) error {
 	if err := checkTimes(e, now); err != nil {
 		return err
 	}
+	if e.Owner != "" {
+		if err := CheckOwner(e.Owner); err != nil {
+			return err
+		}
+	}
 	if e.Rule != nil {
 		return checkRule(td, e)
 	}
@@ -70,6 +75,15 @@ func CheckID(id string) error {
 			Fix("use letters, digits, '_', '.' and '-'")
 	case strings.HasPrefix(id, reservedIDPrefix):
 		return fault.New(fault.Invalid, "entry_id_reserved", "entry ids that begin with %q are reserved", reservedIDPrefix)
+	}
+	return nil
+}
+
+// CheckOwner checks the name of an owner: 1 to 64 letters, digits, '.', '_', '-' and '/'.
+func CheckOwner(owner string) error {
+	if owner == "" || len(owner) > MaxOwner || strings.ContainsFunc(owner, func(r rune) bool { return notLabelRune(r) && !strings.ContainsRune("._/", r) }) {
+		return fault.New(fault.Invalid, "owner_invalid", "%q is not the name of an owner", owner[:min(len(owner), MaxOwner)]).
+			Fix("use 1 to %d letters, digits, '.', '_', '-' and '/'", MaxOwner)
 	}
 	return nil
 }

@@ -80,7 +80,7 @@ func entryMessage(e *entry.Entry) *statev1.Entry {
 		FederatesWith: names(e.FederatesWith), DnsNames: e.DNSNames, Hint: e.Hint,
 		Admin: e.Admin, Downstream: e.Downstream, StoreSvid: e.StoreSVID,
 		DisableX509SvidPrefetch: e.DisableX509Prefetch, JwtSvidIncludeJti: e.JWTIncludeJTI,
-		CreatedAt: unixOf(e.CreatedAt), ExpiresAt: unixOf(e.ExpiresAt),
+		CreatedAt: unixOf(e.CreatedAt), ExpiresAt: unixOf(e.ExpiresAt), Owner: e.Owner,
 	}
 }
 
@@ -107,7 +107,7 @@ func readEntry(td spiffeid.TrustDomain, name string, payload []byte) (entry.Entr
 		X509TTL: time.Duration(m.X509SvidTtl) * time.Second, JWTTL: time.Duration(m.JwtSvidTtl) * time.Second,
 		DNSNames: m.DnsNames, Hint: m.Hint, Admin: m.Admin, Downstream: m.Downstream, StoreSVID: m.StoreSvid,
 		DisableX509Prefetch: m.DisableX509SvidPrefetch, JWTIncludeJTI: m.JwtSvidIncludeJti,
-		CreatedAt: timeOf(m.CreatedAt), ExpiresAt: timeOf(m.ExpiresAt),
+		CreatedAt: timeOf(m.CreatedAt), ExpiresAt: timeOf(m.ExpiresAt), Owner: m.Owner,
 	}
 	if e.FederatesWith, err = domainsOf(m.FederatesWith); err != nil {
 		return entry.Entry{}, nil, err

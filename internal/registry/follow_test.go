@@ -251,7 +251,7 @@ func TestBodyIsComplete(t *testing.T) {
 	e.Revision, e.X509TTL, e.JWTTL = 7, 1e9, 2e9
 	e.FederatesWith, e.DNSNames, e.Hint = []spiffeid.TrustDomain{spiffeid.RequireTrustDomainFromString("x")}, []string{"d.org"}, "h"
 	e.Admin, e.Downstream, e.StoreSVID, e.DisableX509Prefetch, e.JWTIncludeJTI = true, true, true, true, true
-	e.ExpiresAt = created.Add(1e9)
+	e.ExpiresAt, e.Owner = created.Add(1e9), "o"
 	b := bundle.Bundle{TrustDomain: td, Sequence: 1, RefreshHint: 1e9, X509: []bundle.X509Authority{{ASN1: []byte{1}, Tainted: true}},
 		JWT: []bundle.JWTAuthority{{KeyID: "k", PublicKey: []byte{1}, ExpiresAt: created, Tainted: true}}}
 	grantMessage, bundleMessage := bodyOf(t, grantBody(&e)).GetGrant(), bodyOf(t, bundleBody(&b)).GetBundle()

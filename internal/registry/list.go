@@ -31,6 +31,7 @@ type Filter struct {
 	Hint          *string
 	Downstream    *bool
 	EndedBy       *time.Time // entries whose own end has come by then
+	Owner         string     // empty: anybody's
 }
 
 // SelectorFilter compares an entry's selectors.
@@ -156,6 +157,10 @@ func (s *state) query(f Filter) *query {
 		}
 		known := hint != 0 || *f.Hint == ""
 		q.tests = append(q.tests, func(row *row) bool { return known && row.hint == hint })
+	}
+	if f.Owner != "" {
+		owner := r.words.find(f.Owner)
+		q.tests = append(q.tests, func(row *row) bool { return owner != 0 && row.owner == owner })
 	}
 	if f.Downstream != nil {
 		q.tests = append(q.tests, func(row *row) bool { return row.flags&flagDownstream != 0 == *f.Downstream })

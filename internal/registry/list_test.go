@@ -40,6 +40,7 @@ func naive(f Filter, e *entry.Entry) bool {
 		(f.Selectors == nil || set(f.Selectors.Match, texts(e.Selectors), texts(f.Selectors.Selectors))) &&
 		(f.FederatesWith == nil || set(f.FederatesWith.Match, names(e.FederatesWith), names(f.FederatesWith.Domains))) &&
 		(f.Hint == nil || e.Hint == *f.Hint) &&
+		(f.Owner == "" || e.Owner == f.Owner) &&
 		(f.Downstream == nil || e.Downstream == *f.Downstream)
 }
 
@@ -62,6 +63,7 @@ func TestFilters(t *testing.T) {
 		for i := range []int{0, 3, 40, 300}[round%4] {
 			e := grant(fmt.Sprintf("e%03d", r.IntN(500)), one("/spire/agent/a", "/spire/agent/b", "/spire/server", "/p"), fmt.Sprint(one("/w", "/W", "/w/a", "/wa", "/"+fmt.Sprint(i))),
 				some("s:1", "s:2", "s:3", "s:4")...)
+			e.Owner = one("", "h", "shop")
 			e.Hint, e.Downstream = one("", "h", "g"), !e.Alias() && r.IntN(4) == 0
 			if r.IntN(2) == 0 {
 				e.FederatesWith = domains(some("x", "y", "z")...)
@@ -97,6 +99,9 @@ func TestFilters(t *testing.T) {
 			if r.IntN(4) == 0 {
 				downstream := r.IntN(2) == 0
 				f.Downstream = &downstream
+			}
+			if r.IntN(4) == 0 {
+				f.Owner = one("h", "shop", "none")
 			}
 			var want []string
 			for i := range sorted {

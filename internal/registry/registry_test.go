@@ -107,7 +107,7 @@ func TestUpdateAndView(t *testing.T) {
 		ID: "e1", ParentID: id("/spire/agent/a"), SPIFFEID: id("/web"), Selectors: sel("unix:uid:1", "unix:gid:2"),
 		X509TTL: time.Hour, JWTTL: time.Minute, FederatesWith: []spiffeid.TrustDomain{fed}, DNSNames: []string{"b.org", "a.org"},
 		Hint: "main", Admin: true, Downstream: true, DisableX509Prefetch: true, JWTIncludeJTI: true,
-		CreatedAt: created, ExpiresAt: created.Add(time.Hour),
+		CreatedAt: created, ExpiresAt: created.Add(time.Hour), Owner: "shop",
 	}
 	n := agent("a", "n:1")
 	n.Next = Credential{Serial: "8", ExpiresAt: created.Add(time.Hour), KeyHash: []byte{2}}

@@ -21,7 +21,7 @@ type rows struct {
 	td      spiffeid.TrustDomain
 	arena   *arena
 	paths   texts // SPIFFE ID paths
-	words   texts // hints, and sets of federated trust domains as joined names
+	words   texts // hints, owners, and sets of federated trust domains as joined names
 	sets    sets
 	named   []uint32 // by path symbol: head of the entries with this SPIFFE ID
 	blocks  [][]row
@@ -55,6 +55,7 @@ type row struct {
 	set             uint32
 	federates       uint32 // word symbol; 0: none
 	hint            uint32 // word symbol; 0: none
+	owner           uint32 // word symbol; 0: none
 
 	nextNamed, prevNamed   uint32 // entries with the same SPIFFE ID
 	nextChild, prevChild   uint32 // entries with the same parent; kept by reach
@@ -173,7 +174,7 @@ func (r *rows) put(e *entry.Entry, unknown []byte, content, sum [32]byte) uint32
 		data: r.arena.put(e.ID, rest), idSize: uint8(len(e.ID)), restSize: uint32(len(rest)),
 		x509TTL: int32(e.X509TTL / time.Second), jwtTTL: int32(e.JWTTL / time.Second),
 		path: r.paths.intern(e.SPIFFEID.Path()), parent: r.paths.intern(e.ParentID.Path()), set: r.sets.intern(e.Selectors),
-		federates: r.word(joinDomains(e.FederatesWith)), hint: r.word(e.Hint),
+		federates: r.word(joinDomains(e.FederatesWith)), hint: r.word(e.Hint), owner: r.word(e.Owner),
 		contentHash: content, flags: flagsOf(e),
 	}
 	row := r.at(h)
@@ -234,7 +235,7 @@ func (r *rows) clear(h uint32) {
 	r.paths.release(row.path)
 	r.paths.release(row.parent)
 	r.sets.release(row.set)
-	for _, w := range []uint32{row.federates, row.hint} {
+	for _, w := range []uint32{row.federates, row.hint, row.owner} {
 		if w != 0 {
 			r.words.release(w)
 		}
@@ -284,7 +285,7 @@ func (r *rows) entry(h uint32) entry.Entry {
 		FederatesWith: r.domains(row.federates), Hint: r.wordText(row.hint),
 		Admin: row.flags&flagAdmin != 0, Downstream: row.flags&flagDownstream != 0, StoreSVID: row.flags&flagStoreSVID != 0,
 		DisableX509Prefetch: row.flags&flagNoPrefetch != 0, JWTIncludeJTI: row.flags&flagJTI != 0,
-		CreatedAt: timeOf(row.created), ExpiresAt: timeOf(row.expires),
+		CreatedAt: timeOf(row.created), ExpiresAt: timeOf(row.expires), Owner: r.wordText(row.owner),
 	}
 	if row.flags&flagRule != 0 {
 		e.Rule = r.rule(h)

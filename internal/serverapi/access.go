@@ -113,6 +113,14 @@ func access() map[string]rule {
 		"/plastron.why.v1.Entries/Ask":      {operators, queueFree, short},
 		"/plastron.why.v1.Entries/Hint":     {kindAgent, queueHint, short},
 
+<<<<<<< HEAD
+=======
+		"/plastron.apply.v1.Apply/List":  {operators, queueFree, long},
+		"/plastron.apply.v1.Apply/Apply": {operators, queueFree, long},
+
+		"/plastron.node.v1.Node/Unban": {operators, queueFree, short},
+
+>>>>>>> 6b100a9 (Apply entries from a file, marked with their owner)
 		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
 
 		"/plastron.rule.v1.Rules/Create": {operators, queueFree, long},

@@ -54,6 +54,7 @@ d        spire.api.server.svid.v1.SVID NewDownstreamX509CA
 a        plastron.sync.v1.Sync Follow
 a        plastron.issue.v1.Issue X509 JWT
 lA       plastron.join.v1.Join Address
+lA       plastron.apply.v1.Apply List Apply
 lA       plastron.node.v1.Node Unban
 lA       plastron.receipt.v1.Receipt Wait
 lA       plastron.why.v1.Entries Ask

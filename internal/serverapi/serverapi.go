@@ -17,6 +17,7 @@ import (
 	"net"
 	"time"
 
+	applyv1 "github.com/plastron/plastron/api/plastron/apply/v1"
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
 	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
@@ -199,6 +200,7 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	syncv1.RegisterSyncServer(to, syncs{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})
 	joinv1.RegisterJoinServer(to, joins{server: s})
+	applyv1.RegisterApplyServer(to, applies{server: s})
 	nodev1.RegisterNodeServer(to, nodeCalls{server: s})
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})
 	whyv1.RegisterEntriesServer(to, whys{server: s})

@@ -219,6 +219,7 @@ type Entry struct {
 	JwtSvidIncludeJti       bool                   `protobuf:"varint,14,opt,name=jwt_svid_include_jti,json=jwtSvidIncludeJti,proto3" json:"jwt_svid_include_jti,omitempty"`
 	CreatedAt               int64                  `protobuf:"varint,15,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	ExpiresAt               int64                  `protobuf:"varint,16,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Owner                   string                 `protobuf:"bytes,17,opt,name=owner,proto3" json:"owner,omitempty"` // whose declarations it is part of; empty: nobody's
 	unknownFields           protoimpl.UnknownFields
 	sizeCache               protoimpl.SizeCache
 }
@@ -363,6 +364,13 @@ func (x *Entry) GetExpiresAt() int64 {
 		return x.ExpiresAt
 	}
 	return 0
+}
+
+func (x *Entry) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // Rule is stored under /rule/ID. No entry has the same id.
@@ -1246,7 +1254,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x03mac\x18\x04 \x01(\fR\x03mac\"4\n" +
 	"\bSelector\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value\"\xab\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xc1\x04\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1b\n" +
@@ -1270,7 +1278,8 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\x0f \x01(\x03R\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x10 \x01(\x03R\texpiresAt\"\x81\x03\n" +
+	"expires_at\x18\x10 \x01(\x03R\texpiresAt\x12\x14\n" +
+	"\x05owner\x18\x11 \x01(\tR\x05owner\"\x81\x03\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vid_template\x18\x02 \x01(\tR\n" +

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plastron/plastron/api/plastron/rule/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
@@ -295,6 +296,8 @@ func TestSPIREAgent(t *testing.T) {
 	d.createEntry("spiffe://"+d.trustDomain+"/web", "/below", nil, "unix:uid:2")
 	d.createEntry("spiffe://"+d.trustDomain+"/spire/server", "/alias", nil, "x509pop:subject:cn:nobody")
 	d.createEntry("spiffe://"+d.trustDomain+"/spire/agent/join_token/other", "/foreign", nil, "unix:uid:1")
+	// Rules are not for such an agent: it sees none, and none is signed for.
+	rule := d.createRule(a.id, "spiffe://"+d.trustDomain+"/user/{unix.user}", "unix:uid:1")
 	if err := a.sync(); err != nil || a.paths() != "/below /web" {
 		t.Errorf("sync: %v, %s", err, a.paths())
 	}
@@ -324,14 +327,14 @@ func TestSPIREAgent(t *testing.T) {
 	// SVIDs: matched by position, each with its own outcome.
 	key := newKey(t)
 	req := &svidv1.BatchNewX509SVIDRequest{}
-	for _, id := range []string{web.Id, "unknown", web.Id} {
+	for _, id := range []string{web.Id, "unknown", web.Id, rule} {
 		req.Params = append(req.Params, &svidv1.NewX509SVIDParams{EntryId: id, Csr: a.csr(key)})
 	}
 	signed, err := svidv1.NewSVIDClient(a.conn).BatchNewX509SVID(a.limit(), req)
-	if err != nil || len(signed.Results) != 3 {
+	if err != nil || len(signed.Results) != 4 {
 		t.Fatalf("BatchNewX509SVID: %v, %v", signed, err)
 	}
-	for i, want := range []codes.Code{codes.OK, codes.NotFound, codes.OK} {
+	for i, want := range []codes.Code{codes.OK, codes.NotFound, codes.OK, codes.NotFound} {
 		if got := codes.Code(signed.Results[i].GetStatus().GetCode()); got != want || want == codes.OK && signed.Results[i].Svid.Id.Path != "/web" {
 			t.Errorf("result %d: %v, want %v", i, signed.Results[i], want)
 		}
@@ -343,6 +346,10 @@ func TestSPIREAgent(t *testing.T) {
 	tok, err := svidv1.NewSVIDClient(a.conn).NewJWTSVID(a.limit(), &svidv1.NewJWTSVIDRequest{EntryId: web.Id, Audience: []string{"db"}})
 	if s := tok.GetSvid(); err != nil || s.Token == "" || s.Id.GetPath() != "/web" || s.IssuedAt == 0 || s.ExpiresAt < s.IssuedAt {
 		t.Errorf("NewJWTSVID: %v, %v", tok, err)
+	}
+
+	if _, err := svidv1.NewSVIDClient(a.conn).NewJWTSVID(a.limit(), &svidv1.NewJWTSVIDRequest{EntryId: rule, Audience: []string{"db"}}); status.Code(err) != codes.NotFound {
+		t.Errorf("a JWT-SVID by a rule: %v", err)
 	}
 
 	// Renewal: the old certificate is good until the new one is used, and not after.
@@ -376,6 +383,21 @@ func TestSPIREAgent(t *testing.T) {
 	if err := a.attest("join_token", []byte(token), nil); status.Code(err) != codes.PermissionDenied || reason(err) != 0 {
 		t.Errorf("a used token: %v, want a plain PermissionDenied", err)
 	}
+}
+
+// createRule creates a rule and returns its id.
+func (d *deployment) createRule(parent, template, selector string) string {
+	d.t.Helper()
+	kind, value, _ := strings.Cut(selector, ":")
+	resp, err := rulev1.NewRulesClient(dialUnix(d.t, d.adminSocket())).Create(d.t.Context(), &rulev1.CreateRequest{Rules: []*rulev1.Rule{{
+		ParentId: parent, IdTemplate: template, Selectors: []*rulev1.Selector{{Type: kind, Value: value}}, Trust: "agent"}}})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if r := resp.Results[0]; r.Refusal != nil {
+		d.t.Fatal(r.Refusal)
+	}
+	return resp.Results[0].Rule.Id
 }
 
 // TestSPIREAgentPages is a SPIRE agent with more entries than fit in one page.

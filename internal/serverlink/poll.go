@@ -33,6 +33,8 @@ const (
 	// lags behind, and not for the server's word.
 	staleHold   = 10 * time.Minute
 	renewWithin = 20 * time.Second // when the own SVID's authority is tainted
+	// confirmEvery is how often an agent for which nothing changes is told so.
+	confirmEvery = 5 * time.Minute
 )
 
 // poller holds what a server was last found to have for this agent, and stands
@@ -115,6 +117,7 @@ type polled struct {
 	// Only Recv touches what follows.
 	at      *syncv1.Position  // where the agent stands; nil before it said so
 	shown   entry.Sum         // what it holds then
+	told    time.Time         // when it was told that it does
 	listing bool              // it was sent an inventory
 	renewed [sha256.Size]byte // the bundle for which it was told to renew
 }
@@ -158,8 +161,11 @@ func (s *polled) Recv() (*syncv1.ServerMessage, error) {
 			return &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Directive{Directive: &syncv1.Directive{
 				Directive: &syncv1.Directive_Renew{Renew: renew}}}}, nil
 		}
-		if s.shown != p.sum {
+		switch {
+		case s.shown != p.sum:
 			return s.inventoryLocked(), nil
+		case time.Since(s.told) > confirmEvery:
+			return s.currentLocked(), nil
 		}
 		if err := s.pollLocked(); err != nil {
 			return nil, err
@@ -171,11 +177,16 @@ func (s *polled) Recv() (*syncv1.ServerMessage, error) {
 func (s *polled) greetLocked(hello *syncv1.Hello) *syncv1.ServerMessage {
 	s.poller.reportLocked(s.ctx, hello.GetAgentVersion())
 	s.at, s.shown = hello.GetPosition(), s.poller.sum
-	sum := s.shown.Bytes()
-	if s.at == nil || string(hello.GetHash()) != string(sum[:]) {
+	if sum := s.shown.Bytes(); s.at == nil || string(hello.GetHash()) != string(sum[:]) {
 		return s.inventoryLocked()
 	}
-	s.at = proto.CloneOf(&s.poller.position)
+	return s.currentLocked()
+}
+
+// currentLocked says that the agent holds what there is.
+func (s *polled) currentLocked() *syncv1.ServerMessage {
+	sum := s.shown.Bytes()
+	s.at, s.told = proto.CloneOf(&s.poller.position), time.Now()
 	return &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Current{Current: &syncv1.Current{Position: s.at, Hash: sum[:]}}}
 }
 
@@ -206,7 +217,7 @@ func (s *polled) deltaLocked(want *syncv1.Want) *syncv1.ServerMessage {
 	for _, td := range want.GetTrustDomains() {
 		d.Bodies = append(d.Bodies, p.bundles[td].raw)
 	}
-	s.listing, s.at, s.shown = false, d.Position, p.sum
+	s.listing, s.at, s.shown, s.told = false, d.Position, p.sum, time.Now()
 	return &syncv1.ServerMessage{Message: &syncv1.ServerMessage_Delta{Delta: d}}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/plastron/plastron/api/plastron/sync/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/serverlink"
 	"google.golang.org/grpc/codes"
@@ -343,6 +344,9 @@ func TestPollingGivesWay(t *testing.T) {
 		time.Sleep(time.Hour / 2)
 		if len(d.ended) != 0 {
 			t.Errorf("ended: %v", <-d.ended)
+		}
+		if heard := time.Since(d.Why(t.Context(), entry.Facts{}, false).Sync.Heard); heard > 6*time.Minute {
+			t.Errorf("nothing was heard of the server for %v, which is there", heard)
 		}
 		d.link.Redial("")
 		s.put("a", "/a", 0)

@@ -122,6 +122,19 @@ func (d *filesDir) write(svid *x509svid.SVID, bundles *x509bundle.Set) error {
 	return err
 }
 
+// clear removes the files, all three in one step, and the key that they held.
+func (d *filesDir) clear() error {
+	var faults []error
+	for _, name := range []string{linkName, "svid.pem", "key.pem", "bundle.pem"} {
+		if err := os.Remove(filepath.Join(d.dir, name)); !errors.Is(err, fs.ErrNotExist) {
+			faults = append(faults, err)
+		}
+	}
+	d.present, d.previous = "", ""
+	d.sweep()
+	return errors.Join(faults...)
+}
+
 // link makes name point to target, atomically if it exists.
 func (d *filesDir) link(name, target string) error {
 	path := filepath.Join(d.dir, name)

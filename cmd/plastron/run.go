@@ -28,14 +28,17 @@ command's status, 128+N if signal N ended it.
 With -files the command needs no SPIFFE library: the directory gets svid.pem (the
 certificate and its intermediates), key.pem and bundle.pem, all three replaced
 at once whenever they are renewed. The identity in the files is that of plastron
-run itself, not of the command.`,
+run itself, not of the command. When it is withdrawn, the files stay unless
+-withdrawn says otherwise; what they hold is good until it ends.`,
 	}
 	var dir string
 	var want choice
 	var timeout time.Duration
+	withdrawn := keepFiles
 	c.Flags().StringVar(&dir, "files", "", "`DIR` to keep svid.pem, key.pem and bundle.pem in")
 	c.Flags().StringVar(&want.id, "spiffeID", "", "SPIFFE `ID` of the identity for the files, if there are several")
 	c.Flags().StringVar(&want.hint, "hint", "", "`TEXT` of the hint of the identity for the files, if there are several")
+	c.Flags().Var(&withdrawn, "withdrawn", "`WHAT` becomes of the files when the identity in them is withdrawn: keep or remove; they come back with it")
 	c.Flags().DurationVar(&timeout, "timeout", 0, "`TIME` to wait for the first identity; otherwise without end")
 	at := agentSocketFlags(c.Flags())
 	c.Args = cobra.ArbitraryArgs
@@ -45,6 +48,9 @@ run itself, not of the command.`,
 		}
 		if want != (choice{}) && dir == "" {
 			return usage(c, "-spiffeID and -hint choose what is in the files, so they need -files")
+		}
+		if c.Flags().Changed("withdrawn") && dir == "" {
+			return usage(c, "-withdrawn is about the files, so it needs -files")
 		}
 		if want.id != "" {
 			if _, err := wireID("-spiffeID", want.id); err != nil {
@@ -87,7 +93,7 @@ run itself, not of the command.`,
 			kept := make(chan struct{})
 			go func() {
 				defer close(kept)
-				p.keep(w, files, choice{id: svid.ID.String(), hint: svid.Hint})
+				p.keep(w, files, svid, withdrawn)
 			}()
 			defer func() {
 				w.Close()
@@ -99,15 +105,62 @@ run itself, not of the command.`,
 	return c
 }
 
-// keep renews the files until the watch ends.
-func (p *program) keep(w *watch, files *filesDir, which choice) {
-	for next := range w.updates {
-		svid, err := which.from(next.SVIDs)
-		if err == nil {
-			err = files.write(svid, next.Bundles)
+// onWithdrawal is the value of -withdrawn.
+type onWithdrawal string
+
+const (
+	keepFiles   onWithdrawal = "keep"
+	removeFiles onWithdrawal = "remove"
+)
+
+func (o *onWithdrawal) String() string { return string(*o) }
+func (o *onWithdrawal) Type() string   { return "WHAT" }
+
+func (o *onWithdrawal) Set(s string) error {
+	if s != string(keepFiles) && s != string(removeFiles) {
+		return fault.New(fault.Invalid, "usage", "there are keep and remove")
+	}
+	*o = onWithdrawal(s)
+	return nil
+}
+
+// keep renews the files that hold an SVID until the watch ends. An agent that
+// cannot be reached withdraws nothing; one that answers without the identity does.
+func (p *program) keep(w *watch, files *filesDir, svid *x509svid.SVID, withdrawn onWithdrawal) {
+	which, gone := choice{id: svid.ID.String(), hint: svid.Hint}, false
+	for {
+		var err error
+		select {
+		case next, open := <-w.updates:
+			if !open {
+				return
+			}
+			var now *x509svid.SVID
+			if now, err = which.from(next.SVIDs); err == nil {
+				if err = files.write(now, next.Bundles); err != nil { // the command goes on with the files that are there
+					p.report(about("the files are not renewed", err))
+				} else if svid = now; gone {
+					fmt.Fprintf(p.stderr, "plastron: %s is back in the files\n", which.id)
+					gone = false
+				}
+				continue
+			}
+		case err = <-w.errors:
+			if status.Code(err) != codes.PermissionDenied {
+				continue
+			}
 		}
-		if err != nil { // the command goes on with the files that are there
-			p.report(about("the files are not renewed", err))
+		if gone {
+			continue
+		}
+		gone = true
+		if withdrawn == keepFiles {
+			fmt.Fprintf(p.stderr, "plastron: %s is withdrawn; the files in %s stay and are good until %s\n",
+				which.id, files.dir, svid.Certificates[0].NotAfter.Local().Format(time.DateTime))
+		} else if err := files.clear(); err != nil {
+			p.report(about("the files of a withdrawn identity are not all removed", err))
+		} else {
+			fmt.Fprintf(p.stderr, "plastron: %s is withdrawn; the files in %s are removed\n", which.id, files.dir)
 		}
 	}
 }
@@ -167,22 +220,30 @@ func (w *watch) Close() {
 	<-w.done
 }
 
-// OnX509ContextUpdate takes in what the Workload API sends.
+// OnX509ContextUpdate takes in what the Workload API sends. Why it sent nothing
+// before does not matter any more.
 func (w *watch) OnX509ContextUpdate(next *workloadapi.X509Context) {
-	select {
-	case <-w.updates:
-	default:
-	}
+	drain(w.errors)
+	drain(w.updates)
 	w.updates <- next
 }
 
-// OnX509ContextWatchError takes in why it sends nothing.
+// OnX509ContextWatchError takes in why it sends nothing. Whoever has no identity
+// any more has no use for the last one that nobody looked at.
 func (w *watch) OnX509ContextWatchError(err error) {
+	if status.Code(err) == codes.PermissionDenied {
+		drain(w.updates)
+	}
+	drain(w.errors)
+	w.errors <- err
+}
+
+// drain takes what is in a channel of one.
+func drain[T any](c chan T) {
 	select {
-	case <-w.errors:
+	case <-c:
 	default:
 	}
-	w.errors <- err
 }
 
 // first waits for the first identities, and says what it waits for whenever that

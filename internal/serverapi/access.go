@@ -103,30 +103,22 @@ func access() map[string]rule {
 		svid + "BatchNewWITSVID":     {kindAgent, queueSign, long},
 		svid + "NewDownstreamX509CA": {kindDownstream, queueSign, short},
 
-		"/plastron.sync.v1.Sync/Follow":     {kindAgent, queueSync, 0},
-		"/plastron.issue.v1.Issue/X509":     {kindAgent, queueSign, long},
+		"/plastron.apply.v1.Apply/Apply":    {operators, queueFree, long},
+		"/plastron.apply.v1.Apply/List":     {operators, queueFree, long},
 		"/plastron.issue.v1.Issue/JWT":      {kindAgent, queueSign, short},
+		"/plastron.issue.v1.Issue/X509":     {kindAgent, queueSign, long},
 		"/plastron.join.v1.Join/Address":    {operators, queueFree, short},
 		"/plastron.node.v1.Node/Unban":      {operators, queueFree, short},
-		"/plastron.status.v1.Server/Status": {operators, queueFree, long},
+		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
+		"/plastron.rule.v1.Rules/Create":    {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/Delete":    {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/List":      {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/Show":      {operators, queueFree, short},
 		"/plastron.status.v1.Server/List":   {operators, queueFree, short},
+		"/plastron.status.v1.Server/Status": {operators, queueFree, long},
+		"/plastron.sync.v1.Sync/Follow":     {kindAgent, queueSync, 0},
 		"/plastron.why.v1.Entries/Ask":      {operators, queueFree, short},
 		"/plastron.why.v1.Entries/Hint":     {kindAgent, queueHint, short},
-
-<<<<<<< HEAD
-=======
-		"/plastron.apply.v1.Apply/List":  {operators, queueFree, long},
-		"/plastron.apply.v1.Apply/Apply": {operators, queueFree, long},
-
-		"/plastron.node.v1.Node/Unban": {operators, queueFree, short},
-
->>>>>>> 6b100a9 (Apply entries from a file, marked with their owner)
-		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
-
-		"/plastron.rule.v1.Rules/Create": {operators, queueFree, long},
-		"/plastron.rule.v1.Rules/Show":   {operators, queueFree, short},
-		"/plastron.rule.v1.Rules/List":   {operators, queueFree, long},
-		"/plastron.rule.v1.Rules/Delete": {operators, queueFree, long},
 
 		"/grpc.health.v1.Health/Check": {kindLocal, queueFree, short},
 		"/grpc.health.v1.Health/List":  {kindLocal, queueFree, short},

@@ -51,7 +51,7 @@ func newScene(t *testing.T, via process.Via, change ...func(*workloadapi.Config)
 		c.Attestors = []workloadapi.Attestor{{Name: "unix", Attestor: attestor}}
 	})...)
 	s.server.Put(s.server.Grant("victim", "/victim", fmt.Sprintf("unix:uid:%d", victim)), s.server.Grant("program", "/program", "unix:path:"+s.ofVictim))
-	sub := s.mirror.Subscribe([]entry.Selector{{Type: "unix", Value: fmt.Sprintf("uid:%d", victim)}, {Type: "unix", Value: "path:" + s.ofVictim}})
+	sub := s.mirror.Subscribe(entry.Facts{Selectors: []entry.Selector{{Type: "unix", Value: fmt.Sprintf("uid:%d", victim)}, {Type: "unix", Value: "path:" + s.ofVictim}}})
 	defer sub.Close()
 	mirrortest.Until(t, sub, func(v mirror.View) bool { return len(v.Identities) == 2 })
 	return s

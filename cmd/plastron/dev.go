@@ -90,7 +90,8 @@ func (p *program) dev(ctx context.Context, o devOptions, argv []string) error {
 	}
 	d.print(out, time.Since(p.start))
 	if len(argv) > 0 {
-		environment := append(os.Environ(), workloadapi.SocketEnv+"=unix://"+d.workloadSocket, "SPIRE_SERVER_PRIVATE_SOCKET="+d.adminSocket)
+		environment := append(os.Environ(), workloadapi.SocketEnv+"=unix://"+d.workloadSocket, "SPIRE_SERVER_PRIVATE_SOCKET="+d.adminSocket,
+			"PLASTRON_AGENT_ADMIN_SOCKET="+d.agentAdmin)
 		err = p.supervise(argv, environment, roles.failed)
 	} else {
 		select {
@@ -125,6 +126,7 @@ func devID(chosen string) (spiffeid.ID, error) {
 // development is what a running dev shows of itself.
 type development struct {
 	adminSocket, workloadSocket string
+	agentAdmin                  string // the agent's admin socket
 	entry                       *spiretypes.Entry
 	proof                       *x509svid.SVID // fetched through the socket and verified
 }
@@ -132,7 +134,8 @@ type development struct {
 // startDev brings up the server, has the agent join it with a token, registers
 // this user, and fetches the first identity.
 func (p *program) startDev(ctx context.Context, o devOptions, dir string, id spiffeid.ID, roles *roles) (*development, error) {
-	d := &development{adminSocket: filepath.Join(dir, "server.sock"), workloadSocket: filepath.Join(dir, "agent.sock")}
+	d := &development{adminSocket: filepath.Join(dir, "server.sock"), workloadSocket: filepath.Join(dir, "agent.sock"),
+		agentAdmin: filepath.Join(dir, "agent", "admin.sock")}
 	opened, err := logging.Settings{Level: o.logLevel}.Open(p.stderr)
 	if err != nil {
 		return nil, err
@@ -223,6 +226,7 @@ For programs in another terminal, and for plastron itself there:
 
 export %s=unix://%s
 export SPIRE_SERVER_PRIVATE_SOCKET=%s
+export PLASTRON_AGENT_ADMIN_SOCKET=%s
 
 This process has fetched its own identity through that socket and verified it:
 
@@ -234,7 +238,7 @@ To give another program an identity of its own:
 
   %s server entry create -parentID %s -spiffeID spiffe://%s/NAME -selector %s:%s -selector unix:path:/PATH/OF/PROGRAM
 
-`, took.Seconds(), workloadapi.SocketEnv, d.workloadSocket, d.adminSocket, d.proof.ID,
+`, took.Seconds(), workloadapi.SocketEnv, d.workloadSocket, d.adminSocket, d.agentAdmin, d.proof.ID,
 		expires.Local().Format(time.DateTime), time.Until(expires).Round(time.Second), selector.GetType(), selector.GetValue(), d.entry.GetId(),
 		self(), devAgentAlias, devTrustDomain, selector.GetType(), selector.GetValue())
 }

@@ -34,6 +34,7 @@ func normalize(root *cobra.Command, args []string) ([]string, error) {
 	}
 	out := append([]string{}, args[:len(args)-len(rest)]...)
 	command.InitDefaultHelpFlag()
+	given := false
 	for len(rest) > 0 {
 		arg := rest[0]
 		rest = rest[1:]
@@ -41,7 +42,11 @@ func normalize(root *cobra.Command, args []string) ([]string, error) {
 			return append(append(out, arg), rest...), nil
 		}
 		if len(arg) < 2 || arg[0] != '-' {
-			return nil, unexpected(command, arg)
+			if argument(command) == "" || given {
+				return nil, unexpected(command, arg)
+			}
+			out, given = append(out, arg), true
+			continue
 		}
 		name, value, hasValue := strings.Cut(strings.TrimPrefix(arg[1:], "-"), "=")
 		if name == "h" {
@@ -138,6 +143,14 @@ func badValue(command *cobra.Command, err error) error {
 // usage returns a fault of the command line.
 func usage(command *cobra.Command, format string, args ...any) *fault.Error {
 	return fault.New(fault.Invalid, "usage", format, args...).Fix("see %s -h", command.CommandPath())
+}
+
+// argument returns the name of the one argument that a command takes, if it does.
+func argument(command *cobra.Command) string {
+	if words := strings.Fields(command.Use); len(words) == 2 {
+		return words[1]
+	}
+	return ""
 }
 
 // takesCommand reports whether a command line goes on after a bare --.

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/reason"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -91,12 +94,17 @@ func (at peer) fault(err error) error {
 		return fault.New(fault.Unavailable, "call_failed", "%s: %v", at.name, err)
 	}
 	chosen := len(s.Details()) > 0 // our server and agent say why in details; the library does not
+	text, fix := s.Message(), ""
+	if row := rowOf(s); row != nil {
+		text, _ = strings.CutSuffix(text, "; "+row.Remedy)
+		fix = row.Remedy
+	}
 	switch s.Code() {
 	case codes.Unavailable:
 		if !chosen {
 			return fault.New(fault.Unavailable, "unavailable", "%s went away during the call", at.name).Fix("%s", at.absent)
 		}
-		return fault.New(fault.Unavailable, "unavailable", "%s cannot do this now: %s", at.name, s.Message())
+		return fault.New(fault.Unavailable, "unavailable", "%s cannot do this now: %s", at.name, text).Fix("%s", fix)
 	case codes.DeadlineExceeded:
 		return at.silent()
 	case codes.Canceled:
@@ -104,11 +112,21 @@ func (at peer) fault(err error) error {
 	case codes.Unimplemented:
 		return fault.New(fault.Unsupported, "unsupported", "%s does not offer this: %s", at.name, s.Message())
 	case codes.PermissionDenied, codes.Unauthenticated:
-		return fault.New(fault.Denied, "denied", "%s refused: %s", at.name, s.Message()).Fix("%s", at.denied)
+		return fault.New(fault.Denied, "denied", "%s refused: %s", at.name, text).Fix("%s", cmp.Or(fix, at.denied))
 	case codes.Internal, codes.Unknown:
 		return fault.New(fault.Internal, "internal", "%s failed: %s", at.name, s.Message())
 	}
-	return fault.New(fault.Invalid, "refused", "%s", s.Message())
+	return fault.New(fault.Invalid, "refused", "%s", text).Fix("%s", fix)
+}
+
+// rowOf returns the row of the table of reasons that a status names, or nil.
+func rowOf(s *status.Status) *fault.Error {
+	for _, d := range s.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return reason.Find(info.GetReason())
+		}
+	}
+	return nil
 }
 
 func (at peer) silent() error {

@@ -22,7 +22,7 @@ func (p *program) root() *cobra.Command {
 			group("agent", "Agents that have joined",
 				p.agentListCommand(), p.agentShowCommand(), p.agentCountCommand(), p.agentEvictCommand(), p.agentBanCommand(), p.agentUnbanCommand(), p.agentPurgeCommand()),
 			group("entry", "Registrations: which process gets which identity",
-				p.entryCreateCommand(), p.entryUpdateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand()),
+				p.entryCreateCommand(), p.entryUpdateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand(), p.entryWhyCommand()),
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),
 			group("bundle", "Trust bundles, the server's own and those of other trust domains",
 				p.bundleShowCommand(), p.bundleListCommand(), p.bundleCountCommand(), p.bundleSetCommand(), p.bundleDeleteCommand()),
@@ -43,6 +43,7 @@ func (p *program) root() *cobra.Command {
 				p.watchCommand(),
 			),
 			p.agentStatusCommand(),
+			p.agentWhyCommand(),
 			p.agentHealthcheckCommand(),
 		),
 		p.versionCommand(),
@@ -109,6 +110,9 @@ func help(w io.Writer, c *cobra.Command) {
 		line := c.CommandPath()
 		if len(flagsOf(c)) > 0 {
 			line += " [flags]"
+		}
+		if name := argument(c); name != "" {
+			line += " " + name
 		}
 		if at := strings.Index(c.Use, "--"); at >= 0 {
 			line += " " + strings.TrimPrefix(c.Use[at-1:], " ")

@@ -45,7 +45,7 @@ func serverSocketFlags(flags *pflag.FlagSet) *socket {
 func agentSocketFlags(flags *pflag.FlagSet) *socket {
 	s := &socket{kind: "Workload API", variable: "SPIFFE_ENDPOINT_SOCKET", template: "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE", def: agentSocket,
 		absent: "start an agent with 'plastron dev' or 'plastron agent run', or name its socket with -socketPath or SPIFFE_ENDPOINT_SOCKET",
-		denied: "register this process: 'plastron server entry create' with selectors that all fit it; 'plastron server entry show' lists what there is"}
+		denied: "'plastron agent why self' says what this process is to the agent"}
 	s.addFlags(flags)
 	return s
 }

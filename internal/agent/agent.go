@@ -180,7 +180,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 
-	admin, err := a.openAdmin(statuses{agent: a, mirror: m, link: link, api: api, started: started}.register)
+	admin, err := a.openAdmin(
+		statuses{agent: a, mirror: m, link: link, api: api, started: started}.register,
+		whys{agent: a, mirror: m, attestors: attestors}.register,
+	)
 	if err != nil {
 		return errors.Join(err, api.Close())
 	}

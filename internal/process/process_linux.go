@@ -104,6 +104,32 @@ func peer(c *net.UnixConn, via Via) (*Process, error) {
 	return p, nil
 }
 
+// Open holds the process with this number, whoever it is. Its user and group
+// are those that it has now.
+func Open(pid int) (*Process, error) {
+	if pid <= 0 {
+		return nil, reason.PeerGone
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, openFault(err)
+	}
+	p, err := hold(pid, fd)
+	if err != nil {
+		return nil, err
+	}
+	st, err := ReadStatus(pid)
+	if err == nil {
+		p.UID, p.GID = st.UID, st.GID
+		err = p.Check()
+	}
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
 func openFault(err error) error {
 	switch {
 	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENODATA):

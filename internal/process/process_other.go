@@ -17,6 +17,9 @@ type handle struct{}
 
 func peer(*net.UnixConn, Via) (*Process, error) { return nil, errUnsupported }
 
+// Open holds the process with this number.
+func Open(int) (*Process, error) { return nil, errUnsupported }
+
 // Listen opens a unix socket whose connections know their process.
 func Listen(string, Via) (*Listener, error) { return nil, errUnsupported }
 

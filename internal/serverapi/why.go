@@ -3,6 +3,7 @@ package serverapi
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -196,7 +197,7 @@ func (j judge) unreached(e *entry.Entry, v *verdict) {
 	for _, id := range agents[:min(len(agents), maxWhyAgents)] {
 		v.Agents = append(v.Agents, id.String())
 	}
-	v.said = reason.Say(reason.ParentMismatch, "its parent is %s, which reaches %d agents, and not this one", e.ParentID, len(agents))
+	v.said = reason.Say(reason.ParentMismatch, "its parent is %s, which reaches %s", e.ParentID, others(len(agents)))
 }
 
 func (j judge) mismatch(e *entry.Entry, missing []entry.Selector, v *verdict) {
@@ -215,6 +216,16 @@ func (j judge) mismatch(e *entry.Entry, missing []entry.Selector, v *verdict) {
 	default:
 		v.rank = rankUnlike
 	}
+}
+
+func others(agents int) string {
+	switch agents {
+	case 0:
+		return "no agent"
+	case 1:
+		return "1 agent, another"
+	}
+	return fmt.Sprintf("%d agents, and not this one", agents)
 }
 
 // shown is the first of what there is.

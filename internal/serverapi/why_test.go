@@ -85,9 +85,9 @@ func TestWhy(t *testing.T) {
 		"only selector": {func(r *rig, a, _ holder) { r.seeded("e", a.id.Path(), "/e", nil, "unix:uid:2") },
 			&reasonWanted{code: "selector_mismatch", says: "unix:uid:1", missing: "unix:uid:2", have: "unix:uid:1"}, ""},
 		"parent": {func(r *rig, _, o holder) { r.seeded("e", o.id.Path(), "/e", nil, "unix:uid:1") },
-			&reasonWanted{code: "parent_mismatch", says: "which reaches 1 agents, and not this one", agents: 1}, "parent_mismatch"},
+			&reasonWanted{code: "parent_mismatch", says: "which reaches 1 agent, another", agents: 1}, "parent_mismatch"},
 		"parent that is nobody": {func(r *rig, _, _ holder) { r.seeded("e", "/nobody", "/e", nil, "unix:uid:1") },
-			&reasonWanted{code: "parent_mismatch", says: "reaches 0 agents"}, "parent_mismatch"},
+			&reasonWanted{code: "parent_mismatch", says: "reaches no agent"}, "parent_mismatch"},
 		"parent below another's": {func(r *rig, _, o holder) {
 			r.seeded("up", o.id.Path(), "/up", nil, "unix:uid:9")
 			r.seeded("e", "/up", "/e", nil, "unix:uid:1")

@@ -50,6 +50,7 @@ type poller struct {
 	bundles  map[string]polledBundle // by trust domain name, the own one among them
 	sum      entry.Sum
 	due      time.Time
+	fresh    bool // the last poll succeeded
 	failures int
 	wholeAt  time.Time
 	reported string // the version that the server was told
@@ -98,12 +99,16 @@ func (p *poller) soon() {
 	}
 }
 
-// follow polls once, so that a server which cannot be followed shows here, and
-// returns a conversation that lasts as long as the connection.
+// follow returns a conversation that lasts as long as the connection. It polls
+// first, unless that was just done, so that a server which cannot be followed
+// shows here.
 func (p *poller) follow(ctx context.Context) (*polled, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := &polled{poller: p, ctx: ctx, said: make(chan *syncv1.AgentMessage, 2)}
+	if p.fresh && time.Now().Before(p.due) {
+		return s, nil
+	}
 	return s, s.pollLocked()
 }
 
@@ -241,6 +246,7 @@ func (s *polled) pollLocked() error {
 		p.failures = 0
 	}
 	err := p.pollOnceLocked(s.ctx)
+	p.fresh = err == nil
 	now := time.Now()
 	switch reason := fault.ReasonOf(err); {
 	case err == nil:

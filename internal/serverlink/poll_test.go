@@ -140,6 +140,9 @@ func TestPollingInPages(t *testing.T) {
 			}
 		})
 		d.has(aPoll, "/0", "/1", "/2", "/3", "/4", "/5", "/7", "/8", "/9")
+		if n := len(d.sub.View().Matched); n != 9 {
+			t.Errorf("%d grants, want 9", n)
+		}
 		// Without numbers for an entry it is not granted any more, though it could be had.
 		s.change(func() { s.odd = nil; delete(s.entries, "e0") })
 		d.has(aPoll, "/1", "/2", "/3", "/4", "/5", "/6", "/7", "/8", "/9")
@@ -348,9 +351,9 @@ func TestPollingGivesWay(t *testing.T) {
 		if heard := time.Since(d.Why(t.Context(), entry.Facts{}, false).Sync.Heard); heard > 6*time.Minute {
 			t.Errorf("nothing was heard of the server for %v, which is there", heard)
 		}
-		d.link.Redial("")
 		s.put("a", "/a", 0)
-		d.has(aPoll, "/a")
+		d.link.Redial("")
+		d.has(time.Second, "/a")
 		for len(d.ended) > 0 {
 			check(t, "with a new connection", <-d.ended, "sync_unsupported")
 		}

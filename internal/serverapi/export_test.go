@@ -1,11 +1,17 @@
 package serverapi
 
 import (
+	"context"
+	"crypto/x509"
 	"log/slog"
 	"net"
 	"time"
 
+	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
+	"github.com/plastron/plastron/internal/svid"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 )
 
 // Methods returns the full names of every RPC that is registered anywhere.
@@ -72,3 +78,29 @@ func (s *Server) Waiting() int {
 	defer s.followers.mu.Unlock()
 	return len(s.followers.waits)
 }
+
+// FollowAs serves a stream of the agent that has a certificate, as the wire would.
+func (s *Server) FollowAs(chain [][]byte, stream grpc.BidiStreamingServer[syncv1.AgentMessage, syncv1.ServerMessage]) error {
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return err
+	}
+	l := &link{address: "pipe", chain: chain, leaf: leaf, close: func() error { return nil }}
+	if l.id, err = svid.PeerID(leaf); err != nil {
+		return err
+	}
+	ctx := peer.NewContext(stream.Context(), &peer.Peer{AuthInfo: l})
+	c, err := s.identify(ctx, time.Now())
+	if err != nil {
+		return err
+	}
+	return syncs{server: s}.Follow(calledBy{stream, context.WithValue(ctx, callerKey{}, c)})
+}
+
+// calledBy is a stream whose caller is known.
+type calledBy struct {
+	grpc.BidiStreamingServer[syncv1.AgentMessage, syncv1.ServerMessage]
+	ctx context.Context
+}
+
+func (c calledBy) Context() context.Context { return c.ctx }

@@ -134,7 +134,7 @@ func TestMistakes(t *testing.T) {
 	for _, tt := range []struct{ in, want string }{
 		{"sever", "\"sever\" is not a command of plastron\n  Fix: did you mean \"server\"?"},
 		{"server entry", ""},
-		{"server entry xyzzy", "\"xyzzy\" is not a command of plastron server entry\n  Fix: there are count, create, delete, show, update"},
+		{"server entry xyzzy", "\"xyzzy\" is not a command of plastron server entry\n  Fix: there are count, create, delete, show, update, why"},
 		{"server entry show -parrentID x", "plastron server entry show has no flag -parrentID\n  Fix: did you mean -parentID?"},
 		{"server entry show --parentid x", "plastron server entry show has no flag -parentid\n  Fix: did you mean -parentID?"},
 		{"server entry show -qqqqqqqqqq", "plastron server entry show has no flag -qqqqqqqqqq\n  Fix: see plastron server entry show -h"},

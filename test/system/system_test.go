@@ -137,6 +137,7 @@ type deployment struct {
 	serverAttestor, agentAttestor string
 	serverPrefix                  []string // command to run the server under, such as nsenter
 	agentPrefix                   []string
+	agentAttr                     *syscall.SysProcAttr // the agent's own, such as a namespace
 }
 
 // newDeployment prepares directories; nothing runs yet.
@@ -196,7 +197,9 @@ func (d *deployment) startAgent(token string) {
 	d.writeBundle()
 	d.write("agent.conf", d.agentConfig(token))
 	args := append(append([]string{}, d.agentPrefix...), plastron, "agent", "run", "-config", d.path("agent.conf"))
-	d.agent = start(d.t, exec.Command(args[0], args[1:]...))
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.SysProcAttr = d.agentAttr
+	d.agent = start(d.t, cmd)
 	d.waitHealthy("agent")
 }
 

@@ -55,3 +55,20 @@ func BenchmarkJoin(b *testing.B) {
 		m.leave(g, now)
 	}
 }
+
+// BenchmarkWhy is the reason for a process that 10,000 grants nearly fit, or none.
+func BenchmarkWhy(b *testing.B) {
+	now := time.Unix(1e9, 0)
+	m := large(10_000, 1000, now)
+	m.synced = true
+	for name, uid := range map[string]string{"near": "uid:1000", "far": "uid:1"} {
+		facts := entry.Facts{Selectors: []entry.Selector{{Type: "unix", Value: "path:/opt/other"}, {Type: "unix", Value: uid}, {Type: "unix", Value: "user:web"}}}
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				if m.why(facts, now).Reason == nil {
+					b.Fatal("there is no reason")
+				}
+			}
+		})
+	}
+}

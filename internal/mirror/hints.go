@@ -25,6 +25,25 @@ type hints struct {
 	filled time.Time
 }
 
+// recent remembers for a moment why callers got what they got, so that one that
+// calls all the time does not have every grant looked at each time. It is void as
+// soon as anything has happened.
+type recent struct {
+	held  map[string]Why // by the callers' group key
+	at    time.Time
+	steps uint64 // of the machine
+}
+
+const recentLife = time.Second
+
+// current returns what is remembered and still holds; what is put there is remembered.
+func (r *recent) current(steps uint64, now time.Time) map[string]Why {
+	if r.held == nil || steps != r.steps || due(r.at.Add(recentLife), now, recentLife) || len(r.held) >= maxHints {
+		r.held, r.at, r.steps = map[string]Why{}, now, steps
+	}
+	return r.held
+}
+
 type hint struct {
 	code string
 	at   time.Time

@@ -80,6 +80,7 @@ type Mirror struct {
 	subscribers map[*group]map[*Subscription]bool
 	tokens      *tokens
 	hints       *hints
+	recent      recent
 	asking      map[string]chan struct{} // tokens being signed; closed when done
 	out         *outbox                  // of the conversation under way, or nil
 }
@@ -391,8 +392,13 @@ func (s *Subscription) signal() {
 func (m *Mirror) Why(ctx context.Context, facts entry.Facts, fresh bool) Why {
 	facts.Selectors = normalised(facts.Selectors)
 	m.mu.Lock()
-	now := wallClock()
-	w := m.machine.why(facts, now)
+	now, all := wallClock(), groupKey(facts)
+	held := m.recent.current(m.machine.steps, now)
+	w, known := held[all]
+	if fresh || !known {
+		w = m.machine.why(facts, now)
+		held[all] = w
+	}
 	if !w.faint || !w.Sync.Connected || m.cfg.Hint == nil {
 		m.mu.Unlock()
 		return w

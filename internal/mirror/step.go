@@ -80,6 +80,7 @@ type machine struct {
 
 	groups map[string]*group
 	ledger ledger
+	steps  uint64    // in which something happened
 	now    time.Time // of the last step
 	// next is when something is due without an event from outside.
 	next time.Time
@@ -97,6 +98,9 @@ func newMachine(td spiffeid.TrustDomain, cacheSize int, version string) *machine
 func (m *machine) step(ev event) effects {
 	var fx effects
 	dirty := map[*group]bool{}
+	if ev.what != any(tick{}) {
+		m.steps++
+	}
 	switch what := ev.what.(type) {
 	case connected:
 		m.ledger.since = ev.now

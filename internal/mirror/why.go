@@ -3,6 +3,7 @@ package mirror
 import (
 	"crypto/x509"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/plastron/plastron/api/plastron/sync/v1"
@@ -91,14 +92,42 @@ func (l *ledger) hear(msg *syncv1.ServerMessage, now time.Time) {
 	}
 }
 
-// why looks at every grant once. Those that miss more than one selector are
-// passed over before anything is made of them. The selectors are normalised.
+// maxNear is how many near misses are told.
+const maxNear = 20
+
+// oldest holds the maxNear oldest of the grants that were added.
+type oldest []*grant
+
+func (o *oldest) add(g *grant) {
+	byAge := func(a, b *grant) int { return entry.Oldest(&a.entry, &b.entry) }
+	if len(*o) == maxNear && byAge(g, (*o)[maxNear-1]) > 0 {
+		return
+	}
+	i, _ := slices.BinarySearchFunc(*o, g, byAge)
+	*o = slices.Insert(*o, i, g)
+	*o = (*o)[:min(len(*o), maxNear)]
+}
+
+// why looks at every grant once. Of those that miss one selector only a few are
+// kept, rather such as have others that fit, so that it costs little more than to
+// match. The selectors are normalised.
 func (m *machine) why(facts entry.Facts, now time.Time) Why {
 	var near []entry.Entry
+	var strong, weak oldest
 	for _, g := range m.grants {
-		if g.usable && entry.Nearly(g.entry.Selectors, facts.Selectors) {
+		switch {
+		case !g.usable || !entry.Nearly(g.entry.Selectors, facts.Selectors):
+		case entry.Subset(g.entry.Selectors, facts.Selectors):
 			near = append(near, g.entry)
+		case g.entry.Expired(now):
+		case len(g.entry.Selectors) > 1:
+			strong.add(g)
+		default:
+			weak.add(g)
 		}
+	}
+	for _, g := range append(strong, weak[:min(len(weak), maxNear-len(strong))]...) {
+		near = append(near, g.entry)
 	}
 	_, trace := entry.Match(near, facts, now)
 	w := Why{Near: trace.Near, Sync: m.inSync()}

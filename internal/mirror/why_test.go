@@ -3,11 +3,13 @@ package mirror_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/plastron/plastron/api/plastron/sync/v1"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
@@ -186,6 +188,34 @@ func TestWhyNotSynced(t *testing.T) {
 		synctest.Wait()
 		if w := m.Why(t.Context(), selectors("unix:uid:1"), true); w.Reason != reason.NotSynced {
 			t.Errorf("Why() = %v", w.Reason)
+		}
+	})
+}
+
+// Of many near misses the oldest are told, and one that hardly misses goes first.
+func TestManyNearMisses(t *testing.T) {
+	bubble(t, func(t *testing.T, s *mirrortest.Server, m *mirror.Mirror) {
+		var grants []*syncv1.Grant
+		for i := range 100 {
+			g := s.Grant(fmt.Sprintf("weak-%02d", i), "/w", "unix:uid:2")
+			g.CreatedAt += int64(i)
+			grants = append(grants, g)
+		}
+		strong := s.Grant("strong", "/s", "unix:uid:1", "unix:gid:2")
+		strong.CreatedAt += 1000
+		s.Put(append(grants, strong)...)
+		<-m.Synced()
+		synctest.Wait()
+		w := m.Why(t.Context(), selectors("unix:uid:1", "unix:gid:1"), false)
+		if len(w.Near) != 20 || w.Near[0].GrantID != "weak-00" || w.Near[18].GrantID != "weak-18" || w.Near[19].GrantID != "strong" ||
+			!strings.Contains(w.Reason.Message, "strong") {
+			t.Errorf("%v, %+v", w.Reason, w.Near)
+		}
+		// What was said a moment ago is void when something has changed.
+		s.Put(s.Grant("mine", "/m", "unix:uid:1"))
+		synctest.Wait()
+		if w := m.Why(t.Context(), selectors("unix:uid:1", "unix:gid:1"), false); w.Reason != nil || w.Ready() != 1 {
+			t.Errorf("%v, %d ready", w.Reason, w.Ready())
 		}
 	})
 }

@@ -141,6 +141,9 @@ func (a applies) put(tx *registry.Tx, owner string, in *applyv1.Entry, now time.
 			return nil, err
 		}
 	}
+	if err := checkNoRule(tx, &e); err != nil {
+		return nil, err
+	}
 	if old == nil {
 		return &applyv1.Outcome{Action: applyv1.Outcome_ACTION_CREATE, Id: in.GetId()}, tx.PutEntry(e)
 	}

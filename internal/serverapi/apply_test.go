@@ -7,6 +7,7 @@ import (
 	"time"
 
 	applyv1 "github.com/plastron/plastron/api/plastron/apply/v1"
+	rulev1 "github.com/plastron/plastron/api/plastron/rule/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"google.golang.org/grpc/codes"
@@ -118,6 +119,17 @@ func TestApply(t *testing.T) {
 	if want := "refuse foreign; refuse foreign; refuse foreign; refuse foreign; refuse foreign; refuse entry_exists; " +
 		"refuse foreign; refuse foreign; none; refuse entry_id_invalid; refuse spiffe_id_foreign; refuse spiffe_id_invalid; refuse item_missing; refuse expires_at_past"; got != want {
 		t.Errorf("the plan is\n%s, want\n%s", got, want)
+	}
+
+	// What no other call may make, this one may not either.
+	if _, err := rulev1.NewRulesClient(r.admin).Create(t.Context(), &rulev1.CreateRequest{Rules: []*rulev1.Rule{{
+		IdTemplate: "spiffe://example.org/user/{unix.user}", Trust: "agent", ParentId: "spiffe://example.org/spire/agent/a",
+		Selectors: []*rulev1.Selector{{Type: "unix", Value: "uid:1"}},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := r.plan("shop", want(declared("", "/user/root", func(e *applyv1.Entry) { e.Admin = true }), 0)); got != "refuse entry_under_rule" {
+		t.Errorf("the plan is %q", got)
 	}
 
 	// SPIRE's own calls keep the owner.

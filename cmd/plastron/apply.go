@@ -21,11 +21,11 @@ const (
 )
 
 func (p *program) serverApplyCommand() *cobra.Command {
-	c := &cobra.Command{Use: "apply", Short: "Make entries what a file says they are",
-		Long: `Makes entries what a YAML or JSON file says they are: creates those that are not
-there, changes those that differ, and with -prune deletes those that the file does
+	c := &cobra.Command{Use: "apply", Short: "Make entries and rules what a file says they are",
+		Long: `Makes entries and rules what a YAML or JSON file says they are: creates those that are
+not there, changes those that differ, and with -prune deletes those that the file does
 not have any more. Everything it makes bears the owner's mark, and it changes and
-deletes nothing that does not; an entry of the file that is there already and is
+deletes nothing that does not; what is there already and is
 not the owner's is refused.
 
 The exit status is 0 if everything is as the file says, 2 if -dry-run found
@@ -34,7 +34,7 @@ changes, 3 if -wait ended too early, and 1 if anything failed.`,
 	var file, owner string
 	var dryRun, prune, confirm bool
 	flags := c.Flags()
-	flags.StringVar(&file, "f", "", "`FILE` with the entries, or - for the standard input")
+	flags.StringVar(&file, "f", "", "`FILE` with the entries and rules, or - for the standard input")
 	flags.StringVar(&owner, "owner", "", "`NAME` of the owner, unless the file says it: letters, digits, '.', '_', '-' and '/'")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say what would change; the exit status is 2 if anything would")
 	flags.BoolVar(&prune, "prune", false, "delete what the owner has and the file does not")
@@ -65,7 +65,7 @@ changes, 3 if -wait ended too early, and 1 if anything failed.`,
 		}
 		defer conn.Close()
 		a := &applying{client: applyv1.NewApplyClient(wait.over(conn)), doc: applyDocument{Owner: owner, DryRun: dryRun, Changes: []applyChange{}}}
-		if err := a.plan(c.Context(), wanted.entries, prune); err != nil {
+		if err := a.plan(c.Context(), wanted.items, prune); err != nil {
 			return peer.fault(err)
 		}
 		err = a.refusal(confirm)
@@ -102,10 +102,11 @@ type applyDocument struct {
 }
 
 type applyChange struct {
-	Action    string        `json:"action"` // create, update, delete or refuse
-	Kind      string        `json:"kind"`   // entry
-	ID        string        `json:"id"`     // empty: the server draws one
-	SPIFFEID  string        `json:"spiffe_id"`
+	Action    string        `json:"action"`                // create, update, delete or refuse
+	Kind      string        `json:"kind"`                  // entry or rule
+	ID        string        `json:"id"`                    // empty: the server draws one
+	SPIFFEID  string        `json:"spiffe_id,omitempty"`   // of an entry
+	Template  string        `json:"id_template,omitempty"` // of a rule
 	ParentID  string        `json:"parent_id"`
 	Selectors []string      `json:"selectors"`
 	Line      int           `json:"line,omitempty"` // in the file
@@ -134,7 +135,7 @@ type applying struct {
 }
 
 // plan asks the server what would change.
-func (a *applying) plan(ctx context.Context, wanted []declaredEntry, prune bool) error {
+func (a *applying) plan(ctx context.Context, wanted []declaredItem, prune bool) error {
 	owned, err := a.list(ctx)
 	if err != nil {
 		return err
@@ -142,7 +143,7 @@ func (a *applying) plan(ctx context.Context, wanted []declaredEntry, prune bool)
 	a.owned = len(owned)
 	items := make([]*applyv1.Item, len(wanted))
 	for i, one := range wanted {
-		items[i] = &applyv1.Item{Want: &applyv1.Item_Entry{Entry: one.entry}}
+		items[i] = one.item
 	}
 	inFile, next := map[string]bool{}, 0
 	for group := range groups(items) {
@@ -154,22 +155,23 @@ func (a *applying) plan(ctx context.Context, wanted []declaredEntry, prune bool)
 			return fault.New(fault.Internal, "internal", "the server answered for %d objects of %d", len(reply.GetOutcomes()), len(group))
 		}
 		for i, o := range reply.GetOutcomes() {
-			inFile[o.GetId()] = true
+			inFile[kindOf(group[i])+o.GetId()] = true
 			group[i].Revision = o.GetRevision()
 			a.note(group[i], o, wanted[next].line)
 			next++
 		}
 	}
 	for _, o := range owned {
+		there, gone := asItems(o)
+		change := changeOf("delete", there)
 		switch {
-		case inFile[o.GetEntry().GetId()]:
+		case inFile[change.Kind+change.ID]:
 		case !prune:
 			a.doc.Kept++
 		default:
-			item := &applyv1.Item{Want: &applyv1.Item_DeleteEntry{DeleteEntry: o.GetEntry().GetId()}, Revision: o.GetRevision()}
 			a.doc.Delete++
-			a.steps = append(a.steps, item)
-			a.doc.Changes = append(a.doc.Changes, changeOf("delete", o.GetEntry()))
+			a.steps = append(a.steps, gone)
+			a.doc.Changes = append(a.doc.Changes, change)
 		}
 	}
 	a.doc.NeedsConfirm = a.doc.Delete*5 > a.owned
@@ -193,7 +195,7 @@ func (a *applying) list(ctx context.Context) (all []*applyv1.Object, err error) 
 
 // note takes the outcome of one item into the plan.
 func (a *applying) note(item *applyv1.Item, o *applyv1.Outcome, line int) {
-	change := changeOf("", item.GetEntry())
+	change := changeOf("", item)
 	change.Line = line
 	if o.GetId() != "" {
 		change.ID = o.GetId()
@@ -222,9 +224,33 @@ func (a *applying) note(item *applyv1.Item, o *applyv1.Outcome, line int) {
 	}
 }
 
-func changeOf(action string, e *applyv1.Entry) applyChange {
-	c := applyChange{Action: action, Kind: "entry", ID: e.GetId(), SPIFFEID: e.GetSpiffeId(), ParentID: e.GetParentId(), Selectors: []string{}}
+// asItems returns what is listed as it would stand in a file, and its deletion.
+func asItems(o *applyv1.Object) (there, gone *applyv1.Item) {
+	if r := o.GetRule(); r != nil {
+		return &applyv1.Item{Want: &applyv1.Item_Rule{Rule: r}},
+			&applyv1.Item{Want: &applyv1.Item_DeleteRule{DeleteRule: r.GetId()}, Revision: o.GetRevision()}
+	}
+	return &applyv1.Item{Want: &applyv1.Item_Entry{Entry: o.GetEntry()}},
+		&applyv1.Item{Want: &applyv1.Item_DeleteEntry{DeleteEntry: o.GetEntry().GetId()}, Revision: o.GetRevision()}
+}
+
+func kindOf(item *applyv1.Item) string {
+	if item.GetRule() != nil {
+		return "rule"
+	}
+	return "entry"
+}
+
+func changeOf(action string, item *applyv1.Item) applyChange {
+	e, r := item.GetEntry(), item.GetRule()
+	c := applyChange{
+		Action: action, Kind: kindOf(item), ID: e.GetId() + r.GetId(), SPIFFEID: e.GetSpiffeId(), Template: r.GetIdTemplate(),
+		ParentID: e.GetParentId() + r.GetParentId(), Selectors: []string{},
+	}
 	for _, s := range e.GetSelectors() {
+		c.Selectors = append(c.Selectors, s.GetType()+":"+s.GetValue())
+	}
+	for _, s := range r.GetSelectors() {
 		c.Selectors = append(c.Selectors, s.GetType()+":"+s.GetValue())
 	}
 	return c
@@ -234,10 +260,10 @@ func changeOf(action string, e *applyv1.Entry) applyChange {
 func (a *applying) refusal(confirm bool) error {
 	switch {
 	case a.doc.Refused > 0:
-		return fault.New(fault.Invalid, "partly_refused", "%s cannot be applied, so nothing is changed", plural(a.doc.Refused, "entry", "entries"))
+		return fault.New(fault.Invalid, "partly_refused", "%s cannot be applied, so nothing is changed", plural(a.doc.Refused, "object", "objects"))
 	case a.doc.NeedsConfirm && !confirm && !a.doc.DryRun:
 		return fault.New(fault.Precondition, "needs_confirm", "%d of the %s of %q would be deleted, which is more than a fifth; nothing is changed",
-			a.doc.Delete, plural(a.owned, "entry", "entries"), a.doc.Owner).Fix("look at it with -dry-run, and add -confirm if it is meant")
+			a.doc.Delete, plural(a.owned, "object", "objects"), a.doc.Owner).Fix("look at it with -dry-run, and add -confirm if it is meant")
 	}
 	return nil
 }
@@ -279,7 +305,7 @@ func (a *applying) print(w io.Writer, out format) error {
 	var text strings.Builder
 	for _, c := range a.doc.Changes {
 		sign := map[string]string{"create": "+", "update": "~", "delete": "-", "refuse": "!"}[c.Action]
-		fmt.Fprintf(&text, "%s %s %s", sign, c.Kind, c.SPIFFEID)
+		fmt.Fprintf(&text, "%s %s %s", sign, c.Kind, c.SPIFFEID+c.Template)
 		if c.ID != "" {
 			fmt.Fprintf(&text, " (%s)", c.ID)
 		}
@@ -300,7 +326,7 @@ func (a *applying) print(w io.Writer, out format) error {
 	}
 	fmt.Fprintf(&text, "%d %s, %d %s, %d %s, %d unchanged\n", a.doc.Create, words[0], a.doc.Update, words[1], a.doc.Delete, words[2], a.doc.Unchanged)
 	if a.doc.Kept > 0 {
-		fmt.Fprintf(&text, "%s of %q not in the file; -prune deletes what is not\n", plural(a.doc.Kept, "entry", "entries"), a.doc.Owner)
+		fmt.Fprintf(&text, "%s of %q not in the file; -prune deletes what is not\n", plural(a.doc.Kept, "object", "objects"), a.doc.Owner)
 	}
 	_, err := io.WriteString(w, text.String())
 	return err

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	applyv1 "github.com/plastron/plastron/api/plastron/apply/v1"
+	rulev1 "github.com/plastron/plastron/api/plastron/rule/v1"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
@@ -22,17 +23,20 @@ import (
 const (
 	maxDeclarations = 32 << 20 // bytes of a file
 	maxDeclared     = 100_000  // objects in it
+	maxSeconds      = 1<<31 - 1
+	maxTime         = 253402300799 // Unix seconds: the end of the year 9999
 )
 
 // declarations is what a file of server apply holds.
 type declarations struct {
-	owner   string
-	entries []declaredEntry
+	owner string
+	items []declaredItem
 }
 
-type declaredEntry struct {
-	line  int
-	entry *applyv1.Entry
+// declaredItem is one entry or rule.
+type declaredItem struct {
+	line int
+	item *applyv1.Item
 }
 
 // readDeclarations reads a file, or the standard input for "-", as YAML or JSON.
@@ -70,7 +74,11 @@ func parseDeclarations(name string, src []byte) (*declarations, error) {
 	err = f.object(root, "", fields{
 		"owner":   f.text(&d.owner),
 		"entries": f.list("entries", func(n *yaml.Node) error { return f.entry(n, d) }),
-	}, "entries")
+		"rules":   f.list("rules", func(n *yaml.Node) error { return f.rule(n, d) }),
+	})
+	if err == nil && len(d.items) == 0 && !f.says(root, "entries") && !f.says(root, "rules") {
+		err = f.errorf(root, "there are neither entries nor rules").Fix("write 'entries: []' if there shall be none")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -174,6 +182,16 @@ func (f fileReader) json(src []byte) (*yaml.Node, error) {
 	return value()
 }
 
+// says reports whether an object has a key.
+func (f fileReader) says(n *yaml.Node, key string) bool {
+	for i := 0; i < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return true
+		}
+	}
+	return false
+}
+
 // fields says how the value of each key is read.
 type fields map[string]func(*yaml.Node) error
 
@@ -275,74 +293,127 @@ func (f fileReader) truth(to *bool) func(*yaml.Node) error {
 
 // entry reads one entry. Its keys are those of entry create -data.
 func (f fileReader) entry(n *yaml.Node, d *declarations) error {
-	if len(d.entries) == maxDeclared {
-		return f.errorf(n, "there are more than %d entries", maxDeclared).Fix("split the file, and give each part its owner")
-	}
 	e := &applyv1.Entry{}
-	const seconds = 1<<31 - 1
 	var x509TTL, jwtTTL int64
 	err := f.object(n, "entries", fields{
 		"entry_id": f.text(&e.Id), "spiffe_id": f.text(&e.SpiffeId), "parent_id": f.text(&e.ParentId),
-		"selectors":     f.list("selectors", func(n *yaml.Node) error { return f.selector(n, e) }),
-		"x509_svid_ttl": f.number(&x509TTL, seconds), "jwt_svid_ttl": f.number(&jwtTTL, seconds),
+		"selectors": f.list("selectors", func(n *yaml.Node) error {
+			kind, value, err := f.selector(n)
+			e.Selectors = append(e.Selectors, &applyv1.Selector{Type: kind, Value: value})
+			return err
+		}),
+		"x509_svid_ttl": f.number(&x509TTL, maxSeconds), "jwt_svid_ttl": f.number(&jwtTTL, maxSeconds),
 		"federates_with": f.texts("federates_with", &e.FederatesWith), "dns_names": f.texts("dns_names", &e.DnsNames), "hint": f.text(&e.Hint),
 		"admin": f.truth(&e.Admin), "downstream": f.truth(&e.Downstream), "store_svid": f.truth(&e.StoreSvid),
 		"disable_x509_svid_prefetch": f.truth(&e.DisableX509SvidPrefetch), "jwt_svid_include_jti": f.truth(&e.JwtSvidIncludeJti),
-		"entryExpiry": f.number(&e.ExpiresAt, 253402300799),
+		"entryExpiry": f.number(&e.ExpiresAt, maxTime),
 	}, "spiffe_id", "parent_id", "selectors")
 	e.X509SvidTtl, e.JwtSvidTtl = int32(x509TTL), int32(jwtTTL)
-	d.entries = append(d.entries, declaredEntry{n.Line, e})
-	return err
+	if err != nil {
+		return err
+	}
+	return f.add(n, d, &applyv1.Item{Want: &applyv1.Item_Entry{Entry: e}})
+}
+
+// rule reads one rule.
+func (f fileReader) rule(n *yaml.Node, d *declarations) error {
+	r := &rulev1.Rule{}
+	var x509TTL, jwtTTL int64
+	err := f.object(n, "rules", fields{
+		"rule_id": f.text(&r.Id), "id_template": f.text(&r.IdTemplate), "id_prefix": f.text(&r.IdPrefix), "trust": f.text(&r.Trust),
+		"parent_id": f.text(&r.ParentId),
+		"selectors": f.list("selectors", func(n *yaml.Node) error {
+			kind, value, err := f.selector(n)
+			r.Selectors = append(r.Selectors, &rulev1.Selector{Type: kind, Value: value})
+			return err
+		}),
+		"x509_svid_ttl": f.number(&x509TTL, maxSeconds), "jwt_svid_ttl": f.number(&jwtTTL, maxSeconds),
+		"federates_with": f.texts("federates_with", &r.FederatesWith), "hint": f.text(&r.Hint), "entryExpiry": f.number(&r.ExpiresAt, maxTime),
+	}, "id_template", "parent_id", "selectors")
+	r.X509SvidTtl, r.JwtSvidTtl = int32(x509TTL), int32(jwtTTL)
+	if err != nil {
+		return err
+	}
+	return f.add(n, d, &applyv1.Item{Want: &applyv1.Item_Rule{Rule: r}})
+}
+
+func (f fileReader) add(n *yaml.Node, d *declarations, item *applyv1.Item) error {
+	if len(d.items) == maxDeclared {
+		return f.errorf(n, "there are more than %d objects", maxDeclared).Fix("split the file, and give each part its owner")
+	}
+	d.items = append(d.items, declaredItem{n.Line, item})
+	return nil
 }
 
 // selector reads "TYPE:VALUE" or an object of type and value.
-func (f fileReader) selector(n *yaml.Node, e *applyv1.Entry) error {
-	s := &applyv1.Selector{}
-	e.Selectors = append(e.Selectors, s)
+func (f fileReader) selector(n *yaml.Node) (kind, value string, err error) {
 	if n.Kind == yaml.MappingNode {
-		return f.object(n, "selectors", fields{"type": f.text(&s.Type), "value": f.text(&s.Value)}, "type", "value")
+		return kind, value, f.object(n, "selectors", fields{"type": f.text(&kind), "value": f.text(&value)}, "type", "value")
 	}
 	var text string
 	if err := f.text(&text)(n); err != nil {
-		return err
+		return "", "", err
 	}
-	var ok bool
-	if s.Type, s.Value, ok = strings.Cut(text, ":"); !ok {
-		return f.errorf(n, "the selector %q has no colon", cut(text)).Fix("write it as TYPE:VALUE, such as unix:uid:1000")
+	kind, value, ok := strings.Cut(text, ":")
+	if !ok {
+		return "", "", f.errorf(n, "the selector %q has no colon", cut(text)).Fix("write it as TYPE:VALUE, such as unix:uid:1000")
+	}
+	return kind, value, nil
+}
+
+// distinct refuses two objects that would be one: the server is asked in groups
+// and would not see it.
+func (f fileReader) distinct(d *declarations) error {
+	ids, contents := map[string]int{}, map[[32]byte]int{}
+	for _, one := range d.items {
+		at := &yaml.Node{Line: one.line}
+		e, err := contentOf(one.item)
+		if err != nil {
+			return f.at(at, err)
+		}
+		hash := entry.ContentHash(e)
+		if first := contents[hash]; first != 0 {
+			return f.errorf(at, "what stands in line %d has this parent, SPIFFE ID or template, and selectors too", first)
+		}
+		if first := ids[e.ID]; first != 0 {
+			return f.errorf(at, "what stands in line %d has the id %q too", first, e.ID)
+		}
+		if contents[hash] = one.line; e.ID != "" {
+			ids[e.ID] = one.line
+		}
 	}
 	return nil
 }
 
-// distinct refuses two entries that would be one: the server is asked in groups
-// and would not see it.
-func (f fileReader) distinct(d *declarations) error {
-	ids, contents := map[string]int{}, map[[32]byte]int{}
-	for _, one := range d.entries {
-		at := &yaml.Node{Line: one.line}
-		e := entry.Entry{}
-		var err error
-		if e.SPIFFEID, err = identity.Parse(one.entry.GetSpiffeId()); err != nil {
-			return f.at(at, err)
+// contentOf reads what makes an object another than the rest.
+func contentOf(item *applyv1.Item) (*entry.Entry, error) {
+	e := &entry.Entry{}
+	parent := ""
+	var err error
+	switch want := item.GetWant().(type) {
+	case *applyv1.Item_Entry:
+		e.ID, parent = want.Entry.GetId(), want.Entry.GetParentId()
+		if e.SPIFFEID, err = identity.Parse(want.Entry.GetSpiffeId()); err != nil {
+			return nil, err
 		}
-		if e.ParentID, err = identity.Parse(one.entry.GetParentId()); err != nil {
-			return f.at(at, err)
-		}
-		for _, s := range one.entry.GetSelectors() {
+		for _, s := range want.Entry.GetSelectors() {
 			e.Selectors = append(e.Selectors, entry.Selector{Type: s.GetType(), Value: s.GetValue()})
 		}
-		if e.Selectors, err = entry.NormalizeSelectors(e.Selectors); err != nil {
-			return f.at(at, err)
-		}
-		hash := entry.ContentHash(&e)
-		if first := contents[hash]; first != 0 {
-			return f.errorf(at, "the entry in line %d has this parent, SPIFFE ID and selectors too", first)
-		}
-		if first := ids[one.entry.GetId()]; first != 0 {
-			return f.errorf(at, "the entry in line %d has the entry_id %q too", first, one.entry.GetId())
-		}
-		if contents[hash] = one.line; one.entry.GetId() != "" {
-			ids[one.entry.GetId()] = one.line
+	case *applyv1.Item_Rule:
+		e.ID, parent = want.Rule.GetId(), want.Rule.GetParentId()
+		for _, s := range want.Rule.GetSelectors() {
+			e.Selectors = append(e.Selectors, entry.Selector{Type: s.GetType(), Value: s.GetValue()})
 		}
 	}
-	return nil
+	if e.ParentID, err = identity.Parse(parent); err != nil {
+		return nil, err
+	}
+	if rule := item.GetRule(); rule != nil {
+		e.Rule, err = entry.ParseRule(e.ParentID.TrustDomain(), rule.GetIdTemplate(), rule.GetIdPrefix(), rule.GetTrust())
+		if err != nil {
+			return nil, err
+		}
+	}
+	e.Selectors, err = entry.NormalizeSelectors(e.Selectors)
+	return e, err
 }

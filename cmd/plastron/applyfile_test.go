@@ -10,6 +10,9 @@ import (
 func TestParseDeclarations(t *testing.T) {
 	const one = "\n  - {spiffe_id: spiffe://td/w, parent_id: spiffe://td/p, selectors: [unix:uid:1]"
 	entry := func(more string) string { return "entries:" + one + more + "}\n" }
+	rule := func(template string) string {
+		return "rules:\n  - {id_template: '" + strings.Replace(template, ",", "',", 1) + strings.Repeat("'", 1-strings.Count(template, ",")) + ", parent_id: spiffe://td/p, selectors: [a:b], trust: agent}\n"
+	}
 	for name, c := range map[string]struct{ text, want string }{
 		"yaml":                  {entry(", hint: a"), ""},
 		"json":                  {`{"entries": [{"spiffe_id": "spiffe://td/w", "parent_id": "spiffe://td/p", "selectors": ["unix:uid:1", {"type": "k8s", "value": "a:b"}]}]}`, ""},
@@ -18,7 +21,8 @@ func TestParseDeclarations(t *testing.T) {
 		"a comment":             {"# nothing\n", "f is empty"},
 		"only a document mark":  {"---\n", "f:2: want an object of keys and values"},
 		"a list":                {"- a\n", "f:1: want an object of keys and values"},
-		"no entries":            {"owner: a\n", `f:1: the key "entries" is missing`},
+		"no entries":            {"owner: a\n", "f:1: there are neither entries nor rules"},
+		"rules alone":           {"rules: []\n", ""},
 		"null":                  {"entries:\n", "f:1: entries: want a list"},
 		"unknown key":           {"entries: []\nowners: a\n", `f:2: unknown key "owners"`},
 		"unknown key, json":     {"{\"entries\": [],\n\n\"owners\": 1}", `f:3: unknown key "owners"`},
@@ -44,8 +48,14 @@ func TestParseDeclarations(t *testing.T) {
 		"selector object":       {strings.Replace(entry(""), "unix:uid:1", "{type: a}", 1), `f:2: selectors: the key "value" is missing`},
 		"selector empty":        {strings.Replace(entry(""), "unix:uid:1", "", 1), "f:2: "},
 		"SPIFFE ID":             {strings.Replace(entry(""), "//td/w", "//td/../w", 1), "f:2: "},
-		"the same content":      {"entries:" + one + "}" + one + ", hint: a}\n", "f:3: the entry in line 2 has this parent, SPIFFE ID and selectors too"},
-		"the same id":           {"entries:" + one + ", entry_id: a}" + strings.ReplaceAll(one, "uid:1", "uid:2") + ", entry_id: a}\n", `f:3: the entry in line 2 has the entry_id "a" too`},
+		"the same content":      {"entries:" + one + "}" + one + ", hint: a}\n", "f:3: what stands in line 2 has this parent, SPIFFE ID or template, and selectors too"},
+		"the same id":           {"entries:" + one + ", entry_id: a}" + strings.ReplaceAll(one, "uid:1", "uid:2") + ", entry_id: a}\n", `f:3: what stands in line 2 has the id "a" too`},
+		"a rule":                {rule("spiffe://td/u/{unix.user}"), ""},
+		"a rule and an entry":   {entry("") + rule("spiffe://td/u/{unix.user}"), ""},
+		"the same rule":         {rule("spiffe://td/u/{unix.user}") + rule("spiffe://td/u/{unix.user}")[len("rules:\n"):], "f:3: what stands in line 2"},
+		"rule's template":       {rule("spiffe://td/u"), "f:2: "},
+		"key of entries":        {rule("spiffe://td/u/{unix.user}, admin: true"), `f:2: rules: unknown key "admin"`},
+		"id of both":            {"entries:" + one + ", entry_id: a}\nrules:\n  - {id_template: 'spiffe://td/u/{unix.user}', parent_id: spiffe://td/p, selectors: [a:b], trust: agent, rule_id: a}\n", `f:4: what stands in line 2 has the id "a" too`},
 		"anchor":                {"entries: &a []\n", "f:1: anchors and aliases are not read"},
 		"alias":                 {"owner: a\nentries: *a\n", "f: unknown anchor"},
 		"merge":                 {"<<: {owner: a}\nentries: []\n", `f:1: unknown key "<<"`},
@@ -104,8 +114,8 @@ func FuzzParseDeclarations(f *testing.F) {
 			t.Errorf("the error does not name the file: %v", err)
 		}
 		if err == nil {
-			for _, one := range d.entries {
-				if one.line == 0 || len(one.entry.GetSelectors()) == 0 {
+			for _, one := range d.items {
+				if one.line == 0 || len(one.item.GetEntry().GetSelectors())+len(one.item.GetRule().GetSelectors()) == 0 {
 					t.Errorf("accepted: %v", one)
 				}
 			}

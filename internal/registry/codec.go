@@ -121,6 +121,7 @@ func ruleMessage(e *entry.Entry) *statev1.Rule {
 		ParentId: e.ParentID.String(), Selectors: selectorMessages(e.Selectors),
 		X509SvidTtl: int32(e.X509TTL / time.Second), JwtSvidTtl: int32(e.JWTTL / time.Second),
 		FederatesWith: names(e.FederatesWith), Hint: e.Hint, CreatedAt: unixOf(e.CreatedAt), ExpiresAt: unixOf(e.ExpiresAt),
+		Owner: e.Owner,
 	}
 }
 
@@ -144,7 +145,7 @@ func readRule(td spiffeid.TrustDomain, name string, payload []byte) (entry.Entry
 	e := entry.Entry{
 		ID: m.Id, ParentID: parent, Rule: r, Selectors: selectorsOf(m.Selectors),
 		X509TTL: time.Duration(m.X509SvidTtl) * time.Second, JWTTL: time.Duration(m.JwtSvidTtl) * time.Second,
-		Hint: m.Hint, CreatedAt: timeOf(m.CreatedAt), ExpiresAt: timeOf(m.ExpiresAt),
+		Hint: m.Hint, CreatedAt: timeOf(m.CreatedAt), ExpiresAt: timeOf(m.ExpiresAt), Owner: m.Owner,
 	}
 	if e.FederatesWith, err = domainsOf(m.FederatesWith); err != nil {
 		return entry.Entry{}, nil, err

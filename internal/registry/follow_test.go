@@ -262,7 +262,7 @@ func TestBodyIsComplete(t *testing.T) {
 		t.Errorf("an entry's body: %v; a rule's: %v", grantMessage, ruleBody)
 	}
 	grantMessage.IdTemplate, grantMessage.IdPrefix, grantMessage.Trust = ruleBody.IdTemplate, ruleBody.IdPrefix, ruleBody.Trust
-	ruled.X509TTL, ruled.JWTTL, ruled.FederatesWith, ruled.Hint, ruled.ExpiresAt = e.X509TTL, e.JWTTL, e.FederatesWith, e.Hint, e.ExpiresAt
+	ruled.X509TTL, ruled.JWTTL, ruled.FederatesWith, ruled.Hint, ruled.ExpiresAt, ruled.Owner = e.X509TTL, e.JWTTL, e.FederatesWith, e.Hint, e.ExpiresAt, e.Owner
 	for _, m := range []proto.Message{ruleMessage(&ruled), grantMessage, bundleMessage, bundleMessage.X509Authorities[0], bundleMessage.JwtAuthorities[0], entryMessage(&e)} {
 		fields := m.ProtoReflect().Descriptor().Fields()
 		for i := range fields.Len() {

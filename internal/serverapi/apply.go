@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -19,6 +20,9 @@ import (
 const (
 	maxApply  = 500 // items in one call, which is one transaction
 	ownedPage = 1000
+
+	// A page goes on after an entry or after a rule, which come last.
+	entryKey, ruleKey = "e ", "r "
 )
 
 // applies is plastron.apply.v1.Apply.
@@ -42,21 +46,56 @@ func (a applies) List(ctx context.Context, req *applyv1.ListRequest) (*applyv1.L
 		size = ownedPage
 	}
 	resp, page, last := &applyv1.ListResponse{}, newPage(size), ""
-	err = a.server.eachEntry(ctx, registry.Filter{Owner: req.Owner}, after, page.piece(), func(e *entry.Entry) (bool, error) {
-		out := &applyv1.Object{Revision: e.Revision, Object: &applyv1.Object_Entry{Entry: writeDeclared(e)}}
+	visit := func(e *entry.Entry) (bool, error) {
+		out := writeObject(e)
 		fits, err := page.take(out)
 		if !fits {
 			resp.NextPageToken = c.token(last)
 			return false, nil
 		}
-		last = e.ID
+		last = entryKey + e.ID
+		if e.Rule != nil {
+			last = ruleKey + e.ID
+		}
 		resp.Objects = append(resp.Objects, out)
 		return true, err
-	})
+	}
+	after, inRules := strings.CutPrefix(after, ruleKey)
+	if !inRules {
+		err = a.server.eachEntry(ctx, registry.Filter{Owner: req.Owner}, strings.TrimPrefix(after, entryKey), page.piece(), visit)
+		after = ""
+	}
+	if err == nil && resp.NextPageToken == "" {
+		err = a.eachRule(ctx, req.Owner, after, visit)
+	}
 	if err != nil {
 		return nil, err
 	}
 	return resp, nil
+}
+
+// eachRule visits an owner's rules, in a view of its own each, since what is done
+// with one takes time.
+func (a applies) eachRule(ctx context.Context, owner, after string, visit func(*entry.Entry) (more bool, err error)) error {
+	for ctx.Err() == nil {
+		var next *entry.Entry
+		a.server.cfg.Registry.View(func(s *registry.Snapshot) {
+			for e := range s.Rules(after) {
+				if e.Owner == owner {
+					next = &e
+					return
+				}
+			}
+		})
+		if next == nil {
+			return nil
+		}
+		if more, err := visit(next); err != nil || !more {
+			return err
+		}
+		after = next.ID
+	}
+	return ctx.Err()
 }
 
 // errDryRun ends a transaction that is not to be committed.
@@ -114,53 +153,68 @@ func stale(item int, why string) error {
 func (a applies) apply(tx *registry.Tx, owner string, item *applyv1.Item, now time.Time) (*applyv1.Outcome, error) {
 	switch want := item.GetWant().(type) {
 	case *applyv1.Item_Entry:
-		return a.put(tx, owner, want.Entry, now)
+		e, err := a.server.readDeclared(want.Entry)
+		if err != nil {
+			return nil, err
+		}
+		return a.put(tx, owner, e, now)
+	case *applyv1.Item_Rule:
+		e, err := a.server.readRule(want.Rule)
+		if err != nil {
+			return nil, err
+		}
+		return a.put(tx, owner, e, now)
 	case *applyv1.Item_DeleteEntry:
-		return a.remove(tx, owner, want.DeleteEntry)
+		return remove(tx.Entry, tx.DeleteEntry, owner, want.DeleteEntry)
+	case *applyv1.Item_DeleteRule:
+		return remove(tx.Rule, tx.DeleteRule, owner, want.DeleteRule)
 	}
 	return nil, fault.New(fault.Invalid, "item_missing", "the batch has an empty item")
 }
 
-func (a applies) put(tx *registry.Tx, owner string, in *applyv1.Entry, now time.Time) (*applyv1.Outcome, error) {
-	e := entry.Entry{ID: in.GetId(), Owner: owner, CreatedAt: now}
-	if e.ID == "" {
+// put makes an entry or a rule what it is wanted to be.
+func (a applies) put(tx *registry.Tx, owner string, e *entry.Entry, now time.Time) (*applyv1.Outcome, error) {
+	named := e.ID
+	if e.Owner, e.CreatedAt = owner, now; named == "" {
 		e.ID = uuid.NewString()
 	}
-	if err := a.server.readDeclared(&e, in); err != nil {
+	if err := entry.Validate(a.server.cfg.TrustDomain, e, time.Time{}); err != nil {
 		return nil, err
 	}
-	if err := entry.Validate(a.server.cfg.TrustDomain, &e, time.Time{}); err != nil {
-		return nil, err
+	store, stored := tx.PutEntry, tx.Entry
+	if e.Rule != nil {
+		store, stored = tx.PutRule, tx.Rule
 	}
-	old, err := found(tx, &e, in.GetId() != "")
+	old, err := found(tx, stored, e, named != "")
 	if err != nil {
 		return nil, err
 	}
 	if old == nil || !e.ExpiresAt.Equal(old.ExpiresAt) { // an end that was there before may have come
-		if err := entry.Validate(a.server.cfg.TrustDomain, &e, now); err != nil {
+		if err := entry.Validate(a.server.cfg.TrustDomain, e, now); err != nil {
 			return nil, err
 		}
 	}
-	if err := checkNoRule(tx, &e); err != nil {
+	if err := checkNoRule(tx, e); err != nil {
 		return nil, err
 	}
 	if old == nil {
-		return &applyv1.Outcome{Action: applyv1.Outcome_ACTION_CREATE, Id: in.GetId()}, tx.PutEntry(e)
+		return &applyv1.Outcome{Action: applyv1.Outcome_ACTION_CREATE, Id: named}, store(*e)
 	}
 	e.ID, e.CreatedAt = old.ID, old.CreatedAt
-	o := &applyv1.Outcome{Action: applyv1.Outcome_ACTION_NONE, Id: e.ID, Revision: old.Revision, Changes: differences(old, &e)}
+	o := &applyv1.Outcome{Action: applyv1.Outcome_ACTION_NONE, Id: e.ID, Revision: old.Revision, Changes: differences(old, e)}
 	if len(o.Changes) == 0 {
 		return o, nil
 	}
 	o.Action = applyv1.Outcome_ACTION_UPDATE
-	return o, tx.PutEntry(e)
+	return o, store(*e)
 }
 
-func (a applies) remove(tx *registry.Tx, owner, id string) (*applyv1.Outcome, error) {
+// remove deletes an entry or a rule.
+func remove(stored func(string) (entry.Entry, error), drop func(string) error, owner, id string) (*applyv1.Outcome, error) {
 	if err := entry.CheckID(id); err != nil {
 		return nil, err
 	}
-	old, err := tx.Entry(id)
+	old, err := stored(id)
 	switch {
 	case fault.KindOf(err) == fault.NotFound:
 		return &applyv1.Outcome{Action: applyv1.Outcome_ACTION_NONE, Id: id}, nil
@@ -169,20 +223,20 @@ func (a applies) remove(tx *registry.Tx, owner, id string) (*applyv1.Outcome, er
 	case old.Owner != owner:
 		return nil, foreign(&old)
 	}
-	return &applyv1.Outcome{Action: applyv1.Outcome_ACTION_DELETE, Id: id, Revision: old.Revision}, tx.DeleteEntry(id)
+	return &applyv1.Outcome{Action: applyv1.Outcome_ACTION_DELETE, Id: id, Revision: old.Revision}, drop(id)
 }
 
-// found returns the owner's entry that a wanted one stands for, or nil. byID says
+// found returns the owner's object that a wanted one stands for, or nil. byID says
 // that the file names it; else its content does. What is not the owner's is
 // refused, whoever's it is: nothing is taken over.
-func found(tx *registry.Tx, e *entry.Entry, byID bool) (*entry.Entry, error) {
+func found(tx *registry.Tx, stored func(string) (entry.Entry, error), e *entry.Entry, byID bool) (*entry.Entry, error) {
 	same, err := tx.EntryByContent(entry.ContentHash(e))
 	if err != nil && fault.KindOf(err) != fault.NotFound {
 		return nil, err
 	}
 	isThere := err == nil
 	if byID {
-		old, err := tx.Entry(e.ID)
+		old, err := stored(e.ID)
 		switch {
 		case err == nil && old.Owner != e.Owner:
 			return nil, foreign(&old)
@@ -198,10 +252,17 @@ func found(tx *registry.Tx, e *entry.Entry, byID bool) (*entry.Entry, error) {
 	case same.Owner != e.Owner:
 		return nil, foreign(&same)
 	case byID:
-		return nil, fault.New(fault.Exists, "entry_exists", "the entry %q has this parent, SPIFFE ID and selectors already", same.ID).
-			Fix("give it this entry_id, or delete it first")
+		return nil, fault.New(fault.Exists, word(e)+"_exists", "the %s %q has this content already", word(e), same.ID).
+			Fix("give it this id, or delete it first")
 	}
 	return &same, nil
+}
+
+func word(e *entry.Entry) string {
+	if e.Rule != nil {
+		return "rule"
+	}
+	return "entry"
 }
 
 func foreign(e *entry.Entry) error {
@@ -209,19 +270,19 @@ func foreign(e *entry.Entry) error {
 	if e.Owner != "" {
 		whose = fmt.Sprintf("belongs to %q", e.Owner)
 	}
-	return fault.New(fault.Precondition, "foreign", "the entry %q exists and %s", e.ID, whose).
+	return fault.New(fault.Precondition, "foreign", "the %s %q exists and %s", word(e), e.ID, whose).
 		Fix("leave it out of the file, or delete it first")
 }
 
-// readDeclared writes onto e what a file says of it.
-func (s *Server) readDeclared(e *entry.Entry, in *applyv1.Entry) error {
+// readDeclared reads what a file says of an entry.
+func (s *Server) readDeclared(in *applyv1.Entry) (*entry.Entry, error) {
 	id, err := identity.Parse(in.GetSpiffeId())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	parent, err := identity.Parse(in.GetParentId())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	wire := &spiretypes.Entry{
 		SpiffeId: writeID(id), ParentId: writeID(parent), X509SvidTtl: in.X509SvidTtl, JwtSvidTtl: in.JwtSvidTtl,
@@ -233,7 +294,15 @@ func (s *Server) readDeclared(e *entry.Entry, in *applyv1.Entry) error {
 	for _, sel := range in.Selectors {
 		wire.Selectors = append(wire.Selectors, &spiretypes.Selector{Type: sel.GetType(), Value: sel.GetValue()})
 	}
-	return s.changeEntry(e, wire, allEntry())
+	e := &entry.Entry{ID: in.Id}
+	return e, s.changeEntry(e, wire, allEntry())
+}
+
+func writeObject(e *entry.Entry) *applyv1.Object {
+	if e.Rule != nil {
+		return &applyv1.Object{Revision: e.Revision, Object: &applyv1.Object_Rule{Rule: writeRule(e)}}
+	}
+	return &applyv1.Object{Revision: e.Revision, Object: &applyv1.Object_Entry{Entry: writeDeclared(e)}}
 }
 
 func writeDeclared(e *entry.Entry) *applyv1.Entry {
@@ -251,7 +320,7 @@ func writeDeclared(e *entry.Entry) *applyv1.Entry {
 	return out
 }
 
-// differences lists the fields in which two entries differ, by their names in files.
+// differences lists the fields in which two objects of one kind differ, by their names in files.
 func differences(before, after *entry.Entry) (all []*applyv1.FieldChange) {
 	was, is := declaredFields(before), declaredFields(after)
 	for i := range was {
@@ -274,12 +343,16 @@ func declaredFields(e *entry.Entry) []declaredField {
 	}
 	list := func(texts []string) string { return fmt.Sprintf("%q", texts) } // quoted: a selector may hold anything
 	seconds := func(d time.Duration) string { return strconv.Itoa(int(d / time.Second)) }
-	return []declaredField{
-		{"spiffe_id", e.SPIFFEID.String()}, {"parent_id", e.ParentID.String()}, {"selectors", list(selectors)},
+	identity := []declaredField{{"spiffe_id", e.SPIFFEID.String()}}
+	if e.Rule != nil {
+		identity = []declaredField{{"id_template", e.Rule.Template.String()}, {"id_prefix", e.Rule.Prefix}, {"trust", e.Rule.Trust()}}
+	}
+	return append(identity, []declaredField{
+		{"parent_id", e.ParentID.String()}, {"selectors", list(selectors)},
 		{"x509_svid_ttl", seconds(e.X509TTL)}, {"jwt_svid_ttl", seconds(e.JWTTL)},
 		{"federates_with", list(domains)}, {"dns_names", list(e.DNSNames)}, {"hint", e.Hint},
 		{"admin", strconv.FormatBool(e.Admin)}, {"downstream", strconv.FormatBool(e.Downstream)}, {"store_svid", strconv.FormatBool(e.StoreSVID)},
 		{"disable_x509_svid_prefetch", strconv.FormatBool(e.DisableX509Prefetch)}, {"jwt_svid_include_jti", strconv.FormatBool(e.JWTIncludeJTI)},
 		{"entryExpiry", strconv.FormatInt(unixOf(e.ExpiresAt), 10)},
-	}
+	}...)
 }

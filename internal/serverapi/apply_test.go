@@ -144,6 +144,56 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// Rules are objects as entries are.
+func TestApplyRules(t *testing.T) {
+	r := newRig(t)
+	rule := func(id string, edit ...func(*rulev1.Rule)) *applyv1.Item {
+		one := &rulev1.Rule{
+			Id: id, IdTemplate: "spiffe://example.org/user/{unix.user}", Trust: "agent", ParentId: "spiffe://example.org/spire/agent/a",
+			Selectors: []*rulev1.Selector{{Type: "unix", Value: "uid:1"}},
+		}
+		for _, f := range edit {
+			f(one)
+		}
+		return &applyv1.Item{Want: &applyv1.Item_Rule{Rule: one}}
+	}
+	drop := func(id string) *applyv1.Item {
+		return &applyv1.Item{Want: &applyv1.Item_DeleteRule{DeleteRule: id}}
+	}
+	r.make("shop", "create; create", rule("users"), want(declared("web", "/web"), 0))
+	r.make("shop", "none; none", rule("users"), rule(""))
+	r.make("shop", "update id_template:spiffe://example.org/user/{unix.user}>spiffe://example.org/user/{unix.uid}/x hint:>h",
+		rule("users", func(u *rulev1.Rule) { u.IdTemplate, u.Hint = "spiffe://example.org/user/{unix.uid}/x", "h" }))
+	if got, _ := r.plan("bank", rule("users"), drop("users"), gone("users", 0), drop("none"), rule("r", func(u *rulev1.Rule) { u.Trust = "" }),
+		&applyv1.Item{Want: &applyv1.Item_Rule{}}); got != "refuse foreign; refuse foreign; none; none; refuse rule_trust_missing; refuse rule_template_invalid" {
+		t.Errorf("the plan is %q", got)
+	}
+	// One id cannot be that of an entry and of a rule.
+	if got, _ := r.plan("shop", rule("web"), want(declared("users", "/x"), 0)); got != "refuse rule_id_taken; refuse entry_id_taken" {
+		t.Errorf("the plan is %q", got)
+	}
+	// A list has the entries first, and goes on among the rules.
+	r.make("shop", "create", rule("a", func(u *rulev1.Rule) { u.Selectors[0].Value = "uid:2" }))
+	r.make("bank", "create", rule("b", func(u *rulev1.Rule) { u.Selectors[0].Value = "uid:3" }))
+	req, got := &applyv1.ListRequest{Owner: "shop", PageSize: 1}, []string{}
+	for {
+		page, err := applyv1.NewApplyClient(r.admin).List(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range page.Objects {
+			got = append(got, o.GetEntry().GetId()+o.GetRule().GetId())
+		}
+		if req.PageToken = page.NextPageToken; req.PageToken == "" {
+			break
+		}
+	}
+	if fmt.Sprint(got) != "[web a users]" {
+		t.Errorf("listed %v", got)
+	}
+	r.make("shop", "delete; delete", drop("users"), gone("web", 0))
+}
+
 // A plan holds only as long as nobody changes what it was made from, and a group
 // is applied whole or not at all.
 func TestApplyRaces(t *testing.T) {

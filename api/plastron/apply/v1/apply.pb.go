@@ -10,6 +10,7 @@
 package applyv1
 
 import (
+	v1 "github.com/plastron/plastron/api/plastron/rule/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -408,6 +409,7 @@ type Object struct {
 	// Types that are valid to be assigned to Object:
 	//
 	//	*Object_Entry
+	//	*Object_Rule
 	Object        isObject_Object `protobuf_oneof:"object"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -466,6 +468,15 @@ func (x *Object) GetEntry() *Entry {
 	return nil
 }
 
+func (x *Object) GetRule() *v1.Rule {
+	if x != nil {
+		if x, ok := x.Object.(*Object_Rule); ok {
+			return x.Rule
+		}
+	}
+	return nil
+}
+
 type isObject_Object interface {
 	isObject_Object()
 }
@@ -474,7 +485,13 @@ type Object_Entry struct {
 	Entry *Entry `protobuf:"bytes,2,opt,name=entry,proto3,oneof"`
 }
 
+type Object_Rule struct {
+	Rule *v1.Rule `protobuf:"bytes,3,opt,name=rule,proto3,oneof"`
+}
+
 func (*Object_Entry) isObject_Object() {}
+
+func (*Object_Rule) isObject_Object() {}
 
 type ApplyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -542,6 +559,8 @@ type Item struct {
 	//
 	//	*Item_Entry
 	//	*Item_DeleteEntry
+	//	*Item_Rule
+	//	*Item_DeleteRule
 	Want          isItem_Want `protobuf_oneof:"want"`
 	Revision      uint64      `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"` // at which the object was found; 0: there was none
 	unknownFields protoimpl.UnknownFields
@@ -603,6 +622,24 @@ func (x *Item) GetDeleteEntry() string {
 	return ""
 }
 
+func (x *Item) GetRule() *v1.Rule {
+	if x != nil {
+		if x, ok := x.Want.(*Item_Rule); ok {
+			return x.Rule
+		}
+	}
+	return nil
+}
+
+func (x *Item) GetDeleteRule() string {
+	if x != nil {
+		if x, ok := x.Want.(*Item_DeleteRule); ok {
+			return x.DeleteRule
+		}
+	}
+	return ""
+}
+
 func (x *Item) GetRevision() uint64 {
 	if x != nil {
 		return x.Revision
@@ -622,9 +659,21 @@ type Item_DeleteEntry struct {
 	DeleteEntry string `protobuf:"bytes,2,opt,name=delete_entry,json=deleteEntry,proto3,oneof"` // there shall be no entry with this id
 }
 
+type Item_Rule struct {
+	Rule *v1.Rule `protobuf:"bytes,4,opt,name=rule,proto3,oneof"` // there shall be this rule
+}
+
+type Item_DeleteRule struct {
+	DeleteRule string `protobuf:"bytes,5,opt,name=delete_rule,json=deleteRule,proto3,oneof"` // there shall be no rule with this id
+}
+
 func (*Item_Entry) isItem_Want() {}
 
 func (*Item_DeleteEntry) isItem_Want() {}
+
+func (*Item_Rule) isItem_Want() {}
+
+func (*Item_DeleteRule) isItem_Want() {}
 
 type ApplyResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -673,7 +722,7 @@ func (x *ApplyResponse) GetOutcomes() []*Outcome {
 type Outcome struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Action        Outcome_Action         `protobuf:"varint,1,opt,name=action,proto3,enum=plastron.apply.v1.Outcome_Action" json:"action,omitempty"`
-	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`              // empty: of an entry that a dry run would create
+	Id            string                 `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`              // empty: of what a dry run would create
 	Revision      uint64                 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"` // at which the object was found
 	Changes       []*FieldChange         `protobuf:"bytes,4,rep,name=changes,proto3" json:"changes,omitempty"`
 	Refusal       *Refusal               `protobuf:"bytes,5,opt,name=refusal,proto3" json:"refusal,omitempty"`
@@ -871,7 +920,7 @@ var File_plastron_apply_v1_apply_proto protoreflect.FileDescriptor
 
 const file_plastron_apply_v1_apply_proto_rawDesc = "" +
 	"\n" +
-	"\x1dplastron/apply/v1/apply.proto\x12\x11plastron.apply.v1\"\x8c\x04\n" +
+	"\x1dplastron/apply/v1/apply.proto\x12\x11plastron.apply.v1\x1a\x1bplastron/rule/v1/rule.proto\"\x8c\x04\n" +
 	"\x05Entry\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x1b\n" +
@@ -904,18 +953,22 @@ const file_plastron_apply_v1_apply_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"k\n" +
 	"\fListResponse\x123\n" +
 	"\aobjects\x18\x01 \x03(\v2\x19.plastron.apply.v1.ObjectR\aobjects\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"`\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8e\x01\n" +
 	"\x06Object\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x04R\brevision\x120\n" +
-	"\x05entry\x18\x02 \x01(\v2\x18.plastron.apply.v1.EntryH\x00R\x05entryB\b\n" +
+	"\x05entry\x18\x02 \x01(\v2\x18.plastron.apply.v1.EntryH\x00R\x05entry\x12,\n" +
+	"\x04rule\x18\x03 \x01(\v2\x16.plastron.rule.v1.RuleH\x00R\x04ruleB\b\n" +
 	"\x06object\"l\n" +
 	"\fApplyRequest\x12\x14\n" +
 	"\x05owner\x18\x01 \x01(\tR\x05owner\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12-\n" +
-	"\x05items\x18\x03 \x03(\v2\x17.plastron.apply.v1.ItemR\x05items\"\x81\x01\n" +
+	"\x05items\x18\x03 \x03(\v2\x17.plastron.apply.v1.ItemR\x05items\"\xd2\x01\n" +
 	"\x04Item\x120\n" +
 	"\x05entry\x18\x01 \x01(\v2\x18.plastron.apply.v1.EntryH\x00R\x05entry\x12#\n" +
-	"\fdelete_entry\x18\x02 \x01(\tH\x00R\vdeleteEntry\x12\x1a\n" +
+	"\fdelete_entry\x18\x02 \x01(\tH\x00R\vdeleteEntry\x12,\n" +
+	"\x04rule\x18\x04 \x01(\v2\x16.plastron.rule.v1.RuleH\x00R\x04rule\x12!\n" +
+	"\vdelete_rule\x18\x05 \x01(\tH\x00R\n" +
+	"deleteRule\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x04R\brevisionB\x06\n" +
 	"\x04want\"G\n" +
 	"\rApplyResponse\x126\n" +
@@ -972,26 +1025,29 @@ var file_plastron_apply_v1_apply_proto_goTypes = []any{
 	(*Outcome)(nil),       // 9: plastron.apply.v1.Outcome
 	(*FieldChange)(nil),   // 10: plastron.apply.v1.FieldChange
 	(*Refusal)(nil),       // 11: plastron.apply.v1.Refusal
+	(*v1.Rule)(nil),       // 12: plastron.rule.v1.Rule
 }
 var file_plastron_apply_v1_apply_proto_depIdxs = []int32{
 	2,  // 0: plastron.apply.v1.Entry.selectors:type_name -> plastron.apply.v1.Selector
 	5,  // 1: plastron.apply.v1.ListResponse.objects:type_name -> plastron.apply.v1.Object
 	1,  // 2: plastron.apply.v1.Object.entry:type_name -> plastron.apply.v1.Entry
-	7,  // 3: plastron.apply.v1.ApplyRequest.items:type_name -> plastron.apply.v1.Item
-	1,  // 4: plastron.apply.v1.Item.entry:type_name -> plastron.apply.v1.Entry
-	9,  // 5: plastron.apply.v1.ApplyResponse.outcomes:type_name -> plastron.apply.v1.Outcome
-	0,  // 6: plastron.apply.v1.Outcome.action:type_name -> plastron.apply.v1.Outcome.Action
-	10, // 7: plastron.apply.v1.Outcome.changes:type_name -> plastron.apply.v1.FieldChange
-	11, // 8: plastron.apply.v1.Outcome.refusal:type_name -> plastron.apply.v1.Refusal
-	3,  // 9: plastron.apply.v1.Apply.List:input_type -> plastron.apply.v1.ListRequest
-	6,  // 10: plastron.apply.v1.Apply.Apply:input_type -> plastron.apply.v1.ApplyRequest
-	4,  // 11: plastron.apply.v1.Apply.List:output_type -> plastron.apply.v1.ListResponse
-	8,  // 12: plastron.apply.v1.Apply.Apply:output_type -> plastron.apply.v1.ApplyResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	12, // 3: plastron.apply.v1.Object.rule:type_name -> plastron.rule.v1.Rule
+	7,  // 4: plastron.apply.v1.ApplyRequest.items:type_name -> plastron.apply.v1.Item
+	1,  // 5: plastron.apply.v1.Item.entry:type_name -> plastron.apply.v1.Entry
+	12, // 6: plastron.apply.v1.Item.rule:type_name -> plastron.rule.v1.Rule
+	9,  // 7: plastron.apply.v1.ApplyResponse.outcomes:type_name -> plastron.apply.v1.Outcome
+	0,  // 8: plastron.apply.v1.Outcome.action:type_name -> plastron.apply.v1.Outcome.Action
+	10, // 9: plastron.apply.v1.Outcome.changes:type_name -> plastron.apply.v1.FieldChange
+	11, // 10: plastron.apply.v1.Outcome.refusal:type_name -> plastron.apply.v1.Refusal
+	3,  // 11: plastron.apply.v1.Apply.List:input_type -> plastron.apply.v1.ListRequest
+	6,  // 12: plastron.apply.v1.Apply.Apply:input_type -> plastron.apply.v1.ApplyRequest
+	4,  // 13: plastron.apply.v1.Apply.List:output_type -> plastron.apply.v1.ListResponse
+	8,  // 14: plastron.apply.v1.Apply.Apply:output_type -> plastron.apply.v1.ApplyResponse
+	13, // [13:15] is the sub-list for method output_type
+	11, // [11:13] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_plastron_apply_v1_apply_proto_init() }
@@ -1001,10 +1057,13 @@ func file_plastron_apply_v1_apply_proto_init() {
 	}
 	file_plastron_apply_v1_apply_proto_msgTypes[4].OneofWrappers = []any{
 		(*Object_Entry)(nil),
+		(*Object_Rule)(nil),
 	}
 	file_plastron_apply_v1_apply_proto_msgTypes[6].OneofWrappers = []any{
 		(*Item_Entry)(nil),
 		(*Item_DeleteEntry)(nil),
+		(*Item_Rule)(nil),
+		(*Item_DeleteRule)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -32,10 +32,12 @@ const (
 //
 // Apply is for operators only. An owner is 1 to 64 letters, digits, '.', '_', '-' and '/'.
 type ApplyClient interface {
-	// List returns a page of what an owner has, in the order of ids.
+	// List returns a page of what an owner has: its entries, then its rules, each in
+	// the order of ids.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Apply makes objects what they are wanted to be, all or none of them, in one
-	// transaction. Each is found by its id or, if it has none, by its content. With
+	// transaction. Each is found by its id or, if it has none, by its content (of a rule: parent, ID
+	// template, selectors). With
 	// dry_run nothing is changed, and every item's outcome is told. Without, each
 	// item has to name the revision that a dry run told; one that would be refused,
 	// or that is not at its revision any more, refuses the call with
@@ -77,10 +79,12 @@ func (c *applyClient) Apply(ctx context.Context, in *ApplyRequest, opts ...grpc.
 //
 // Apply is for operators only. An owner is 1 to 64 letters, digits, '.', '_', '-' and '/'.
 type ApplyServer interface {
-	// List returns a page of what an owner has, in the order of ids.
+	// List returns a page of what an owner has: its entries, then its rules, each in
+	// the order of ids.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Apply makes objects what they are wanted to be, all or none of them, in one
-	// transaction. Each is found by its id or, if it has none, by its content. With
+	// transaction. Each is found by its id or, if it has none, by its content (of a rule: parent, ID
+	// template, selectors). With
 	// dry_run nothing is changed, and every item's outcome is told. Without, each
 	// item has to name the revision that a dry run told; one that would be refused,
 	// or that is not at its revision any more, refuses the call with

@@ -388,6 +388,7 @@ type Rule struct {
 	Hint          string                 `protobuf:"bytes,10,opt,name=hint,proto3" json:"hint,omitempty"`
 	CreatedAt     int64                  `protobuf:"varint,11,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	ExpiresAt     int64                  `protobuf:"varint,12,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	Owner         string                 `protobuf:"bytes,13,opt,name=owner,proto3" json:"owner,omitempty"` // as for an entry
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -504,6 +505,13 @@ func (x *Rule) GetExpiresAt() int64 {
 		return x.ExpiresAt
 	}
 	return 0
+}
+
+func (x *Rule) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
 }
 
 // EntryContent is stored under /entry-content/HASH; it makes (parent, SPIFFE ID
@@ -1279,7 +1287,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"created_at\x18\x0f \x01(\x03R\tcreatedAt\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x10 \x01(\x03R\texpiresAt\x12\x14\n" +
-	"\x05owner\x18\x11 \x01(\tR\x05owner\"\x81\x03\n" +
+	"\x05owner\x18\x11 \x01(\tR\x05owner\"\x97\x03\n" +
 	"\x04Rule\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1f\n" +
 	"\vid_template\x18\x02 \x01(\tR\n" +
@@ -1297,7 +1305,8 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\n" +
 	"created_at\x18\v \x01(\x03R\tcreatedAt\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\f \x01(\x03R\texpiresAt\")\n" +
+	"expires_at\x18\f \x01(\x03R\texpiresAt\x12\x14\n" +
+	"\x05owner\x18\r \x01(\tR\x05owner\")\n" +
 	"\fEntryContent\x12\x19\n" +
 	"\bentry_id\x18\x01 \x01(\tR\aentryId\"^\n" +
 	"\n" +

@@ -15,7 +15,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/plastron/plastron/internal/agent"
 	"github.com/plastron/plastron/internal/builtin"
+	"github.com/plastron/plastron/internal/monitor"
+	"github.com/plastron/plastron/internal/server"
 	"github.com/spf13/cobra"
 )
 
@@ -86,8 +89,28 @@ func TestConfigurationDocs(t *testing.T) {
 	}
 	m := manual{t: t, w: &text, structs: map[string]*ast.StructType{}}
 	m.load(filepath.Join("..", "..", "internal", "monitor"))
+	m.block("telemetry", "Telemetry", "In the files of server and agent alike, beside `server` or `agent`.")
 	m.block("health_checks", "HealthChecks", "In the files of server and agent alike, beside `server` or `agent`.")
 	generated(t, "configuration.md", text.String())
+}
+
+// TestMetricsDocs keeps docs/metrics.md equal to what the roles measure.
+func TestMetricsDocs(t *testing.T) {
+	var text bytes.Buffer
+	table := func(role string, metrics []monitor.Metric) {
+		fmt.Fprintf(&text, "## %s\n\n| name | kind | labels | |\n|---|---|---|---|\n", role)
+		for _, m := range metrics {
+			labels := ""
+			if len(m.Labels) > 0 {
+				labels = "`" + strings.Join(m.Labels, "` `") + "`"
+			}
+			fmt.Fprintf(&text, "| `%s` | %s | %s | %s |\n", m.Name, m.Kind, labels, m.Help)
+		}
+		fmt.Fprintln(&text)
+	}
+	table("Server", server.Metrics())
+	table("Agent", agent.Metrics())
+	generated(t, "metrics.md", text.String())
 }
 
 // plugins lists what is built in, with the keys of plugin_data.

@@ -52,6 +52,8 @@ type Agent struct {
 	attestors []workloadPlugin
 	via       process.Via
 	ready     chan struct{}
+	metrics   *monitor.Metrics // nil: nobody can read them
+	count     counters
 
 	own    atomic.Pointer[credential]    // the SVID in use; nil before the first attestation
 	bundle atomic.Pointer[bundle.Bundle] // the own trust domain's, as last known
@@ -82,6 +84,8 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	if disk, ok := a.keeper.(*builtin.AgentDiskKeys); ok && disk.Directory == "" {
 		disk.Directory = cfg.Agent.DataDir
 	}
+	a.metrics = monitor.NewMetrics(&a.cfg.Telemetry, role, cfg.Agent.TrustDomain.Name())
+	a.count = newCounters(a.metrics)
 	a.joining.token = a.joining.token && a.attestor == jointoken.Name
 	return a, nil
 }
@@ -174,11 +178,17 @@ func (a *Agent) Run(ctx context.Context) error {
 		AllowUnauthenticatedVerifiers: a.cfg.Agent.AllowUnauthenticatedVerifiers,
 		AllowedForeignJWTClaims:       a.cfg.Agent.AllowedForeignJWTClaims,
 		Health:                        func() error { return monitor.Ready(checks) },
-		Log:                           a.log,
+		Log:                           a.log, Call: a.count.call,
 	})
 	if err != nil {
 		return err
 	}
+	a.gauges(m, checks, api.Panics)
+	stopMetrics, err := a.showMetrics(ctx)
+	if err != nil {
+		return errors.Join(err, api.Close())
+	}
+	defer stopMetrics()
 
 	admin, err := a.openAdmin(
 		statuses{agent: a, mirror: m, link: link, api: api, started: started}.register,

@@ -39,6 +39,7 @@ type domain struct {
 	stop func()
 	conn *grpc.ClientConn
 	addr string
+	log  slog.Handler // of the next start; nil: logger's
 }
 
 func shortDir(t *testing.T) string {
@@ -85,7 +86,11 @@ func newDomain(t *testing.T, change ...func(*server.Config)) *domain {
 
 func (d *domain) start() {
 	d.t.Helper()
-	srv, err := server.New(d.cfg, logger(d.t, "server"))
+	log := logger(d.t, "server")
+	if d.log != nil {
+		log = slog.New(d.log)
+	}
+	srv, err := server.New(d.cfg, log)
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -35,8 +35,7 @@ type Config struct {
 	Plugins []config.Plugin `hcl:"plugins"`
 
 	HealthChecks monitor.HealthChecks `hcl:"health_checks"`
-
-	Telemetry config.Node `hcl:"telemetry"` // not offered yet
+	Telemetry    monitor.Telemetry    `hcl:"telemetry"`
 }
 
 // Settings is the block agent { }.
@@ -216,9 +215,7 @@ func (c *Config) validate() error {
 			faults = append(faults, key.node.Fault("%s", key.sentence))
 		}
 	}
-	if err := c.HealthChecks.Validate(); err != nil {
-		faults = append(faults, err)
-	}
+	faults = append(faults, c.HealthChecks.Validate(), c.Telemetry.Validate())
 	faults = append(faults, c.checkPlugins()...)
 	return errors.Join(faults...)
 }
@@ -264,7 +261,6 @@ func (c *Config) notOffered() []notOffered {
 		row(s.TrustBundleUnixSocket, "trust_bundle_unix_socket", "use trust_bundle_path or trust_bundle_hash"),
 		row(s.TrustBundleURL, "trust_bundle_url", "use trust_bundle_path or trust_bundle_hash"),
 		row(s.TrustBundleWorkloadAPI, "trust_bundle_spiffe_workload_api", "use trust_bundle_path or trust_bundle_hash"),
-		row(c.Telemetry, "telemetry", "remove the block"),
 	}
 }
 

@@ -56,7 +56,7 @@ func TestConfig(t *testing.T) {
 		"admin among the public":    {inAgent: `admin_socket_path = "/tmp/spire-agent/public/x/a.sock"`, want: "lies in the directory of the Workload API socket"},
 		"relative admin socket":     {inAgent: `admin_socket_path = "a.sock"`, want: "not an absolute path"},
 		"block of SPIRE's":          {inAgent: `sds { default_svid_name = "x" }`, want: "agent.conf:8: agent.sds"},
-		"telemetry":                 {outside: `telemetry { Prometheus { port = 1 } }`, want: "telemetry is not offered yet"},
+		"telemetry":                 {outside: `telemetry { InMem {} }`, want: "telemetry.InMem: this is not offered"},
 		"unknown key":               {inAgent: `socket_pth = "/x"`, want: "socket_path"},
 		"second key manager":        {inPlugins: `KeyManager "disk" { plugin_data { directory = "/x" } }`, want: "exactly one KeyManager"},
 		"unknown attestor":          {inPlugins: `WorkloadAttestor "k8s" {}`, want: "there are unix"},

@@ -99,6 +99,14 @@ func (l *life) use(own *credential) {
 
 // Do implements agentid.Role.
 func (l *life) Do(ctx context.Context, job agentid.Job) (*agentid.Own, error) {
+	own, err := l.do(ctx, job)
+	if count := l.agent.count.job; count != nil {
+		count(job.Kind, err)
+	}
+	return own, err
+}
+
+func (l *life) do(ctx context.Context, job agentid.Job) (*agentid.Own, error) {
 	switch job.Kind {
 	case agentid.Bootstrap:
 		return nil, l.bootstrap(ctx)

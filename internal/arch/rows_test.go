@@ -172,8 +172,7 @@ var parties = map[string][]string{
 	"github.com/mattn/go-isatty":    {"cmd/plastron"},
 	"github.com/google/uuid":        {"internal/serverapi", "internal/registry", "internal/entry"},
 
-	"github.com/prometheus/client_golang": {"internal/registry", "internal/authority", "internal/nodes", "internal/mirror",
-		"internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent"},
+	"github.com/prometheus/client_golang": {"internal/monitor"},
 
 	"golang.org/x/crypto/cryptobyte": {"internal/svid", "internal/bundle", "internal/ticket"},
 	"golang.org/x/net/idna":          {"internal/entry", "internal/svid"},

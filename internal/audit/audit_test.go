@@ -254,3 +254,29 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+// Seen hears of what is let pass: in strict mode not of what must not happen
+// because it cannot be recorded.
+func TestSeen(t *testing.T) {
+	for strict, want := range map[bool]int{false: 3, true: 2} {
+		var seen []audit.Event
+		w, err := audit.Open(audit.Config{Path: filepath.Join(t.TempDir(), "audit.log"), Server: "s1", Strict: strict,
+			Seen: func(e audit.Event) { seen = append(seen, e) }, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Append(issuance(1)); err != nil {
+			t.Fatal(err)
+		}
+		w.Note(issuance(2))
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Append(issuance(3)); (err != nil) != strict {
+			t.Errorf("strict %v: Append() to a closed trail = %v", strict, err)
+		}
+		if len(seen) != want {
+			t.Errorf("strict %v: %d events seen, want %d", strict, len(seen), want)
+		}
+	}
+}

@@ -32,7 +32,10 @@ type Config struct {
 	// survive the process, not the machine), made durable each second, and a
 	// failing file is counted and alarmed but refuses nothing.
 	Strict bool
-	Log    *slog.Logger
+	// Seen, if not nil, is told each event that Append and Note let pass, for those
+	// who count. It must be quick.
+	Seen func(Event)
+	Log  *slog.Logger
 }
 
 // Writer appends events to one file. All methods may be called concurrently.
@@ -79,14 +82,22 @@ func (w *Writer) Append(events ...Event) error {
 	if err == nil && w.cfg.Strict {
 		err = w.sync(sequence, life)
 	}
-	if err == nil {
-		return nil
-	}
-	if w.cfg.Strict {
+	if err != nil && w.cfg.Strict {
 		return unavailable(err)
 	}
-	w.cfg.Log.Error("audit event lost", "err", err, "count", len(events))
+	if err != nil {
+		w.cfg.Log.Error("audit event lost", "err", err, "count", len(events))
+	}
+	w.tell(events)
 	return nil
+}
+
+func (w *Writer) tell(events []Event) {
+	if w.cfg.Seen != nil {
+		for _, e := range events {
+			w.cfg.Seen(e)
+		}
+	}
 }
 
 // Note appends what has happened already, so that there is nothing left to
@@ -96,6 +107,7 @@ func (w *Writer) Note(events ...Event) {
 	if _, _, err := w.write(events); err != nil {
 		w.cfg.Log.Error("audit event lost", "err", err, "count", len(events))
 	}
+	w.tell(events)
 }
 
 func unavailable(err error) error {

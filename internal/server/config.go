@@ -32,8 +32,7 @@ type Config struct {
 	Plugins []config.Plugin `hcl:"plugins"`
 
 	HealthChecks monitor.HealthChecks `hcl:"health_checks"`
-
-	Telemetry config.Node `hcl:"telemetry"` // not offered yet
+	Telemetry    monitor.Telemetry    `hcl:"telemetry"`
 }
 
 // Settings is the block "server".
@@ -194,9 +193,8 @@ func (c *Config) plan() (plan, error) {
 		}
 		p.admins = append(p.admins, id)
 	}
-	if err := c.HealthChecks.Validate(); err != nil {
-		faults = append(faults, err)
-	}
+	note(c.HealthChecks.Validate())
+	note(c.Telemetry.Validate())
 	for _, u := range c.unsupported() {
 		if u.node.Present() {
 			note(fault.New(fault.Unsupported, "config_unsupported", "%s: %s", u.key, u.why).Fix("remove it").Because(u.node.Fault("not offered")))
@@ -218,7 +216,6 @@ type unsupported struct {
 func (c *Config) unsupported() []unsupported {
 	s := &c.Server
 	return []unsupported{
-		{c.Telemetry, "telemetry", "metrics are not offered yet"},
 		{s.CASubject, "server.ca_subject", "the subject of authorities cannot be chosen yet"},
 		{s.DisableJWTSVIDs, "server.disable_jwt_svids", "JWT-SVIDs cannot be switched off yet"},
 		{s.Federation, "server.federation", "fetching and serving bundles is not offered yet"},

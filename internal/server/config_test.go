@@ -69,7 +69,7 @@ func TestConfigFaults(t *testing.T) { // F1, F5, F8, R121
 		"what SPIRE has":         {"log_level = \"DEBUG\"", "experimental { cache_reload_interval = \"1s\" }", []string{"server.experimental", "not offered"}},
 		"no pair of a rule":      {"log_level = \"DEBUG\"", "rule_pairs_per_agent = 0", []string{"rule_pairs_per_agent", "0"}},
 		"several":                {"log_level = \"DEBUG\"", "profiling_enabled = true\n prune_tofu_nodes = true", []string{"profiling_enabled", "prune_tofu_nodes"}},
-		"telemetry":              {"plugins {", "telemetry { Prometheus { port = 9988 } }\nplugins {", []string{"telemetry"}},
+		"telemetry":              {"plugins {", "telemetry { InMem {} }\nplugins {", []string{"telemetry.InMem"}},
 		"a store":                {"sqlite3\"", "postgres\"", []string{"DataStore", "postgres"}},
 		"a key manager":          {`KeyManager "disk"`, `KeyManager "aws_kms"`, []string{"KeyManager", "aws_kms"}},
 		"a node attestor":        {`NodeAttestor "join_token"`, `NodeAttestor "aws_iid"`, []string{"NodeAttestor", "aws_iid"}},

@@ -74,12 +74,17 @@ func (s *Server) needs(serving context.Context, st *watched, auth *authority.Aut
 // watched is a store that remembers whether its last write failed.
 type watched struct {
 	store.Store
-	failure atomic.Pointer[fault.Error] // nil: none
+	count   func(took time.Duration, results []store.Result) // may be nil
+	failure atomic.Pointer[fault.Error]                      // nil: none
 }
 
 // Commit implements store.Store.
 func (w *watched) Commit(ctx context.Context, txns []store.Txn) []store.Result {
+	began := time.Now()
 	results := w.Store.Commit(ctx, txns)
+	if w.count != nil {
+		w.count(time.Since(began), results)
+	}
 	for i, r := range results {
 		switch {
 		case r.Err == nil && len(txns[i].Puts)+len(txns[i].Deletes) > 0:

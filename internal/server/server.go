@@ -101,13 +101,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("open store: %w", err)
 	}
 	defer closing("store", opened.Close)
-	st := &watched{Store: opened}
+	metrics := monitor.NewMetrics(&s.cfg.Telemetry, role, td.Name())
+	count := s.counters(metrics)
+	st := &watched{Store: opened, count: count.commit}
 	id, err := serverID(set.DataDir)
 	if err != nil {
 		return err
 	}
 	trail, err := audit.Open(audit.Config{
-		Path: filepath.Join(set.DataDir, "audit.log"), Server: id, Version: Version, Strict: set.AuditStrict, Log: s.log,
+		Path: filepath.Join(set.DataDir, "audit.log"), Server: id, Version: Version, Strict: set.AuditStrict, Log: s.log, Seen: count.event,
 	})
 	if err != nil {
 		return err
@@ -187,8 +189,14 @@ func (s *Server) Run(ctx context.Context) (err error) {
 			StoreKind: "sqlite", StoreDir: s.plan.store.Dir, StoreSize: opened.Size, StoreHealth: st.healthy, CheckStore: opened.Check,
 		},
 		RulePairs:       set.RulePairsPerAgent,
-		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log,
+		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log, Count: count.api,
 	})
+	s.gauges(metrics, id, api, own, trail)
+	stopMetrics, err := s.showMetrics(ctx, metrics)
+	if err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	defer stopMetrics()
 	return api.Run(serving, listener, set.SocketPath, func() {
 		s.log.InfoContext(ctx, "server ready", "trust_domain", td.Name(), "peer", s.addr.String(), "dir", set.DataDir)
 		close(s.ready)

@@ -138,6 +138,9 @@ func (a agents) AttestAgent(stream grpc.BidiStreamingServer[agentv1.AttestAgentR
 	admitted, err := a.server.cfg.Nodes.Attest(ctx, nodes.Attestation{
 		Type: params.Data.Type, Payload: params.Data.Payload, CSR: params.Params.Csr, Address: callerFrom(ctx).link.address,
 	}, ask)
+	if count := a.server.cfg.Count.Attested; count != nil {
+		count(params.Data.Type, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -331,7 +331,10 @@ func taints(b *bundle.Bundle, leaf *x509.Certificate) bool {
 // note takes in what the agent says of itself.
 func (f *follow) note(m *syncv1.AgentMessage) {
 	if ack := m.GetAck(); ack != nil {
-		f.followers.acknowledge(f.row, readPosition(ack.Position), ack.BundleSequence)
+		took, settled := f.followers.acknowledge(f.row, readPosition(ack.Position), ack.BundleSequence, time.Now())
+		if settled && f.cfg.Count.Acknowledged != nil {
+			f.cfg.Count.Acknowledged(took)
+		}
 	}
 	if clock := m.GetStatus().GetClock(); clock > 0 {
 		f.followers.tell(f.row, time.UnixMilli(clock), time.Now())

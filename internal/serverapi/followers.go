@@ -54,6 +54,8 @@ type following struct {
 	over     chan struct{}  // closed when the agent has opened too many others since
 	position store.Position // last acknowledged; zero: none yet
 	bundle   uint64         // sequence of the own bundle that it holds
+	owes     store.Position // to which the last delta leads, until it is acknowledged
+	since    time.Time      // when the first of those was sent; zero: nothing is owed
 	// ahead is the agent's clock less ours, when it last told.
 	ahead      time.Duration
 	clockKnown bool
@@ -86,11 +88,41 @@ func (f *followers) leave(row *following) {
 	}
 }
 
-func (f *followers) acknowledge(row *following, p store.Position, bundle uint64) {
+// owe takes note that a delta is being sent.
+func (f *followers) owe(row *following, p store.Position, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if row.owes = p; row.since.IsZero() {
+		row.since = now
+	}
+}
+
+// acknowledge takes note of how far an agent says it is. If that settles what it
+// owed, took is since when it did.
+func (f *followers) acknowledge(row *following, p store.Position, bundle uint64, now time.Time) (took time.Duration, settled bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	row.position, row.bundle = p, bundle
+	if settled = !row.since.IsZero() && reaches(p, row.owes); settled {
+		took, row.since = now.Sub(row.since), time.Time{}
+	}
 	f.settleLocked(row.agent, func(missing store.Position) bool { return reaches(p, missing) })
+	return took, settled
+}
+
+// Attached says how many agents follow here, how many of those have not
+// acknowledged what they were sent, and for how long the slowest has not.
+func (s *Server) Attached(now time.Time) (agents, behind int, longest time.Duration) {
+	s.followers.mu.Lock()
+	defer s.followers.mu.Unlock()
+	for _, rows := range s.followers.byAgent {
+		agents++
+		if row := rows[len(rows)-1]; !row.since.IsZero() { // the newest is the one in use
+			behind++
+			longest = max(longest, now.Sub(row.since))
+		}
+	}
+	return agents, behind, longest
 }
 
 // tell takes note of an agent's clock.
@@ -136,6 +168,10 @@ func (f *follow) sendInventory(ctx context.Context, inv registry.Inventory) erro
 
 // sendDelta sends a delta in parts of at most 1 MiB.
 func (f *follow) sendDelta(ctx context.Context, d registry.Delta) error {
+	f.followers.owe(f.row, d.Position, time.Now())
+	if f.cfg.Count.Delta != nil {
+		f.cfg.Count.Delta()
+	}
 	for {
 		n, size := 0, 0
 		for n < len(d.Bodies) && (n == 0 || size+len(d.Bodies[n]) <= pieceOfDelta) {

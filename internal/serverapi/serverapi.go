@@ -68,9 +68,22 @@ type Config struct {
 	// UnlimitedAttest and UnlimitedSigning switch the rate limits off.
 	UnlimitedAttest, UnlimitedSigning bool
 
-	Log *slog.Logger
+	Log   *slog.Logger
+	Count Counters
 
 	room room // zero: the defaults; smaller ones are for tests
+}
+
+// Counters are told what happens, for those who measure. Nil ones are not called.
+type Counters struct {
+	// Call is told of each call that ends; see rpc.Meter.
+	Call func(method, code, reason string, took time.Duration)
+	// Attested is told how each attestation ended. attestor is what the node says.
+	Attested func(attestor string, err error)
+	// Delta is told of each delta that an agent is sent, Acknowledged how long it
+	// took from then until the agent said that it has it.
+	Delta        func()
+	Acknowledged func(took time.Duration)
 }
 
 // Server serves the API. All methods may be called concurrently.
@@ -82,6 +95,7 @@ type Server struct {
 	rootCache rootCache
 	followers *followers
 	guard     rpc.Guard
+	meter     rpc.Meter
 	pairs     *pairs
 	closing   chan struct{} // closed when shutdown begins
 }
@@ -93,6 +107,7 @@ func New(cfg Config) *Server {
 		pairs:     newPairs(cfg.RulePairs),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: newFollowers(cfg.Registry),
+		meter:     rpc.Meter{Tell: cfg.Count.Call},
 	}
 	s.guard.Log = cfg.Log
 	if s.cfg.room == (room{}) {
@@ -129,6 +144,8 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 	s.register(remoteServer)
 	s.register(localServer)
 	grpc_health_v1.RegisterHealthServer(localServer, health{server: s})
+	s.meter.Learn(remoteServer)
+	s.meter.Learn(localServer)
 
 	// Each returns nil when it is stopped, an error when its listener breaks,
 	// which takes the other down too.
@@ -173,8 +190,8 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 func (s *Server) grpcServer(handshake rpc.Handshake) *grpc.Server {
 	return grpc.NewServer(
 		grpc.Creds(handshake),
-		grpc.UnaryInterceptor(s.unary),
-		grpc.StreamInterceptor(s.stream),
+		grpc.UnaryInterceptor(s.meter.Unary(s.unary)),
+		grpc.StreamInterceptor(s.meter.Stream(s.stream)),
 		grpc.ConnectionTimeout(handshakeLimit),
 		grpc.MaxConcurrentStreams(maxStreams),
 		grpc.MaxHeaderListSize(maxHeaderList),

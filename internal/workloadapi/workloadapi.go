@@ -78,6 +78,9 @@ type Config struct {
 	Health                  func() error // nil: can serve what there is
 	Log                     *slog.Logger
 
+	// Call, if not nil, is told of each call that ends; see rpc.Meter.
+	Call func(method, code, reason string, took time.Duration)
+
 	waits waits // zero: 10 s, 30 s, 5 min
 }
 
@@ -89,6 +92,7 @@ type Server struct {
 	users    *users
 	quiet    *quiet
 	contain  rpc.Guard
+	meter    rpc.Meter
 	refusals *refusals
 	outcomes outcomes
 
@@ -109,7 +113,7 @@ func Open(cfg Config) (*Server, error) {
 	}
 	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{},
 		refusals: &refusals{seen: map[refusal]*tally{}}, outcomes: outcomes{by: map[string]uint64{}},
-		contain: rpc.Guard{Log: cfg.Log}}, nil
+		contain: rpc.Guard{Log: cfg.Log}, meter: rpc.Meter{Tell: cfg.Call}}, nil
 }
 
 // Close removes the socket of a server that does not run.
@@ -127,8 +131,8 @@ func (s *Server) Run(ctx context.Context) error {
 	g := grpc.NewServer(
 		grpc.Creds(rpc.Handshake(s.handshake)),
 		grpc.InTapHandle(s.tap),
-		grpc.UnaryInterceptor(s.unary),
-		grpc.StreamInterceptor(s.stream),
+		grpc.UnaryInterceptor(s.meter.Unary(s.unary)),
+		grpc.StreamInterceptor(s.meter.Stream(s.stream)),
 		grpc.UnknownServiceHandler(unknown),
 		grpc.ConnectionTimeout(handshakeLimit),
 		grpc.MaxConcurrentStreams(maxStreams),
@@ -143,6 +147,7 @@ func (s *Server) Run(ctx context.Context) error {
 	workload.RegisterSpiffeWorkloadAPIServer(g, s)
 	whyv1.RegisterSelfServer(g, self{server: s})
 	grpc_health_v1.RegisterHealthServer(g, health{server: s})
+	s.meter.Learn(g)
 	stop := context.AfterFunc(ctx, g.Stop)
 	defer stop()
 	err := g.Serve(s.listener)

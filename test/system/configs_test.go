@@ -174,7 +174,7 @@ func TestCorpusF(t *testing.T) {
 		{"F18 byte order mark and CRLF", "server", "\ufeff" + strings.ReplaceAll(replaced(t, server, "join_token", "x"), "\n", "\r\n"), "", "", []string{":12: ", `"x"`}},
 		{"F18 CRLF", "agent", strings.ReplaceAll(replaced(t, agent, `"unix"`, `"x"`), "\n", "\r\n"), "", "", []string{":13: ", `"x"`}},
 		{"F18 NUL", "agent", agent + "\x00", "", "", []string{":15: ", "zero byte"}},
-		{"F24 option of SPIRE that is not offered", "server", server, "plugins {", "telemetry {}\nplugins {", []string{":9: ", "telemetry"}},
+		{"F24 option of SPIRE that is not offered", "server", server, "plugins {", "telemetry { InMem {} }\nplugins {", []string{":9: ", "telemetry"}},
 		{"F25 log file is a directory", "server", server, "ca_ttl ", "log_file = \"/\"\n  ca_ttl ", []string{":7: ", "log_file"}},
 		{"F25 log file is a directory", "agent", agent, "join_token  ", "log_file = \"/\"\n  join_token  ", []string{":8: ", "log_file"}},
 		{"F28 insecure beside a bundle", "agent", agent, "join_token  ", "insecure_bootstrap = true\n  join_token  ", []string{"insecure_bootstrap", "exclude"}},

@@ -1,0 +1,44 @@
+package serverapi
+
+import (
+	"testing"
+	"time"
+
+	"github.com/plastron/plastron/internal/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// What an agent owes is counted from the first change that it was sent until it
+// has acknowledged the last.
+func TestAttached(t *testing.T) {
+	s := &Server{followers: newFollowers(nil)}
+	f := s.followers
+	at := func(revision uint64) store.Position { return store.Position{Revision: revision} }
+	begin := time.Now()
+	is := func(when string, after time.Duration, agents, behind int, longest time.Duration) {
+		t.Helper()
+		if a, b, l := s.Attached(begin.Add(after)); a != agents || b != behind || l != longest {
+			t.Errorf("%s: %d, %d, %v, want %d, %d, %v", when, a, b, l, agents, behind, longest)
+		}
+	}
+	is("nobody", 0, 0, 0, 0)
+	one := f.join(spiffeid.RequireFromString("spiffe://example.org/spire/agent/one"))
+	two := f.join(spiffeid.RequireFromString("spiffe://example.org/spire/agent/two"))
+	is("joined", 0, 2, 0, 0)
+	f.owe(one, at(5), begin)
+	f.owe(two, at(5), begin.Add(time.Second))
+	f.owe(one, at(6), begin.Add(2*time.Second))
+	is("sent", 3*time.Second, 2, 2, 3*time.Second)
+	if _, settled := f.acknowledge(one, at(5), 0, begin.Add(3*time.Second)); settled {
+		t.Error("the older of two changes settles both")
+	}
+	if took, settled := f.acknowledge(one, at(6), 0, begin.Add(4*time.Second)); !settled || took != 4*time.Second {
+		t.Errorf("acknowledged: %v, %v", took, settled)
+	}
+	is("one has it", 4*time.Second, 2, 1, 3*time.Second)
+	if _, settled := f.acknowledge(one, at(6), 0, begin); settled {
+		t.Error("nothing was owed")
+	}
+	f.leave(two)
+	is("two is gone", 4*time.Second, 1, 0, 0)
+}

@@ -107,6 +107,9 @@ func TestWhoMayCallWhat(t *testing.T) { // R15, E46, Q5, Q6
 			for _, c := range callers {
 				t.Run(method+" "+c.name, func(t *testing.T) {
 					err := call(t, c.conn, "/"+fields[1]+"/"+method)
+					for late := time.Now().Add(deadline); status.Code(err) == codes.ResourceExhausted && time.Now().Before(late); {
+						err = call(t, c.conn, "/"+fields[1]+"/"+method) // refusals of strangers stand in line too
+					}
 					may := strings.Contains(fields[0], c.letter)
 					if refused := refusedByTable(err); refused == may {
 						t.Errorf("%v; may call: %v", err, may)

@@ -16,6 +16,7 @@ func (p *program) root() *cobra.Command {
 	root := group("plastron", "A runtime for SPIFFE identities: server, agent and tools",
 		p.devCommand(),
 		p.runCommand(),
+		p.doctorCommand(),
 		group("server", "Run and administer a server",
 			p.serverRunCommand(),
 			p.serverValidateCommand(),

@@ -170,7 +170,7 @@ func printServerStatus(w io.Writer, s *statusv1.ServerStatus, now time.Time) err
 		{"Up since", since(s.GetStartedAt(), now)}, {"Agents reach it at", strings.Join(s.GetAddresses(), ", ")},
 		{"Position", positionText(s.GetPosition())}, {"Digest", s.GetDigest()},
 		{"Store", fmt.Sprintf("%s in %s, %s", s.GetStore().GetKind(), s.GetStore().GetDir(), bytesText(s.GetStore().GetBytes()))},
-		{"Entries", fmt.Sprint(s.GetEntries())},
+		{"Entries", fmt.Sprintf("%d, and %d rules", s.GetEntries(), s.GetRules())},
 		{"Join tokens", fmt.Sprintf("%d unused", s.GetJoinTokens())},
 		{"Agents", fmt.Sprintf("%d joined, %d attached, %d behind", s.GetAgents(), s.GetAttached().GetAgents(), len(s.GetAttached().GetLaggards()))},
 	}

@@ -40,10 +40,11 @@ func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*status
 		Grants:    uint64(report.Grants), X509Svids: uint64(report.X509SVIDs), JwtSvids: uint64(report.JWTSVIDs),
 		Subscribers: uint64(report.Subscribers), Connections: uint64(load.Connections), Calls: uint64(load.Calls),
 		BundleSequence: report.BundleSequence, X509Authorities: uint32(report.Roots), BundleExpiresAt: unixOrZero(report.RootsEnd),
-		Refusals: load.Refusals, SocketPath: set.SocketPath, DataDir: set.DataDir,
+		Refusals: load.Refusals, SocketPath: set.SocketPath, AdminSocketPath: set.adminSocketPath(), DataDir: set.DataDir,
 	}
 	if own := s.agent.own.Load(); own != nil {
-		out.Id, out.ExpiresAt, out.CanReattest = own.id.String(), own.expiresAt.Unix(), own.reattest
+		out.Id, out.CanReattest = own.id.String(), own.reattest
+		out.IssuedAt, out.ExpiresAt = own.notBefore.Unix(), own.expiresAt.Unix()
 	}
 	for _, held := range report.First {
 		out.Ending = append(out.Ending, &statusv1.Ending{SpiffeId: held.ID.String(), GrantId: held.GrantID, ExpiresAt: held.ExpiresAt.Unix()})

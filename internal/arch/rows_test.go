@@ -16,7 +16,7 @@ var rows = [...][]string{
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "store", "monitor"},
 	5:  {"process", "serverlink", "localsocket", "rpc"},
-	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite"},
+	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror"},
 	9:  {"serverapi", "workloadapi", "agentapi"},
@@ -177,7 +177,7 @@ var parties = map[string][]string{
 	"golang.org/x/crypto/cryptobyte": {"internal/svid", "internal/bundle", "internal/ticket"},
 	"golang.org/x/net/idna":          {"internal/entry", "internal/svid"},
 	"golang.org/x/sync":              {"internal/server", "internal/agent", "internal/workloadapi", "internal/serverlink", "cmd"},
-	"golang.org/x/sys": {"internal/process", "internal/localsocket", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
+	"golang.org/x/sys": {"internal/process", "internal/localsocket", "internal/doctor", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
 		"internal/store/sqlite", "internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent", "cmd"},
 
 	"github.com/google/go-cmp":                  {},

@@ -18,10 +18,10 @@ func mine(info fs.FileInfo) bool {
 	return ok && int(st.Uid) == os.Geteuid()
 }
 
-// trusted reports whether the file is ours or root's, who may do anything anyway.
-func trusted(info fs.FileInfo) bool {
+// trusted reports whether the file is the owner's or root's, who may do anything anyway.
+func trusted(info fs.FileInfo, owner int) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
-	return ok && (st.Uid == 0 || int(st.Uid) == os.Geteuid())
+	return ok && (st.Uid == 0 || int(st.Uid) == owner)
 }
 
 // maxLinks is how many symbolic links the kernel follows.
@@ -31,7 +31,17 @@ const maxLinks = 40
 // theirs: it, all above it and all links on the way must be root's or ours, and
 // not for others to write, unless they keep users from each other's files as
 // /tmp does (R113).
-func CheckDir(dir string) error {
+func CheckDir(dir string) error { return checkDir(dir, os.Geteuid()) }
+
+// CheckDirOf is CheckDir in the place of the user who owns a file there.
+func CheckDirOf(dir string, file fs.FileInfo) error {
+	if st, ok := file.Sys().(*syscall.Stat_t); ok {
+		return checkDir(dir, int(st.Uid))
+	}
+	return CheckDir(dir)
+}
+
+func checkDir(dir string, owner int) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return err
@@ -44,7 +54,7 @@ func CheckDir(dir string) error {
 			return refused(at, "it cannot be looked at").Because(err)
 		}
 		link := info.Mode().Type() == fs.ModeSymlink
-		if !trusted(info) || !link && info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
+		if !trusted(info, owner) || !link && info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0 {
 			return fault.New(fault.Precondition, "socket_dir_unsafe", "other users could replace the socket, because %q is theirs or writable by them", at).
 				Fix("choose a socket path in a directory of your own, or take the others' right to write away")
 		}

@@ -301,6 +301,23 @@ func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {
 	return &statev1.Server{Id: s.ID, Version: s.Version, StartedAt: unixOf(s.StartedAt), TrustDomain: td.Name()}
 }
 
+// Owner returns the trust domain that a store belongs to, if this is the row that
+// says so.
+func Owner(key string, value []byte) (name string, ok bool) {
+	if key != prefixOf(kindTrustDomain) {
+		return "", false
+	}
+	payload, err := unseal(value)
+	if err != nil {
+		return "", false
+	}
+	var m statev1.Server
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return "", false
+	}
+	return m.TrustDomain, true
+}
+
 // readServer refuses the row of a server of another trust domain.
 func readServer(td spiffeid.TrustDomain, payload []byte) (Server, error) {
 	var m statev1.Server

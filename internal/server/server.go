@@ -234,20 +234,40 @@ func roots(reg *registry.Registry, td spiffeid.TrustDomain) func() []*x509.Certi
 
 // warn names settings that work but may surprise.
 func (s *Server) warn(ctx context.Context) {
-	set := &s.cfg.Server
-	if _, memory := s.plan.keeper.(*memkeys.Config); memory {
-		s.log.WarnContext(ctx, "signing keys are kept in memory only: after a restart agents no longer recognise this server", "kind", "KeyManager")
+	for _, text := range s.cfg.warnings(&s.plan) {
+		s.log.WarnContext(ctx, "setting works but may surprise", "reason", text)
+	}
+}
+
+func (c *Config) warnings(p *plan) (out []string) {
+	set := &c.Server
+	if _, memory := p.keeper.(*memkeys.Config); memory {
+		out = append(out, "KeyManager memory: after a restart agents no longer recognise this server, because its signing keys are gone")
 	}
 	longest := min(time.Duration(set.CATTL)/6, 7*24*time.Hour)
-	for key, ttl := range map[string]time.Duration{
-		"default_x509_svid_ttl": time.Duration(set.DefaultX509SVIDTTL),
-		"default_jwt_svid_ttl":  time.Duration(set.DefaultJWTSVIDTTL),
-		"agent_ttl":             time.Duration(set.AgentTTL),
+	for _, key := range []struct {
+		name string
+		ttl  time.Duration
+	}{
+		{"agent_ttl", time.Duration(set.AgentTTL)},
+		{"default_jwt_svid_ttl", time.Duration(set.DefaultJWTSVIDTTL)},
+		{"default_x509_svid_ttl", time.Duration(set.DefaultX509SVIDTTL)},
 	} {
-		if ttl > longest { // F7
-			s.log.WarnContext(ctx, "rotation of the authority may cut SVIDs short: the TTL is more than a sixth of ca_ttl", "kind", key, "next", longest.String())
+		if key.ttl > longest { // F7
+			out = append(out, fmt.Sprintf("server.%s: rotation of the authority may cut SVIDs short, because it is more than %s, a sixth of ca_ttl or a week", key.name, longest))
 		}
 	}
+	return out
+}
+
+// Warnings says of each setting that works but may surprise what the server will
+// log about it.
+func (c *Config) Warnings() []string {
+	p, err := c.plan()
+	if err != nil {
+		return nil
+	}
+	return c.warnings(&p)
 }
 
 // serverID is a random name that this server keeps in its data directory.

@@ -53,7 +53,7 @@ func (s *Server) status(checkStore bool, now time.Time) *statusv1.ServerStatus {
 	}
 	if own, err := s.cfg.Certificate(); err == nil {
 		if leaf, err := x509.ParseCertificate(own.Certificate[0]); err == nil {
-			out.CertificateExpiresAt = leaf.NotAfter.Unix()
+			out.CertificateIssuedAt, out.CertificateExpiresAt = leaf.NotBefore.Unix(), leaf.NotAfter.Unix()
 		}
 	}
 	sequence := s.describe(out, now)
@@ -72,7 +72,7 @@ func (s *Server) describe(out *statusv1.ServerStatus, now time.Time) (sequence u
 	s.cfg.Registry.View(func(snap *registry.Snapshot) {
 		digest := snap.Digest()
 		out.Position, out.Digest = statusPosition(snap.Position()), hex.EncodeToString(digest[:])
-		out.Entries = uint64(snap.EntryCount())
+		out.Entries, out.Rules = uint64(snap.EntryCount()), uint64(snap.RuleCount())
 		out.Agents = uint64(snap.NodeCount())
 		for b := range snap.Bundles() {
 			out.Bundles++

@@ -171,6 +171,8 @@ type ServerStatus struct {
 	Unhealthy            *Fault                 `protobuf:"bytes,19,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"` // absent: it can serve and issue
 	DataDir              string                 `protobuf:"bytes,20,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
 	SocketPath           string                 `protobuf:"bytes,21,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
+	Rules                uint64                 `protobuf:"varint,22,opt,name=rules,proto3" json:"rules,omitempty"`
+	CertificateIssuedAt  int64                  `protobuf:"varint,23,opt,name=certificate_issued_at,json=certificateIssuedAt,proto3" json:"certificate_issued_at,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -350,6 +352,20 @@ func (x *ServerStatus) GetSocketPath() string {
 		return x.SocketPath
 	}
 	return ""
+}
+
+func (x *ServerStatus) GetRules() uint64 {
+	if x != nil {
+		return x.Rules
+	}
+	return 0
+}
+
+func (x *ServerStatus) GetCertificateIssuedAt() int64 {
+	if x != nil {
+		return x.CertificateIssuedAt
+	}
+	return 0
 }
 
 // A point in the log. Positions of different epochs do not compare.
@@ -837,6 +853,8 @@ type AgentStatus struct {
 	Refusals        map[string]uint64      `protobuf:"bytes,19,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // of callers, by reason, since the start
 	SocketPath      string                 `protobuf:"bytes,20,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
 	DataDir         string                 `protobuf:"bytes,21,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
+	IssuedAt        int64                  `protobuf:"varint,22,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"` // of its own SVID
+	AdminSocketPath string                 `protobuf:"bytes,23,opt,name=admin_socket_path,json=adminSocketPath,proto3" json:"admin_socket_path,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1014,6 +1032,20 @@ func (x *AgentStatus) GetSocketPath() string {
 func (x *AgentStatus) GetDataDir() string {
 	if x != nil {
 		return x.DataDir
+	}
+	return ""
+}
+
+func (x *AgentStatus) GetIssuedAt() int64 {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return 0
+}
+
+func (x *AgentStatus) GetAdminSocketPath() string {
+	if x != nil {
+		return x.AdminSocketPath
 	}
 	return ""
 }
@@ -1205,7 +1237,7 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"checkStore\"\r\n" +
 	"\vListRequest\"J\n" +
 	"\fListResponse\x12:\n" +
-	"\aservers\x18\x01 \x03(\v2 .plastron.status.v1.ServerStatusR\aservers\"\x9d\x06\n" +
+	"\aservers\x18\x01 \x03(\v2 .plastron.status.v1.ServerStatusR\aservers\"\xe7\x06\n" +
 	"\fServerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12!\n" +
@@ -1233,7 +1265,9 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\tunhealthy\x18\x13 \x01(\v2\x19.plastron.status.v1.FaultR\tunhealthy\x12\x19\n" +
 	"\bdata_dir\x18\x14 \x01(\tR\adataDir\x12\x1f\n" +
 	"\vsocket_path\x18\x15 \x01(\tR\n" +
-	"socketPath\"<\n" +
+	"socketPath\x12\x14\n" +
+	"\x05rules\x18\x16 \x01(\x04R\x05rules\x122\n" +
+	"\x15certificate_issued_at\x18\x17 \x01(\x03R\x13certificateIssuedAt\"<\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"\x8e\x01\n" +
@@ -1270,7 +1304,7 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x14\n" +
-	"\x12AgentStatusRequest\"\xba\x06\n" +
+	"\x12AgentStatusRequest\"\x83\a\n" +
 	"\vAgentStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12!\n" +
@@ -1297,7 +1331,9 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\brefusals\x18\x13 \x03(\v2-.plastron.status.v1.AgentStatus.RefusalsEntryR\brefusals\x12\x1f\n" +
 	"\vsocket_path\x18\x14 \x01(\tR\n" +
 	"socketPath\x12\x19\n" +
-	"\bdata_dir\x18\x15 \x01(\tR\adataDir\x1a;\n" +
+	"\bdata_dir\x18\x15 \x01(\tR\adataDir\x12\x1b\n" +
+	"\tissued_at\x18\x16 \x01(\x03R\bissuedAt\x12*\n" +
+	"\x11admin_socket_path\x18\x17 \x01(\tR\x0fadminSocketPath\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xde\x02\n" +

@@ -1,0 +1,161 @@
+package server
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
+	"github.com/plastron/plastron/internal/doctor"
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys/diskkeys"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store/sqlite"
+)
+
+// Subject is a server that is to be examined: by its configuration, by what it
+// says of itself, or by both.
+type Subject struct {
+	Config  *Config                // nil: it is not known
+	Running *statusv1.ServerStatus // nil: it does not answer
+	Err     error                  // why it does not
+}
+
+// Examine looks at a server and what it stands on, and changes nothing.
+func Examine(ctx context.Context, s Subject, now time.Time) (found []doctor.Finding) {
+	dataDir, storeDir, socket := s.Running.GetDataDir(), s.Running.GetStore().GetDir(), s.Running.GetSocketPath()
+	keyFile := filepath.Join(dataDir, "keys.json")
+	domains := map[string]string{"the running server": s.Running.GetTrustDomain()}
+	if s.Config != nil {
+		p, err := s.Config.plan()
+		found = append(found, doctor.Error("configuration", err, "it is valid"))
+		set := s.Config.Server
+		dataDir, storeDir, socket, keyFile = set.DataDir, p.store.Dir, set.SocketPath, filepath.Join(set.DataDir, "keys.json")
+		if storeDir == "" {
+			storeDir = dataDir
+		}
+		if disk, ok := p.keeper.(*diskkeys.Config); ok {
+			keyFile = disk.Path
+		}
+		domains["the configuration"] = set.TrustDomain.Name()
+	}
+	found = append(found, alive(s, now), doctor.DataDir(dataDir), doctor.Keys(keyFile), doctor.Disk(dataDir, storeDir))
+	stored, owner := examineStore(ctx, s.Running, storeDir)
+	domains["the store"] = owner
+	found = append(found, stored, doctor.SameTrustDomain(domains), doctor.Socket("admin_socket", socket, false, s.Running != nil))
+	return append(found, examineRunning(s.Running, now)...)
+}
+
+func alive(s Subject, now time.Time) doctor.Finding {
+	switch r := s.Running; {
+	case r == nil:
+		f := doctor.Error("running", s.Err, "")
+		f.Verdict = doctor.Warn
+		return f
+	case r.Unhealthy != nil:
+		return doctor.Say("running", doctor.Fail, "it answers, but cannot serve and issue: %s (%s)", r.Unhealthy.Message, r.Unhealthy.Reason).
+			Do("see the server's log")
+	default:
+		return doctor.Say("running", doctor.OK, "it answers, since %s", now.Sub(time.Unix(r.StartedAt, 0)).Round(time.Second))
+	}
+}
+
+// examineStore asks the server that has the store open, or reads it if none has,
+// and then says whose it is.
+func examineStore(ctx context.Context, running *statusv1.ServerStatus, dir string) (f doctor.Finding, owner string) {
+	if running != nil {
+		store := running.GetStore()
+		switch {
+		case store.GetFault() != nil && !store.GetChecked():
+			f = doctor.Say("store", doctor.Fail, "%s (%s)", store.GetFault().GetMessage(), store.GetFault().GetReason())
+		case store.GetFault() != nil:
+			f = doctor.Say("store", doctor.Fail, "it is damaged: %s", store.GetFault().GetMessage())
+		case running.GetUnreadable() > 0:
+			f = doctor.Say("store", doctor.Warn, "%d of its rows cannot be read and are left aside", running.GetUnreadable())
+		case !store.GetChecked():
+			f = doctor.Say("store", doctor.Skipped, "it was not read as a whole")
+		default:
+			f = doctor.Say("store", doctor.OK, "read as a whole at revision %d, %d KiB", running.GetPosition().GetRevision(), store.GetBytes()>>10)
+		}
+		return f.Do("see the server's log; restore a backup if the store is damaged"), ""
+	}
+	seen, err := sqlite.Examine(ctx, dir, func(key string, value []byte) error {
+		if name, ok := registry.Owner(key, value); ok {
+			owner = name
+		}
+		return nil
+	})
+	switch {
+	case fault.KindOf(err) == fault.NotFound:
+		return doctor.Say("store", doctor.Skipped, "there is none in %s", dir), ""
+	case err != nil:
+		f = doctor.Error("store", err, "")
+		if f.Fix == "" {
+			f.Fix = "restore a backup"
+		}
+		return f, owner
+	case seen.Open:
+		return doctor.Say("store", doctor.Skipped, "a server has it open, or was killed: it is read when a server starts"), ""
+	}
+	return doctor.Say("store", doctor.OK, "read as a whole at revision %d, %d KiB", seen.Position.Revision, seen.Bytes>>10), owner
+}
+
+// examineRunning judges what only a running server knows.
+func examineRunning(r *statusv1.ServerStatus, now time.Time) []doctor.Finding {
+	if r == nil {
+		skip := func(check string) doctor.Finding {
+			return doctor.Say(check, doctor.Skipped, "only a running server can say")
+		}
+		return []doctor.Finding{skip("authorities"), skip("certificate"), skip("bundle"), skip("agents"), skip("clock")}
+	}
+	moment := func(unix int64) time.Time { return time.Unix(unix, 0) }
+	found := []doctor.Finding{
+		examineAuthorities(r, now),
+		doctor.Expiry("certificate", "the server's own certificate", moment(r.CertificateIssuedAt), moment(r.CertificateExpiresAt), now, 4),
+		examineBundle(r, now),
+	}
+	a := r.GetAttached()
+	agents := doctor.Say("agents", doctor.OK, "%d attached, all with the bundle as it is", a.GetAgents())
+	if n := len(a.GetLaggards()); n > 0 {
+		agents = doctor.Say("agents", doctor.Warn, "%d of %d have not acknowledged the bundle as it is, such as %s", n, a.GetAgents(), a.GetLaggards()[0]).
+			Do("if it lasts, see 'plastron agent status' there")
+	}
+	clock := doctor.Say("clock", doctor.Skipped, "no agent has told its clock")
+	if a.GetClocks() > 0 {
+		clock = doctor.Clock(a.GetClockAgent(), time.Duration(a.GetClockAheadMs())*time.Millisecond)
+	}
+	return append(found, agents, clock)
+}
+
+func examineAuthorities(r *statusv1.ServerStatus, now time.Time) doctor.Finding {
+	worst := doctor.Say("authorities", doctor.OK, "")
+	for _, kind := range []string{"x509", "jwt"} {
+		f := doctor.Say("authorities", doctor.Fail, "there is no active %s authority", kind).Do("see the server's log and its KeyManager")
+		for _, a := range r.GetAuthorities() {
+			if a.GetKind() == kind && a.GetState() == "active" {
+				// Its successor takes over when a sixth of its life is left.
+				f = doctor.Expiry("authorities", "the "+kind+" authority", time.Unix(a.GetNotBefore(), 0), time.Unix(a.GetExpiresAt(), 0), now, 8)
+			}
+		}
+		if worst.Found == "" || doctor.Worst([]doctor.Finding{worst, f}) != worst.Verdict {
+			worst = f
+		}
+	}
+	return worst
+}
+
+func examineBundle(r *statusv1.ServerStatus, now time.Time) doctor.Finding {
+	b := r.GetBundle()
+	end := time.Unix(b.GetExpiresAt(), 0)
+	switch {
+	case b == nil || b.GetX509Authorities() == 0:
+		return doctor.Say("bundle", doctor.Fail, "it holds no X.509 authority").Do("see the server's log")
+	case !end.After(now):
+		return doctor.Say("bundle", doctor.Fail, "all its X.509 authorities have ended, the last at %s", end.UTC().Format(time.RFC3339)).
+			Do("see in the log why none was made anew, and that the clock is right")
+	case b.GetTainted() > 0:
+		return doctor.Say("bundle", doctor.Warn, "%d of its authorities are tainted", b.GetTainted()).
+			Do("revoke them when nothing signed by them is in use any more")
+	}
+	return doctor.Say("bundle", doctor.OK, "sequence %d, %d X.509 and %d JWT authorities", b.GetSequence(), b.GetX509Authorities(), b.GetJwtAuthorities())
+}

@@ -388,6 +388,8 @@ func TestCorpusFOnDisk(t *testing.T) {
 			d := newDeployment(t)
 			d.write("x.conf", fillConfig(d, replaced(t, soundAgent, `join_token        = "JYNEXWDKWZDTPCCLGSX3OX7Q4E"`, `join_token_file = "DIR/token"`)))
 			d.write("token", text)
+			newNodePKI(d) // any authority: nothing is asked of a server
+			d.write("bundle.pem", d.read("nodes-ca.pem"))
 			d.refusedStart(t, "agent", "x.conf", "token")
 		})
 	}

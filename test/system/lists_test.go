@@ -284,6 +284,18 @@ func TestListsUnderWriters(t *testing.T) {
 	for _, l := range lists {
 		l.quiet(t)
 	}
+
+	// Q10: everything goes between two pages.
+	names, token, err := lists[0].page(t.Context(), 50, "")
+	if err != nil || len(names) != 50 || token == "" {
+		t.Fatal(names, token, err)
+	}
+	if _, err := entries.BatchDeleteEntry(t.Context(), &entryv1.BatchDeleteEntryRequest{Ids: entryIDs}); err != nil {
+		t.Fatal(err)
+	}
+	if names, token, err := lists[0].page(t.Context(), 50, token); err != nil || len(names) > 0 || token != "" {
+		t.Errorf("after all is deleted the next page has %v, %q, %v", names, token, err)
+	}
 }
 
 func createAll(ctx context.Context, client entryv1.EntryClient, batch []*spiretypes.Entry) error {

@@ -40,6 +40,7 @@ type options struct {
 	admin, address, workload, output string
 	pid, count, batch, parallel      int
 	entries, agents                  int
+	streams, connections             int
 	period                           time.Duration
 }
 
@@ -60,6 +61,8 @@ func benchmarks() []benchmark {
 		{"count", "count the -entries below one parent", 1000, benchCount},
 		{"propagation", "create an entry and wait for it on an open stream of the Workload API, with -agents more attached", 200, benchPropagation},
 		{"sync", "let -agents attached agents be idle for the time -for", 1, benchSync},
+		{"watch", "change what -streams open streams of the Workload API on -connections connections show, until the last has the message", 10, benchWatch},
+		{"agent", "open -streams streams, each on its own connection, and see the agent's memory, and its CPU time in the time -for", 1, benchAgent},
 		{"fetch", "fetch X.509-SVIDs from the Workload API, each on a stream of its own", 5000, benchFetch},
 	}
 }
@@ -67,6 +70,9 @@ func benchmarks() []benchmark {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 2 && args[0] == echoVerb {
 		return serveEcho(args[1], os.Stdin, stdout)
+	}
+	if len(args) == 4 && args[0] == holdVerb {
+		return holdStreams(ctx, args[1:], os.Stdin, stdout)
 	}
 	var names []string
 	for _, b := range benchmarks() {
@@ -111,7 +117,9 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.parallel, "parallel", 4, "`NUMBER` of calls at the same time")
 	flags.IntVar(&o.entries, "entries", 10000, "`NUMBER` of entries that list and count add first")
 	flags.IntVar(&o.agents, "agents", 1, "`NUMBER` of agents that sync and propagation attach, besides what is there")
-	flags.DurationVar(&o.period, "for", 30*time.Second, "`TIME` for which sync measures")
+	flags.IntVar(&o.streams, "streams", 1000, "`NUMBER` of streams that watch and agent open")
+	flags.IntVar(&o.connections, "connections", 1000, "`NUMBER` of connections that watch opens them on")
+	flags.DurationVar(&o.period, "for", 30*time.Second, "`TIME` for which sync and agent measure")
 	flags.StringVar(&o.output, "output", "table", "`FORMAT`: table or json")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -119,8 +127,8 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	switch {
 	case flags.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case o.count < 1 || o.batch < 1 || o.parallel < 1 || o.entries < 1 || o.agents < 1 || o.period <= 0:
-		return o, errors.New("-n, -batch, -parallel, -entries, -agents and -for must be positive")
+	case min(o.count, o.batch, o.parallel, o.entries, o.agents, o.streams, o.connections) < 1 || o.period <= 0:
+		return o, errors.New("-n, -batch, -parallel, -entries, -agents, -streams, -connections and -for must be positive")
 	case o.output != "table" && o.output != "json":
 		return o, fmt.Errorf("-output is %q, not table or json", o.output)
 	}
@@ -146,7 +154,10 @@ type result struct {
 	Ratio       float64 `json:"ratio,omitempty"` // CPUNS / ReferenceNS
 	P50NS       int64   `json:"p50_ns,omitempty"`
 	P99NS       int64   `json:"p99_ns,omitempty"`
-	Messages    *int64  `json:"messages,omitempty"` // that the server sent to the attached agents meanwhile
+	Messages    *int64  `json:"messages,omitempty"`        // that the server sent to the attached agents meanwhile
+	Streams     int     `json:"streams,omitempty"`         // that were open
+	Memory      int64   `json:"anonymous_bytes,omitempty"` // of the process at -pid, with the streams open
+	Before      int64   `json:"anonymous_bytes_before,omitempty"`
 	Go          string  `json:"go"`
 	CPUs        int     `json:"cpus"`
 }
@@ -160,8 +171,8 @@ func (r result) print(w io.Writer, output string) error {
 		return json.NewEncoder(w).Encode(r)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\tmessages\n")
-	cpu, ratio, against, p50, p99, messages := "-", "-", "-", "-", "-", "-"
+	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\tmessages\tmemory before\tmemory/stream\n")
+	cpu, ratio, against, p50, p99, messages, before, memory := "-", "-", "-", "-", "-", "-", "-", "-"
 	if r.CPUNS > 0 {
 		cpu = micro(r.CPUNS)
 	}
@@ -177,7 +188,11 @@ func (r result) print(w io.Writer, output string) error {
 	if r.Messages != nil {
 		messages = fmt.Sprint(*r.Messages)
 	}
-	fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Operations, micro(r.WallNS), cpu, against, ratio, p50, p99, messages)
+	if r.Memory > 0 {
+		before, memory = fmt.Sprintf("%.1f MB", float64(r.Before)/1e6), fmt.Sprintf("%.1f KB", float64(r.Memory-r.Before)/1e3/float64(r.Streams))
+	}
+	fmt.Fprintf(t, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+		r.Name, r.Operations, micro(r.WallNS), cpu, against, ratio, p50, p99, messages, before, memory)
 	return t.Flush()
 }
 

@@ -15,8 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"strconv"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +54,7 @@ type Agent struct {
 	ready     chan struct{}
 	metrics   *monitor.Metrics // nil: nobody can read them
 	count     counters
+	route     *serverlink.Route
 
 	own    atomic.Pointer[credential]    // the SVID in use; nil before the first attestation
 	bundle atomic.Pointer[bundle.Bundle] // the own trust domain's, as last known
@@ -87,6 +88,11 @@ func New(cfg Config, log *slog.Logger) (*Agent, error) {
 	a.metrics = monitor.NewMetrics(&a.cfg.Telemetry, role, cfg.Agent.TrustDomain.Name())
 	a.count = newCounters(a.metrics)
 	a.joining.token = a.joining.token && a.attestor == jointoken.Name
+	addresses := append(slices.Clone(cfg.Agent.addresses()), joining.others...)
+	a.route = serverlink.NewRoute(addresses[0], addresses[1:]...)
+	if n := len(cfg.Agent.ServerAddresses); n > 1 {
+		a.route.Begin(rand.IntN(n)) // so that not all agents begin with the same server
+	}
 	return a, nil
 }
 
@@ -244,8 +250,7 @@ func (a *Agent) openAdmin(services ...func(grpc.ServiceRegistrar)) (*agentapi.Se
 // always by what the agent holds at that moment.
 func (a *Agent) linkConfig() serverlink.Config {
 	return serverlink.Config{
-		Address:     net.JoinHostPort(a.cfg.Agent.ServerAddress, strconv.Itoa(a.cfg.Agent.ServerPort)),
-		Others:      a.joining.others,
+		Route:       a.route,
 		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain,
 		Roots: func() []*x509.Certificate {
 			if b := a.bundle.Load(); b != nil {

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/plastron/plastron/internal/agentapi"
@@ -19,7 +21,10 @@ import (
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
+	"github.com/plastron/plastron/internal/ticket"
 )
+
+const maxServers = 100
 
 // Types of plugins in configuration.
 const (
@@ -53,6 +58,10 @@ type Settings struct {
 	// ServerAddress and ServerPort say where the server is. Required without a ticket.
 	ServerAddress string `hcl:"server_address"`
 	ServerPort    int    `hcl:"server_port"`
+	// ServerAddresses are the servers of the trust domain, each HOST:PORT, instead of
+	// ServerAddress and ServerPort. The agent begins with any of them, keeps to it, and goes
+	// to the next when it cannot be reached or is of no use. At most 100.
+	ServerAddresses []string `hcl:"server_addresses"`
 	// DataDir holds the agent's own SVID and bundle. One agent at a time; mode 0700.
 	// Default: the working directory.
 	DataDir string `hcl:"data_dir"`
@@ -131,6 +140,14 @@ type Settings struct {
 	TrustBundleWorkloadAPI config.Node `hcl:"trust_bundle_spiffe_workload_api"`
 }
 
+// addresses returns where the servers are.
+func (s Settings) addresses() []string {
+	if len(s.ServerAddresses) > 0 {
+		return s.ServerAddresses
+	}
+	return []string{net.JoinHostPort(s.ServerAddress, strconv.Itoa(s.ServerPort))}
+}
+
 // String keeps the join token and the ticket out of logs.
 func (s Settings) String() string { return "agent.Settings" }
 
@@ -171,8 +188,16 @@ func (c *Config) validate() error {
 	}
 	s := c.Agent
 	check(!s.TrustDomain.IsZero(), "trust_domain: must be set")
-	check(s.ServerAddress != "", "server_address: must be set")
-	check(s.ServerPort > 0 && s.ServerPort < 1<<16, "server_port: must be from 1 to 65535")
+	if len(s.ServerAddresses) == 0 {
+		check(s.ServerAddress != "", "server_address: must be set")
+		check(s.ServerPort > 0 && s.ServerPort < 1<<16, "server_port: must be from 1 to 65535")
+	} else {
+		check(s.ServerAddress == "" && s.ServerPort == 0, "server_addresses excludes server_address and server_port")
+		check(len(s.ServerAddresses) <= maxServers, "server_addresses: there are more than 100")
+		for _, address := range s.ServerAddresses {
+			also("server_addresses", ticket.CheckAddress(address))
+		}
+	}
 	check(filepath.IsAbs(s.SocketPath), "socket_path: must be an absolute path")
 	also("socket_path", localsocket.CheckPath(s.SocketPath))
 	if s.AdminSocketPath != "" {

@@ -10,7 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
@@ -80,12 +80,12 @@ func (e *examined) configured(c Config) doctor.Finding {
 	a, err := New(c, slog.New(slog.DiscardHandler))
 	if err == nil {
 		c = a.cfg
-		e.address = append([]string{a.linkConfig().Address}, a.joining.others...)
+		e.address = append(slices.Clone(c.Agent.addresses()), a.joining.others...)
 		if disk, ok := a.keeper.(*builtin.AgentDiskKeys); ok {
 			e.keyFile = filepath.Join(disk.Directory, "keys.json")
 		}
 	} else { // look at what can be told all the same
-		e.address = []string{net.JoinHostPort(c.Agent.ServerAddress, strconv.Itoa(c.Agent.ServerPort))}
+		e.address = c.Agent.addresses()
 		e.keyFile = filepath.Join(c.Agent.DataDir, "keys.json")
 	}
 	set := c.Agent
@@ -222,7 +222,7 @@ func (e *examined) server(ctx context.Context) doctor.Finding {
 		conn.Close()
 		return doctor.Say(check, doctor.OK, "%s accepts connections; who it is cannot be told without a bundle", where)
 	}
-	link, err := serverlink.New(serverlink.Config{Address: e.address[0], Others: e.address[1:], TrustDomain: td,
+	link, err := serverlink.New(serverlink.Config{Route: serverlink.NewRoute(e.address[0], e.address[1:]...), TrustDomain: td,
 		Roots: func() []*x509.Certificate { return e.bundle.Roots() }})
 	if err != nil {
 		return doctor.Error(check, err, "")

@@ -299,6 +299,11 @@ func (l *life) streamEnded(err error) {
 		l.agent.log.Warn("not following the server", "reason", reason, "err", err)
 	}
 	l.lastEnd = reason
+	if reason == "server_behind" {
+		if err := l.link.Leave(); err != nil {
+			l.agent.log.Warn("connection could not be moved", "err", err)
+		}
+	}
 	if l.shown != nil {
 		l.identity.Post(agentid.Ended{Serial: l.shown.serial, Err: err})
 	}

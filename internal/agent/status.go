@@ -3,8 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/hex"
-	"net"
-	"strconv"
 	"time"
 
 	"github.com/plastron/plastron/api/plastron/status/v1"
@@ -53,9 +51,8 @@ func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*status
 }
 
 func (s statuses) following(r mirror.Report) *statusv1.Following {
-	set := s.agent.cfg.Agent
 	out := &statusv1.Following{
-		Address: net.JoinHostPort(set.ServerAddress, strconv.Itoa(set.ServerPort)), Mode: "push",
+		Address: s.agent.route.Current(), Mode: "push",
 		InStep: r.Following, Since: unixOrZero(r.Since), HeardAt: unixOrZero(r.Heard), AcknowledgedAt: unixOrZero(r.Acknowledged),
 		ClockKnown: r.SkewKnown, ClockAheadMs: r.Skew.Milliseconds(),
 	}

@@ -17,7 +17,7 @@ import (
 // joining is what an agent takes from its ticket beyond what fits into Settings.
 // Its zero value is that of an agent without one.
 type joining struct {
-	others []string              // more addresses of the server
+	others []string              // more addresses of that server
 	roots  []serverlink.RootHash // by which it is recognised at first; empty: by another source
 	token  bool                  // the join token is the ticket's
 	ticket ticket.Ticket
@@ -42,19 +42,21 @@ func (c *Config) withTicket() (Config, joining, error) {
 		return complete, joining{}, fault.New(fault.Invalid, "ticket_foreign", "agent: ticket: it is for the trust domain %q, but trust_domain is %q",
 			t.TrustDomain.Name(), s.TrustDomain.Name()).Fix("make a ticket on a server of that trust domain, or leave trust_domain out")
 	}
-	if s.ServerAddress == "" && s.ServerPort == 0 {
-		j.others = t.Addresses[1:]
-	}
-	host, port, err := net.SplitHostPort(t.Addresses[0])
-	if err != nil {
-		return complete, joining{}, err
-	}
-	if s.ServerAddress == "" {
-		s.ServerAddress = host
-	}
-	if s.ServerPort == 0 {
-		if s.ServerPort, err = strconv.Atoi(port); err != nil {
+	if len(s.ServerAddresses) == 0 {
+		if s.ServerAddress == "" && s.ServerPort == 0 {
+			j.others = t.Addresses[1:]
+		}
+		host, port, err := net.SplitHostPort(t.Addresses[0])
+		if err != nil {
 			return complete, joining{}, err
+		}
+		if s.ServerAddress == "" {
+			s.ServerAddress = host
+		}
+		if s.ServerPort == 0 {
+			if s.ServerPort, err = strconv.Atoi(port); err != nil {
+				return complete, joining{}, err
+			}
 		}
 	}
 	if s.TrustBundlePath == "" && s.TrustBundleHash == "" {

@@ -184,6 +184,10 @@ func (m *Mirror) follow(ctx context.Context) (good bool, err error) {
 		for _, s := range fx.send {
 			good = good || s.GetAck() != nil
 		}
+		if fx.resync == serverBehind {
+			return good, fault.New(fault.Unavailable, serverBehind, "the server stands before what another has told").
+				Fix("see with 'plastron server list' why it does not keep up")
+		}
 		if fx.resync != "" {
 			return good, nil
 		}

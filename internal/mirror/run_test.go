@@ -427,6 +427,37 @@ func TestNewEpoch(t *testing.T) {
 	})
 }
 
+// A server that does not keep up with the one before is not followed: what was
+// taken away does not come back. One that says so for longer than a server may
+// serve without its store was restored, and is.
+func TestServerBehind(t *testing.T) { // R77
+	bubble(t, func(t *testing.T, s *mirrortest.Server, m *mirror.Mirror) {
+		s.Put(s.Grant("a", "/a", "unix:uid:1"), s.Grant("b", "/b", "unix:uid:1"))
+		sub := m.Subscribe(selectors("unix:uid:1"))
+		defer sub.Close()
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a /b" })
+		back := s.Rollback()
+		s.Remove("a")
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/b" })
+		back()
+		time.Sleep(50 * time.Second)
+		if v := sub.View(); ids(v) != "/b" {
+			t.Errorf("behind: %s", mirrortest.Describe(v))
+		}
+		s.Put(s.Grant("c", "/c", "unix:uid:1")) // it has caught up
+		s.Remove("a")
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/b /c" })
+		s.Remove("c")
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/b" })
+		back()
+		time.Sleep(50 * time.Second)
+		if v := sub.View(); ids(v) != "/b" {
+			t.Errorf("behind once more: %s", mirrortest.Describe(v))
+		}
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a /b" })
+	})
+}
+
 // A restored server, or another one, counts revisions from further back: what it
 // changes is signed anew all the same.
 func TestRevisionGoesBack(t *testing.T) {

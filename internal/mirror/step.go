@@ -66,12 +66,13 @@ type machine struct {
 	synced   bool
 
 	// The exchange under way on the stream.
-	online    bool
-	following bool // something was acknowledged on the stream
-	inventory *inventory
-	parts     [][]byte
-	partsSize int
-	statusAt  time.Time
+	online      bool
+	following   bool      // something was acknowledged on the stream
+	behindSince time.Time // the server says less than another did before
+	inventory   *inventory
+	parts       [][]byte
+	partsSize   int
+	statusAt    time.Time
 
 	// Signing.
 	signing      bool

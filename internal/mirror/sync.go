@@ -10,6 +10,12 @@ import (
 	"github.com/plastron/plastron/api/plastron/sync/v1"
 )
 
+// serverBehind is the reason to leave a server for one that has more.
+const serverBehind = "server_behind"
+
+// behindMost is how long a server that is behind is not followed.
+const behindMost = time.Minute
+
 // inventory is what the server says it has for us, as far as it has come.
 type inventory struct {
 	grants, bundles map[string]uint64 // fingerprints
@@ -34,6 +40,10 @@ func (m *machine) receive(msg *syncv1.ServerMessage, ev event, dirty map[*group]
 		return // a late message of a stream that was given up
 	}
 	m.ledger.hear(msg, ev.now)
+	if m.behind(msg, ev.now) {
+		m.giveUp(serverBehind, fx)
+		return
+	}
 	switch msg := msg.GetMessage().(type) {
 	case *syncv1.ServerMessage_Current:
 		if !m.synced || !m.agrees(msg.Current.GetHash()) {
@@ -49,6 +59,32 @@ func (m *machine) receive(msg *syncv1.ServerMessage, ev event, dirty map[*group]
 	case *syncv1.ServerMessage_Directive:
 		fx.directives = append(fx.directives, msg.Directive)
 	}
+}
+
+// behind reports whether the server stands before what was acknowledged to
+// another: what was taken away since would come back. It is left for as long as a
+// server may serve without its store (R77). One that still says so then was
+// restored, and is right.
+func (m *machine) behind(msg *syncv1.ServerMessage, now time.Time) bool {
+	var at *syncv1.Position
+	switch msg := msg.GetMessage().(type) {
+	case *syncv1.ServerMessage_Current:
+		at = msg.Current.GetPosition()
+	case *syncv1.ServerMessage_Inventory:
+		at = msg.Inventory.GetPosition()
+	case *syncv1.ServerMessage_Delta:
+		at = msg.Delta.GetPosition()
+	default:
+		return false
+	}
+	if !m.synced || string(at.GetEpoch()) != string(m.position.GetEpoch()) || at.GetRevision() >= m.position.GetRevision() {
+		m.behindSince = time.Time{}
+		return false
+	}
+	if m.behindSince.IsZero() || now.Before(m.behindSince) {
+		m.behindSince = now
+	}
+	return now.Sub(m.behindSince) < behindMost
 }
 
 // giveUp asks for a new stream; the greeting then leads to an inventory. What

@@ -116,7 +116,9 @@ func (c *Client) ownSVID(p *spiretypes.X509SVID) (SVID, error) {
 // another receives.
 type Stream struct {
 	conversation
-	cancel context.CancelFunc
+	client   *Client
+	cancel   context.CancelFunc
+	answered bool // Recv has returned something
 }
 
 // conversation is held with a server that speaks the protocol, or is made up from
@@ -139,9 +141,22 @@ func (c *Client) Follow(ctx context.Context) (*Stream, error) {
 	}
 	if err != nil {
 		cancel()
-		return nil, err
+		return nil, c.left(err)
 	}
-	return &Stream{talk, cancel}, nil
+	return &Stream{conversation: talk, client: c, cancel: cancel}, nil
+}
+
+// Recv waits for the next message. A server that ends the conversation before it
+// has said anything is left for another, if there is one.
+func (s *Stream) Recv() (*syncv1.ServerMessage, error) {
+	m, err := s.conversation.Recv()
+	switch {
+	case err == nil:
+		s.answered = true
+	case !s.answered:
+		err = s.client.left(err)
+	}
+	return m, err
 }
 
 // Close ends the stream; Recv returns.

@@ -45,9 +45,7 @@ const (
 
 // Config says where a server is and how both sides are recognised.
 type Config struct {
-	Address string // host:port
-	// Others are tried in turn when nothing listens at Address.
-	Others      []string
+	Route       *Route // where servers are; shared by all clients of one agent
 	TrustDomain spiffeid.TrustDomain
 	// Roots returns the trust domain's roots as they are now. It is asked at each handshake.
 	Roots func() []*x509.Certificate
@@ -76,6 +74,13 @@ type connection struct {
 	mu         sync.Mutex // guards everything below
 	verdict    error
 	handshakes int
+	dialled    string // the address that was reached last
+}
+
+func (c *connection) address() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.dialled
 }
 
 // peering is a connection for as long as it leads to one and the same process.
@@ -123,18 +128,34 @@ func (c *Client) Redial(address string) error {
 	if c.down {
 		return net.ErrClosed
 	}
-	cfg := c.cfg
-	if address != "" {
-		cfg.Address = address
-	}
-	conn, err := open(cfg, cfg.verify)
+	c.cfg.Route.lead(address)
+	conn, err := open(c.cfg, c.cfg.verify)
 	if err != nil {
 		return err
 	}
 	old := c.conn
-	c.cfg, c.conn = cfg, conn
+	c.conn = conn
 	c.poller.soon()
 	return old.Close()
+}
+
+// Leave goes to another server, if there is one.
+func (c *Client) Leave() error {
+	if !c.cfg.Route.leave(c.current().address()) {
+		return nil
+	}
+	return c.Redial("")
+}
+
+// left goes to another server if what a conversation ended with says that this
+// one is of no use now.
+func (c *Client) left(err error) error {
+	switch {
+	case fault.ReasonOf(err) == "call_ended": // by us
+	case fault.KindOf(err) == fault.Unavailable, fault.KindOf(err) == fault.Exhausted, fault.KindOf(err) == fault.Unauthenticated:
+		return errors.Join(err, c.Leave())
+	}
+	return err
 }
 
 // Close ends the connection and all calls.
@@ -158,16 +179,26 @@ func open(cfg Config, verify func(tls.ConnectionState) error) (*connection, erro
 		d := &net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: tcpKeepAlive, Interval: tcpKeepAlive, Count: 3}}
 		dial = func(ctx context.Context, address string) (net.Conn, error) { return d.DialContext(ctx, "tcp", address) }
 	}
-	if len(cfg.Others) > 0 {
-		dial = inTurn(dial, cfg.Others)
-	}
 	c := &connection{}
+	reach := func(ctx context.Context, _ string) (net.Conn, error) {
+		conn, address, err := cfg.Route.dial(ctx, dial)
+		c.mu.Lock()
+		c.dialled = address
+		c.mu.Unlock()
+		return conn, err
+	}
 	config := &tls.Config{
 		MinVersion: tls.VersionTLS13, // R123
 		// The chain is verified below, by the rules of SPIFFE instead of host names.
 		// Without a session cache every connection makes a whole handshake.
 		InsecureSkipVerify: true,
-		VerifyConnection:   func(state tls.ConnectionState) error { return c.judged(verify(state)) },
+		VerifyConnection: func(state tls.ConnectionState) error {
+			err := c.judged(verify(state))
+			if err != nil {
+				cfg.Route.leave(c.address())
+			}
+			return err
+		},
 	}
 	if cfg.Certificate != nil {
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -178,9 +209,9 @@ func open(cfg Config, verify func(tls.ConnectionState) error) (*connection, erro
 		}
 	}
 	// passthrough: no resolver, so no TXT record decides anything (RG46).
-	conn, err := grpc.NewClient("passthrough:///"+cfg.Address,
+	conn, err := grpc.NewClient("passthrough:///"+cfg.Route.Current(),
 		grpc.WithTransportCredentials(credentials.NewTLS(config)),
-		grpc.WithContextDialer(dial),
+		grpc.WithContextDialer(reach),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(),
@@ -195,30 +226,11 @@ func open(cfg Config, verify func(tls.ConnectionState) error) (*connection, erro
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
 	)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "server_address_invalid", "%q cannot be connected to", cfg.Address).
+		return nil, fault.New(fault.Invalid, "server_address_invalid", "%q cannot be connected to", cfg.Route.Current()).
 			Fix("write it as HOST:PORT").Because(err)
 	}
 	c.ClientConn = conn
 	return c, nil
-}
-
-// inTurn dials the address that it is given and then the others, and lets none
-// take the time of those after it.
-func inTurn(dial func(context.Context, string) (net.Conn, error), others []string) func(context.Context, string) (net.Conn, error) {
-	return func(ctx context.Context, address string) (net.Conn, error) {
-		share := dialTimeout / time.Duration(1+len(others))
-		var faults []error
-		for _, one := range append([]string{address}, others...) {
-			attempt, cancel := context.WithTimeout(ctx, share)
-			conn, err := dial(attempt, one)
-			cancel()
-			if err == nil {
-				return conn, nil
-			}
-			faults = append(faults, err)
-		}
-		return nil, errors.Join(faults...)
-	}
 }
 
 // verify judges the server against the roots that are held now (R41).

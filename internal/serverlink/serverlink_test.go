@@ -156,7 +156,7 @@ func TestWhoIsTheServer(t *testing.T) {
 			roots: "server_answer_malformed", pinned: "server_answer_malformed", insecure: "server_answer_malformed"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := serverlink.Config{Address: serve(t, c.cert, c.version, &bundles{answer: c.bundle}), TrustDomain: ours.td,
+			cfg := serverlink.Config{Route: serverlink.NewRoute(serve(t, c.cert, c.version, &bundles{answer: c.bundle})), TrustDomain: ours.td,
 				Roots: func() []*x509.Certificate { return []*x509.Certificate{ours.root(t)} }}
 			client, err := serverlink.New(cfg)
 			if err != nil {
@@ -184,7 +184,7 @@ func check(t *testing.T, what string, err error, reason string) {
 func TestRootsAreAskedEachTime(t *testing.T) {
 	ours := newAuthority(t, "example.org")
 	roots := []*x509.Certificate{ours.root(t)}
-	client, err := serverlink.New(serverlink.Config{Address: serve(t, ours.certificate(t, server, time.Hour/2), 0, &bundles{answer: bundleOf(ours)}),
+	client, err := serverlink.New(serverlink.Config{Route: serverlink.NewRoute(serve(t, ours.certificate(t, server, time.Hour/2), 0, &bundles{answer: bundleOf(ours)})),
 		TrustDomain: ours.td, Roots: func() []*x509.Certificate { return roots }})
 	if err != nil {
 		t.Fatal(err)
@@ -223,7 +223,7 @@ func TestFaults(t *testing.T) {
 		{status.Error(codes.Internal, "x"), fault.Unavailable, "server_failed"},
 		{status.Error(codes.Unauthenticated, "a\nb\x00"+strings.Repeat("c", 10000)), fault.Unauthenticated, "server_unauthenticated"},
 	} {
-		client, err := serverlink.New(serverlink.Config{Address: serve(t, ours.certificate(t, server, time.Hour/2), 0, &bundles{err: c.err}),
+		client, err := serverlink.New(serverlink.Config{Route: serverlink.NewRoute(serve(t, ours.certificate(t, server, time.Hour/2), 0, &bundles{err: c.err})),
 			TrustDomain: ours.td, Roots: func() []*x509.Certificate { return []*x509.Certificate{ours.root(t)} }})
 		if err != nil {
 			t.Fatal(err)

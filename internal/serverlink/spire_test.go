@@ -349,7 +349,7 @@ func newDesk(t *testing.T, s *spire) (d *desk, stop func()) {
 	d.wire.serve(t, s, nil)
 	own := s.ca.certificate(t, agentID, 50*time.Minute)
 	var err error
-	d.link, err = serverlink.New(serverlink.Config{Address: "spire:8081", TrustDomain: s.ca.td, Dial: d.wire.dial,
+	d.link, err = serverlink.New(serverlink.Config{Route: serverlink.NewRoute("spire:8081"), TrustDomain: s.ca.td, Dial: d.wire.dial,
 		Roots:       func() []*x509.Certificate { return []*x509.Certificate{s.ca.root(t)} },
 		Certificate: func() *tls.Certificate { return &own }})
 	if err != nil {

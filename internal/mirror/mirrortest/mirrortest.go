@@ -3,6 +3,7 @@
 package mirrortest
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -313,6 +314,22 @@ func (s *Server) Restore() {
 	}
 }
 
+// Rollback returns a function that puts the server back to where it stands now,
+// in the same epoch: a server that does not keep up with another.
+func (s *Server) Rollback() func() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	revision, bodies, grants := s.revision, maps.Clone(s.bodies), maps.Clone(s.grants)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.revision, s.bodies, s.grants = revision, maps.Clone(bodies), maps.Clone(grants)
+		for st := range s.streams {
+			st.end()
+		}
+	}
+}
+
 // Send sends a message to every agent, whatever it is.
 func (s *Server) Send(m *syncv1.ServerMessage) {
 	s.mu.Lock()
@@ -337,7 +354,7 @@ func (s *Server) Position() *syncv1.Position {
 }
 
 func (s *Server) positionLocked(revision uint64) *syncv1.Position {
-	return &syncv1.Position{Epoch: s.epoch[:], Revision: revision}
+	return &syncv1.Position{Epoch: bytes.Clone(s.epoch[:]), Revision: revision}
 }
 
 func (s *Server) setLocked(key string, b *syncv1.Body) string {

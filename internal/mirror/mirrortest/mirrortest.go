@@ -240,11 +240,15 @@ func (s *Server) SetTTL(ttl time.Duration) {
 	s.ttl = ttl
 }
 
-// SetSkew puts the server's clock before that of the agent.
+// SetSkew puts the server's clock before that of the agents. They hear of it when
+// they connect anew, which they do at once.
 func (s *Server) SetSkew(skew time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.skew = skew
+	for st := range s.streams {
+		st.end()
+	}
 }
 
 // SetHint is what the server says of every process for which little speaks.

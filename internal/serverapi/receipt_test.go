@@ -3,6 +3,8 @@ package serverapi_test
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,21 +99,18 @@ func TestReceipt(t *testing.T) {
 	}
 	f.delta()
 	g.delta()
-	lagging := func(agents ...string) (text string) {
-		for _, a := range agents {
-			text += " " + a
-		}
-		return text
-	}
 	behind, absent := slow.id.String()+":REASON_BEHIND", away.id.String()+":REASON_NOT_ATTACHED"
-	inOrder := func(a, b string) string { return lagging(min(a, b), max(a, b)) }
+	lagging := func(inForce int, agents ...string) string {
+		slices.Sort(agents)
+		return strings.Join(append([]string{fmt.Sprintf("%d/3", inForce)}, agents...), " ")
+	}
 
 	// What was said before the change came does not count.
 	f.say(&syncv1.AgentMessage{Message: &syncv1.AgentMessage_Ack{Ack: &syncv1.Ack{Position: before}}})
-	r.wantReceipt("nobody yet", r.waitFor(made, 50*time.Millisecond), "0/3"+lagging(sorted(prompt.id.String()+":REASON_BEHIND", behind, absent)...))
+	r.wantReceipt("nobody yet", r.waitFor(made, 50*time.Millisecond), lagging(0, prompt.id.String()+":REASON_BEHIND", behind, absent))
 	f.ack()
 	until(t, "one has it", func() bool {
-		return <-r.waitFor(made, 0) == "1/3"+inOrder(behind, absent)
+		return <-r.waitFor(made, 0) == lagging(1, behind, absent)
 	})
 
 	// The slow one acknowledges and the absent one comes while somebody waits.
@@ -140,17 +139,6 @@ func TestReceipt(t *testing.T) {
 	waiting = r.waitFor(deleted, deadline)
 	f.ack()
 	r.wantReceipt("deleted", waiting, "1/1")
-}
-
-func sorted(texts ...string) []string {
-	for i := range texts {
-		for j := range i {
-			if texts[i] < texts[j] {
-				texts[i], texts[j] = texts[j], texts[i]
-			}
-		}
-	}
-	return texts
 }
 
 func TestReceiptOfABan(t *testing.T) { // R30

@@ -64,12 +64,13 @@ changes, 3 if -wait ended too early, and 1 if anything failed.`,
 			return err
 		}
 		defer conn.Close()
-		a := &applying{client: applyv1.NewApplyClient(wait.over(conn)), doc: applyDocument{Owner: owner, DryRun: dryRun, Changes: []applyChange{}}}
+		a := &applying{client: applyv1.NewApplyClient(conn), doc: applyDocument{Owner: owner, DryRun: dryRun, Changes: []applyChange{}}}
 		if err := a.plan(c.Context(), wanted.items, prune); err != nil {
 			return peer.fault(err)
 		}
 		err = a.refusal(confirm)
 		if err == nil && !dryRun {
+			a.client = applyv1.NewApplyClient(wait.over(conn)) // the time of planning is not waited
 			err = a.carryOut(c.Context(), peer)
 		}
 		if printed := a.print(p.stdout, *out); printed != nil {

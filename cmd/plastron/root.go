@@ -43,6 +43,7 @@ func (p *program) root() *cobra.Command {
 				group("validate", "Check a credential", p.validateJWTCommand()),
 				p.watchCommand(),
 			),
+			p.loggerGroup(agentLogger()),
 			p.agentStatusCommand(),
 			p.agentWhyCommand(),
 			p.agentHealthcheckCommand(),

@@ -32,6 +32,7 @@ import (
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/process"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/workloadapi"
 	"golang.org/x/sync/errgroup"
@@ -199,6 +200,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	admin, err := a.openAdmin(
 		statuses{agent: a, mirror: m, link: link, api: api, started: started}.register,
 		whys{agent: a, mirror: m, attestors: attestors}.register,
+		loggers{Logger: rpc.Logger{Log: a.log}}.register,
 	)
 	if err != nil {
 		return errors.Join(err, api.Close())

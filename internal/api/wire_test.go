@@ -26,6 +26,7 @@ import (
 	_ "github.com/plastron/plastron/api/plastron/sync/v1"
 	_ "github.com/plastron/plastron/api/plastron/why/v1"
 	_ "github.com/plastron/plastron/internal/api/plastron/state/v1"
+	_ "github.com/plastron/plastron/internal/api/spire/api/agent/logger/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"

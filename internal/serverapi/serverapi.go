@@ -212,7 +212,7 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	agentv1.RegisterAgentServer(to, agents{server: s})
 	bundlev1.RegisterBundleServer(to, bundles{server: s})
 	entryv1.RegisterEntryServer(to, entries{server: s})
-	loggerv1.RegisterLoggerServer(to, loggers{server: s})
+	loggerv1.RegisterLoggerServer(to, loggers{Logger: rpc.Logger{Log: s.cfg.Log}})
 	svidv1.RegisterSVIDServer(to, svids{server: s})
 	syncv1.RegisterSyncServer(to, syncs{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})

@@ -328,7 +328,7 @@ func (f fileReader) rule(n *yaml.Node, d *declarations) error {
 			return err
 		}),
 		"x509_svid_ttl": f.number(&x509TTL, maxSeconds), "jwt_svid_ttl": f.number(&jwtTTL, maxSeconds),
-		"federates_with": f.texts("federates_with", &r.FederatesWith), "hint": f.text(&r.Hint), "entryExpiry": f.number(&r.ExpiresAt, maxTime),
+		"federates_with": f.texts("federates_with", &r.FederatesWith), "hint": f.text(&r.Hint), "ruleExpiry": f.number(&r.ExpiresAt, maxTime),
 	}, "id_template", "parent_id", "selectors")
 	r.X509SvidTtl, r.JwtSvidTtl = int32(x509TTL), int32(jwtTTL)
 	if err != nil {

@@ -56,6 +56,8 @@ func TestParseDeclarations(t *testing.T) {
 		"rule's template":       {rule("spiffe://td/u"), "f:2: "},
 		"key of entries":        {rule("spiffe://td/u/{unix.user}, admin: true"), `f:2: rules: unknown key "admin"`},
 		"id of both":            {"entries:" + one + ", entry_id: a}\nrules:\n  - {id_template: 'spiffe://td/u/{unix.user}', parent_id: spiffe://td/p, selectors: [a:b], trust: agent, rule_id: a}\n", `f:4: what stands in line 2 has the id "a" too`},
+		"end of a rule":         {rule("spiffe://td/u/{unix.user}, ruleExpiry: 4000000000"), ""},
+		"end of an entry":       {rule("spiffe://td/u/{unix.user}, entryExpiry: 4000000000"), `f:2: rules: unknown key "entryExpiry"`},
 		"anchor":                {"entries: &a []\n", "f:1: anchors and aliases are not read"},
 		"alias":                 {"owner: a\nentries: *a\n", "f: unknown anchor"},
 		"merge":                 {"<<: {owner: a}\nentries: []\n", `f:1: unknown key "<<"`},

@@ -353,6 +353,6 @@ func declaredFields(e *entry.Entry) []declaredField {
 		{"federates_with", list(domains)}, {"dns_names", list(e.DNSNames)}, {"hint", e.Hint},
 		{"admin", strconv.FormatBool(e.Admin)}, {"downstream", strconv.FormatBool(e.Downstream)}, {"store_svid", strconv.FormatBool(e.StoreSVID)},
 		{"disable_x509_svid_prefetch", strconv.FormatBool(e.DisableX509Prefetch)}, {"jwt_svid_include_jti", strconv.FormatBool(e.JWTIncludeJTI)},
-		{"entryExpiry", strconv.FormatInt(unixOf(e.ExpiresAt), 10)},
+		{word(e) + "Expiry", strconv.FormatInt(unixOf(e.ExpiresAt), 10)},
 	}...)
 }

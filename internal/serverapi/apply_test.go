@@ -164,6 +164,13 @@ func TestApplyRules(t *testing.T) {
 	r.make("shop", "none; none", rule("users"), rule(""))
 	r.make("shop", "update id_template:spiffe://example.org/user/{unix.user}>spiffe://example.org/user/{unix.uid}/x hint:>h",
 		rule("users", func(u *rulev1.Rule) { u.IdTemplate, u.Hint = "spiffe://example.org/user/{unix.uid}/x", "h" }))
+	end := time.Now().Add(time.Hour).Unix()
+	if got, _ := r.plan("shop", rule("users", func(u *rulev1.Rule) {
+		u.IdTemplate, u.Hint, u.ExpiresAt = "spiffe://example.org/user/{unix.uid}/x", "h", end
+	}),
+		want(declared("web", "/web", func(e *applyv1.Entry) { e.ExpiresAt = end }), 0)); got != fmt.Sprintf("update ruleExpiry:0>%d; update entryExpiry:0>%d", end, end) {
+		t.Errorf("the plan is %q", got)
+	}
 	if got, _ := r.plan("bank", rule("users"), drop("users"), gone("users", 0), drop("none"), rule("r", func(u *rulev1.Rule) { u.Trust = "" }),
 		&applyv1.Item{Want: &applyv1.Item_Rule{}}); got != "refuse foreign; refuse foreign; none; none; refuse rule_trust_missing; refuse rule_template_invalid" {
 		t.Errorf("the plan is %q", got)

@@ -41,7 +41,7 @@ func (m *Meter) Unary(inner grpc.UnaryServerInterceptor) grpc.UnaryServerInterce
 	return func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		began := time.Now()
 		resp, err := inner(ctx, req, info, handler)
-		m.tell(info.FullMethod, err, time.Since(began))
+		m.Ended(info.FullMethod, err, time.Since(began))
 		return resp, err
 	}
 }
@@ -54,12 +54,17 @@ func (m *Meter) Stream(inner grpc.StreamServerInterceptor) grpc.StreamServerInte
 	return func(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		began := time.Now()
 		err := inner(srv, ss, info, handler)
-		m.tell(info.FullMethod, err, time.Since(began))
+		m.Ended(info.FullMethod, err, time.Since(began))
 		return err
 	}
 }
 
-func (m *Meter) tell(method string, err error, took time.Duration) {
+// Ended tells of a call that ended with a status, for calls that end before an
+// interceptor sees them.
+func (m *Meter) Ended(method string, err error, took time.Duration) {
+	if m.Tell == nil {
+		return
+	}
 	if !m.methods[method] {
 		method = otherMethod
 	}

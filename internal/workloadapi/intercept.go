@@ -41,7 +41,9 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	}
 	if err := s.users.begin(c.uid); err != nil {
 		s.note(c, info.FullMethodName, err)
-		return ctx, toStatus(err)
+		err = toStatus(err)
+		s.meter.Ended(info.FullMethodName, err, 0)
+		return ctx, err
 	}
 	late := time.AfterFunc(s.cfg.waits.request, func() { c.Close() })
 	context.AfterFunc(ctx, func() {

@@ -660,8 +660,10 @@ func countFDs(t *testing.T) int {
 
 // R49, W4, W5: limits hold, name themselves, and what is freed can be had again.
 func TestLimits(t *testing.T) {
+	var told sync.Map // whoever counts hears of calls that go no further than the limit, too
 	r := newRig(t, func(c *workloadapi.Config) {
 		c.Limits = workloadapi.Limits{ConnectionsPerUser: 5, CallsPerUser: 10, RatePerUser: 10}
+		c.Call = func(method, code, reason string, _ time.Duration) { told.Store(method+" "+code+" "+reason, true) }
 	})
 	r.grant("a", "/a")
 	conn := r.dial()
@@ -677,6 +679,9 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	wants(t, calls(conn)["FetchJWTSVID"](r.ctx()), codes.Unavailable, "rate_limited") // WEP-6-c
+	if _, ok := told.Load("/SpiffeWorkloadAPI/FetchJWTSVID Unavailable rate_limited"); !ok {
+		t.Error("nobody was told of the refused call")
+	}
 	cancel()
 	until(t, func() bool { return r.mirror.Stats().Subscribers == 0 })
 	var err error

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -36,10 +37,7 @@ func (m *machine) report(n int) Report {
 		}
 	}
 	slices.SortFunc(r.First, func(a, b Held) int {
-		if c := a.ExpiresAt.Compare(b.ExpiresAt); c != 0 {
-			return c
-		}
-		return strings.Compare(a.GrantID+a.ID.String(), b.GrantID+b.ID.String())
+		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), strings.Compare(a.GrantID, b.GrantID), strings.Compare(a.ID.String(), b.ID.String()))
 	})
 	r.First = slices.Clone(r.First[:min(n, len(r.First))])
 	if own := m.own(); own != nil {

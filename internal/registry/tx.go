@@ -251,6 +251,9 @@ func (tx *Tx) putGrant(k, other kind, e entry.Entry) error {
 	}
 	m := grantMessage(&e)
 	old, err := tx.grant(k, e.ID)
+	if err := tx.checkRights(&old, &e); err != nil {
+		return err
+	}
 	switch {
 	case err == nil:
 		if was := entry.ContentHash(&old); was != hash {
@@ -273,6 +276,21 @@ func (tx *Tx) putGrant(k, other kind, e entry.Entry) error {
 	key := keyOf(kindContent, hex.EncodeToString(hash[:]))
 	if w, written := tx.writes[key]; written && w.deleted || !written && !tx.s.owns(hash, e.ID) {
 		tx.write(key, write{value: &statev1.EntryContent{EntryId: e.ID}, entry: &e})
+	}
+	return nil
+}
+
+// checkRights refuses new rights over servers for an ID that a rule can make: the
+// rights follow from the ID alone. was is the entry before, or zero.
+func (tx *Tx) checkRights(was, is *entry.Entry) error {
+	if !is.Admin && !is.Downstream || was.SPIFFEID == is.SPIFFEID && was.Admin == is.Admin && was.Downstream == is.Downstream {
+		return nil
+	}
+	for r := range tx.Snapshot().Rules("") {
+		if r.Rule.Template.Matches(is.SPIFFEID) {
+			return fault.New(fault.Invalid, "entry_under_rule", "the rule %q can give out %q as well, so the entry cannot be admin or downstream", r.ID, is.SPIFFEID).
+				Fix("use an ID that no rule gives out")
+		}
 	}
 	return nil
 }

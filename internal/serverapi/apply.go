@@ -194,9 +194,6 @@ func (a applies) put(tx *registry.Tx, owner string, e *entry.Entry, now time.Tim
 			return nil, err
 		}
 	}
-	if err := checkNoRule(tx, e); err != nil {
-		return nil, err
-	}
 	if old == nil {
 		return &applyv1.Outcome{Action: applyv1.Outcome_ACTION_CREATE, Id: named}, store(*e)
 	}

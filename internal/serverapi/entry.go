@@ -128,9 +128,6 @@ func (a entries) create(tx *registry.Tx, in *spiretypes.Entry, now time.Time) (*
 	case fault.KindOf(err) != fault.NotFound:
 		return nil, err
 	}
-	if err := checkNoRule(tx, &e); err != nil {
-		return nil, err
-	}
 	return &e, tx.PutEntry(e)
 }
 
@@ -189,9 +186,6 @@ func (a entries) update(tx *registry.Tx, in *spiretypes.Entry, mask *spiretypes.
 	case err == nil && same.ID != e.ID:
 		return nil, fault.New(fault.Exists, "entry_exists", "an entry with this parent, SPIFFE ID and selectors exists: %q", same.ID)
 	case err != nil && fault.KindOf(err) != fault.NotFound:
-		return nil, err
-	}
-	if err := checkNoRule(tx, &e); err != nil {
 		return nil, err
 	}
 	return &e, tx.PutEntry(e)

@@ -245,17 +245,3 @@ func (s *Server) ruled(e *entry.Entry, facts map[string]string, now time.Time) (
 	}
 	return id, nil
 }
-
-// checkNoRule refuses rights over this server for an ID that a rule can give out.
-func checkNoRule(tx *registry.Tx, e *entry.Entry) error {
-	if !e.Admin && !e.Downstream {
-		return nil
-	}
-	for r := range tx.Snapshot().Rules("") {
-		if r.Rule.Template.Matches(e.SPIFFEID) {
-			return fault.New(fault.Invalid, "entry_under_rule", "the rule %q can give out %q as well, so the entry cannot be admin or downstream", r.ID, e.SPIFFEID).
-				Fix("use an ID that no rule gives out")
-		}
-	}
-	return nil
-}

@@ -257,7 +257,7 @@ func TestRulesGiveNoRights(t *testing.T) {
 	agent := r.agent()
 	admin := entryUnder(agent.id, "/user/ann/admin")
 	admin.Admin = true
-	r.create(admin)
+	made := r.create(admin)[0]
 	rule := r.rule(ruleUnder(agent.id, "spiffe://example.org/user/{unix.user}/{unix.program}")).Rule
 	resp, err := issuev1.NewIssueClient(r.connect(&agent)).X509(t.Context(), &issuev1.X509Request{Items: []*issuev1.X509Item{
 		{GrantId: rule.Id, Facts: map[string]string{"unix.user": "ann", "unix.program": "admin"}, Csr: newCSR(t, newKey(t))}}})
@@ -272,6 +272,12 @@ func TestRulesGiveNoRights(t *testing.T) {
 		if err != nil || codes.Code(created.Results[0].Status.Code) != codes.InvalidArgument || !strings.Contains(created.Results[0].Status.Message, rule.Id) {
 			t.Errorf("an admin under a rule: %v, %v", created, err)
 		}
+	}
+	// What was an administrator before the rule can still be changed.
+	admin.Id, admin.Hint = made.Id, "h"
+	changed, err := api.BatchUpdateEntry(t.Context(), &entryv1.BatchUpdateEntryRequest{Entries: []*spiretypes.Entry{admin}, InputMask: &spiretypes.EntryMask{Hint: true}})
+	if err != nil || codes.Code(changed.Results[0].Status.Code) != codes.OK {
+		t.Errorf("an administrator's hint: %v, %v", changed, err)
 	}
 	plain := r.create(entryUnder(agent.id, "/user/bob/admin"))[0]
 	plain.Admin = true

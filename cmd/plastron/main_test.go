@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -63,6 +64,11 @@ func TestScripts(t *testing.T) {
 			env.Defer(func() { os.RemoveAll(dir) })
 			env.Setenv("TMPDIR", dir)
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
+			me, err := user.Current()
+			if err != nil {
+				return err
+			}
+			env.Setenv("USERNAME", me.Username)
 			env.Setenv("XDG_RUNTIME_DIR", "")
 			return nil
 		},
@@ -158,6 +164,11 @@ func TestMistakes(t *testing.T) {
 		{"server entry update -entryID a -jwtSVIDTTL -1", "-x509SVIDTTL, -jwtSVIDTTL and -entryExpiry must not be negative\n  Fix: see plastron server entry update -h"},
 		{"server entry update -data - -admin", "-data and -admin exclude each other\n  Fix: see plastron server entry update -h"},
 		{"server entry delete", "-entryID or -file is required\n  Fix: see plastron server entry delete -h"},
+		{"server rule create -selector a:b", "-idTemplate is required\n  Fix: see plastron server rule create -h"},
+		{"server rule create -selector a:b -idTemplate x", "-parentID is required\n  Fix: see plastron server rule create -h"},
+		{"server rule create -parentID a -idTemplate x", "at least one -selector is required\n  Fix: see plastron server rule create -h"},
+		{"server rule create -selector a:b -parentID a -idTemplate x -ruleExpiry -1", "-x509SVIDTTL, -jwtSVIDTTL and -ruleExpiry must not be negative\n  Fix: see plastron server rule create -h"},
+		{"server rule delete", "-ruleID is required\n  Fix: see plastron server rule delete -h"},
 		{"server logger set", "-level is required\n  Fix: see plastron server logger set -h"},
 		{"server logger set -level loud", "the value \"loud\" of -level is none of panic, fatal, error, warn, info, debug, trace\n  Fix: see plastron server logger set -h"},
 		{"server token generate -ttl 0", "-ttl must be positive\n  Fix: see plastron server token generate -h"},

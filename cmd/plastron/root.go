@@ -24,6 +24,8 @@ func (p *program) root() *cobra.Command {
 				p.agentListCommand(), p.agentShowCommand(), p.agentCountCommand(), p.agentEvictCommand(), p.agentBanCommand(), p.agentUnbanCommand(), p.agentPurgeCommand()),
 			group("entry", "Registrations: which process gets which identity",
 				p.entryCreateCommand(), p.entryUpdateCommand(), p.entryShowCommand(), p.entryDeleteCommand(), p.entryCountCommand(), p.entryWhyCommand()),
+			group("rule", "Rules: identities named after facts about the process",
+				p.ruleCreateCommand(), p.ruleShowCommand(), p.ruleDeleteCommand()),
 			group("token", "Join tokens for new agents", p.tokenGenerateCommand()),
 			group("bundle", "Trust bundles, the server's own and those of other trust domains",
 				p.bundleShowCommand(), p.bundleListCommand(), p.bundleCountCommand(), p.bundleSetCommand(), p.bundleDeleteCommand()),

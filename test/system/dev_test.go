@@ -28,7 +28,8 @@ func TestDevShowsAVerifiedIdentity(t *testing.T) {
 	if err != nil {
 		t.Fatalf("plastron dev -- true: %v\n%s", err, out)
 	}
-	for _, want := range []string{"fetched its own identity through that socket and verified it", "spiffe://dev.local/user/" + me.Username + "\n", "selector unix:uid:" + me.Uid} {
+	for _, want := range []string{"fetched its own identity through that socket and verified it", "spiffe://dev.local/user/" + me.Username + "/plastron\n", "selector unix:uid:" + me.Uid,
+		"./web would get spiffe://dev.local/user/" + me.Username + "/web.", "Programs of one interpreter\nshare an ID"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("dev did not print %q:\n%s", want, out)
 		}

@@ -283,11 +283,19 @@ func (w *watch) first(ctx context.Context, at peer, stderr io.Writer) (*workload
 
 // waitingFor says why there is no identity yet.
 func waitingFor(at peer, err error) string {
+	said := "an entry with a fitting selector gives it one"
+	row := rowOf(status.Convert(err))
+	if row != nil {
+		said = fmt.Sprintf("%s (%s)", row.Message, row.Reason)
+	}
 	switch status.Code(err) {
 	case codes.PermissionDenied:
 		self, _ := os.Executable()
-		return fmt.Sprintf("waiting for an identity: %s has none for this process (uid %d, %s); an entry with a fitting selector gives it one", at.name, os.Getuid(), self)
+		return fmt.Sprintf("waiting for an identity: %s has none for this process (uid %d, %s); %s", at.name, os.Getuid(), self, said)
 	case codes.Unavailable:
+		if row != nil {
+			return fmt.Sprintf("waiting for an identity: %s: %s", at.name, said)
+		}
 		return fmt.Sprintf("waiting for %s: %s", at.name, why(probe(context.Background(), at.path)))
 	}
 	return fmt.Sprintf("waiting for %s: %s", at.name, status.Convert(err).Message())

@@ -47,9 +47,9 @@ over it.`,
 }
 
 func (p *program) agentValidateCommand() *cobra.Command {
-	return p.validateCommand("agent", func(c *cobra.Command) (*configFile, func() error) {
-		_, file, load := agentConfig(c)
-		return file, load
+	return p.validateCommand("agent", func(c *cobra.Command) (*configFile, func() error, func() []string) {
+		cfg, file, load := agentConfig(c)
+		return file, load, cfg.Warnings
 	})
 }
 

@@ -130,14 +130,27 @@ func (f *configFile) overruled(role string) (notes []string) {
 }
 
 // validateCommand is run without the running: the same flags, the same judgement.
-func (p *program) validateCommand(role string, load func(*cobra.Command) (*configFile, func() error)) *cobra.Command {
-	c := &cobra.Command{Use: "validate", Short: "Check the " + role + "'s configuration without running it; all faults are told at once"}
+func (p *program) validateCommand(role string, load func(*cobra.Command) (file *configFile, check func() error, warnings func() []string)) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "validate",
+		Short: "Check the " + role + "'s configuration without running it; all faults are told at once",
+		Long: "Checks the " + role + `'s configuration without running it, and tells all faults at once. Of what
+works but may surprise, and of files that cannot be used on this machine, it warns;
+that leaves the exit status at 0.`,
+	}
 	out := outputFlag(c.Flags())
-	file, check := load(c)
+	file, check, warn := load(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		err := check()
 		notes := file.overruled(role)
+		var warnings []string
+		if err == nil {
+			warnings = warn()
+		}
 		if *out == pretty {
+			for _, text := range warnings {
+				fmt.Fprintf(p.stderr, "Warning: %s\n", text)
+			}
 			for _, note := range notes {
 				fmt.Fprintf(p.stderr, "Note: %s\n", note)
 			}
@@ -158,6 +171,9 @@ func (p *program) validateCommand(role string, load func(*cobra.Command) (*confi
 		reply := map[string]any{"valid": err == nil, "faults": all}
 		if len(notes) > 0 {
 			reply["notes"] = notes
+		}
+		if len(warnings) > 0 {
+			reply["warnings"] = warnings
 		}
 		if err := json.NewEncoder(p.stdout).Encode(reply); err != nil {
 			return err

@@ -35,9 +35,9 @@ func (p *program) serverRunCommand() *cobra.Command {
 }
 
 func (p *program) serverValidateCommand() *cobra.Command {
-	return p.validateCommand("server", func(c *cobra.Command) (*configFile, func() error) {
-		_, file, load := serverConfig(c)
-		return file, load
+	return p.validateCommand("server", func(c *cobra.Command) (*configFile, func() error, func() []string) {
+		cfg, file, load := serverConfig(c)
+		return file, load, func() []string { return cfg.Warnings(c.Context()) }
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/doctor"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -29,6 +31,35 @@ type Subject struct {
 	Config  *Config               // nil: it is not known
 	Running *statusv1.AgentStatus // nil: it does not answer
 	Err     error                 // why it does not
+}
+
+// Warnings says what the agent will log of settings that work but may surprise,
+// and which files it could not read on this machine. It only reads.
+func (c *Config) Warnings() (out []string) {
+	a, err := New(*c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil // the faults come first
+	}
+	set := a.cfg.Agent
+	unread := func(key string, err error) {
+		if err != nil {
+			out = append(out, fmt.Sprintf("%s: on this machine: %s", key, fault.MessageOf(err)))
+		}
+	}
+	if set.InsecureBootstrap {
+		out = append(out, "agent.insecure_bootstrap: whoever answers first at the server's address is trusted")
+	}
+	if set.TrustBundlePath != "" {
+		_, err := readBundle(set)
+		unread("agent.trust_bundle_path", err)
+	}
+	_, err = set.joinToken()
+	unread("agent.join_token_file", err)
+	if a.attestor != jointoken.Name {
+		_, err = a.prover.Prover("")
+		unread(fmt.Sprintf("plugins.NodeAttestor %q", a.attestor), err)
+	}
+	return out
 }
 
 // AdminSocketPath is where an agent with this configuration has its admin socket.

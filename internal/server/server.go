@@ -12,9 +12,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -260,14 +262,22 @@ func (c *Config) warnings(p *plan) (out []string) {
 	return out
 }
 
-// Warnings says of each setting that works but may surprise what the server will
-// log about it.
-func (c *Config) Warnings() []string {
+// Warnings says what the server will log of settings that work but may surprise,
+// and which files it could not read on this machine. It only reads.
+func (c *Config) Warnings(ctx context.Context) []string {
 	p, err := c.plan()
 	if err != nil {
-		return nil
+		return nil // the faults come first
 	}
-	return c.warnings(&p)
+	out := c.warnings(&p)
+	env := nodeattest.Env{TrustDomain: c.Server.TrustDomain.TrustDomain, Log: slog.New(slog.DiscardHandler),
+		Roots: func() []*x509.Certificate { return nil }}
+	for _, name := range slices.Sorted(maps.Keys(p.attestors)) {
+		if _, err := p.attestors[name].Open(ctx, env); err != nil {
+			out = append(out, fmt.Sprintf("plugins.NodeAttestor %q: on this machine: %s", name, fault.MessageOf(err)))
+		}
+	}
+	return out
 }
 
 // serverID is a random name that this server keeps in its data directory.

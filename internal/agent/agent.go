@@ -34,6 +34,7 @@ import (
 	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/serverlink"
+	"github.com/plastron/plastron/internal/systemd"
 	"github.com/plastron/plastron/internal/workloadapi"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -41,6 +42,9 @@ import (
 
 // Version is what an agent reports to the server.
 const Version = "0.1.0"
+
+// socketName is what the Workload API's socket is called in a socket unit.
+const socketName = "workload"
 
 // Agent is made by New and runs once.
 type Agent struct {
@@ -180,8 +184,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopHealth()
+	passed, err := systemd.Socket(socketName)
+	if err != nil {
+		return err
+	}
 	api, err := workloadapi.Open(workloadapi.Config{
-		SocketPath: a.cfg.Agent.SocketPath, TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Mirror: m, Attestors: attestors, Via: a.via,
+		SocketPath: a.cfg.Agent.SocketPath, Passed: passed, TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Mirror: m, Attestors: attestors, Via: a.via,
 		AllowUnauthenticatedVerifiers: a.cfg.Agent.AllowUnauthenticatedVerifiers,
 		AllowedForeignJWTClaims:       a.cfg.Agent.AllowedForeignJWTClaims,
 		Health:                        func() error { return monitor.Ready(checks) },
@@ -210,6 +218,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	// agent knows what there is (WEP-6-c).
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return api.Run(ctx) })
+	// Ready for the service manager is not in step with the server: a node must start
+	// without one.
+	if err := systemd.Notify(systemd.Ready); err != nil {
+		a.log.Warn("the service manager was not told", "err", err)
+	}
+	context.AfterFunc(ctx, func() { _ = systemd.Notify(systemd.Stopping) })
+	g.Go(func() error { systemd.Watchdog(ctx, func() { m.Stats() }); return nil })
 	g.Go(func() error { return l.identity.Run(ctx) })
 	if admin != nil {
 		g.Go(func() error { return admin.Run(ctx) })

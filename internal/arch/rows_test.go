@@ -15,7 +15,7 @@ var rows = [...][]string{
 	2:  {"identity", "strictjson", "reason", "logging"},
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "store", "monitor"},
-	5:  {"process", "serverlink", "localsocket", "rpc"},
+	5:  {"process", "systemd", "serverlink", "localsocket", "rpc"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror"},

@@ -83,6 +83,10 @@ func Listen(path string, to Access, bind func(path string) (Bound, error)) (*Lis
 	return &Listener{l, path, made}, nil
 }
 
+// Adopt takes over a listener that a service manager has made, with the file that
+// it has in the file system: that file is the manager's.
+func Adopt(l net.Listener) *Listener { return &Listener{Listener: l, path: l.Addr().String()} }
+
 // Bind is the plain way to bind.
 func Bind(path string) (Bound, error) {
 	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
@@ -94,6 +98,9 @@ func (l *Listener) Path() string { return l.path }
 // Close stops listening and removes the socket, unless another's is there by now (W40).
 func (l *Listener) Close() error {
 	err := l.Listener.Close()
+	if l.made == nil {
+		return err
+	}
 	if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.made) {
 		err = errors.Join(err, os.Remove(l.path))
 	}

@@ -46,6 +46,33 @@ func Listen(path string, via Via) (*Listener, error) {
 	return &Listener{UnixListener: l.(*net.UnixListener), Via: via}, nil
 }
 
+// Adopt listens on a socket that another process has made. It takes over f.
+func Adopt(f *os.File, via Via) (*Listener, error) {
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	unixl, ok := l.(*net.UnixListener)
+	var listens, passes int
+	if ok {
+		var raw syscall.RawConn
+		if raw, err = unixl.SyscallConn(); err == nil {
+			err = raw.Control(func(fd uintptr) {
+				listens, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+				passes, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED)
+			})
+		}
+	}
+	if !ok || err != nil || listens == 0 || passes == 0 {
+		l.Close()
+		return nil, fault.New(fault.Precondition, "socket_refused",
+			"the socket that was passed is not one that listens, by a path, and tells who writes").
+			Fix("set ListenStream= to a path, and PassCredentials=yes, in the socket unit").Because(err)
+	}
+	return &Listener{UnixListener: unixl, Via: via}, nil
+}
+
 // peer finds the process that connected c. The steps, in this order:
 //
 //  1. the kernel's record of the connecting process: number, user, group;

@@ -4,7 +4,9 @@ package process
 
 import (
 	"context"
+	"errors"
 	"net"
+	"os"
 
 	"github.com/plastron/plastron/internal/fault"
 )
@@ -22,6 +24,9 @@ func Open(int) (*Process, error) { return nil, errUnsupported }
 
 // Listen opens a unix socket whose connections know their process.
 func Listen(string, Via) (*Listener, error) { return nil, errUnsupported }
+
+// Adopt listens on a socket that another process has made.
+func Adopt(f *os.File, _ Via) (*Listener, error) { return nil, errors.Join(errUnsupported, f.Close()) }
 
 // Check returns nil as long as the process lives and is what it was.
 func (p *Process) Check() error { return errUnsupported }

@@ -31,6 +31,7 @@ import (
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
+	"github.com/plastron/plastron/internal/systemd"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 )
@@ -199,9 +200,17 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return errors.Join(err, listener.Close())
 	}
 	defer stopMetrics()
+	background.Go(func() error {
+		systemd.Watchdog(loops, func() { reg.View(func(*registry.Snapshot) {}) })
+		return nil
+	})
+	context.AfterFunc(serving, func() { _ = systemd.Notify(systemd.Stopping) })
 	return api.Run(serving, listener, set.SocketPath, func() {
 		s.log.InfoContext(ctx, "server ready", "trust_domain", td.Name(), "peer", s.addr.String(), "dir", set.DataDir)
 		close(s.ready)
+		if err := systemd.Notify(systemd.Ready); err != nil {
+			s.log.WarnContext(ctx, "the service manager was not told", "err", err)
+		}
 	})
 }
 

@@ -16,10 +16,12 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
 	"github.com/plastron/plastron/api/plastron/why/v1"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/process"
@@ -63,7 +65,8 @@ type waits struct {
 
 // Config is what the socket stands on.
 type Config struct {
-	SocketPath  string // at most 107 bytes
+	SocketPath  string   // at most 107 bytes
+	Passed      *os.File // a socket at SocketPath that a service manager made; nil: it is made
 	TrustDomain spiffeid.TrustDomain
 	Mirror      *mirror.Mirror
 	Attestors   []Attestor // all are asked; at least one
@@ -105,15 +108,31 @@ func Open(cfg Config) (*Server, error) {
 	if cfg.waits == (waits{}) {
 		cfg.waits = waits{request: 10 * time.Second, send: 30 * time.Second, reattest: 5 * time.Minute}
 	}
-	l, err := localsocket.Listen(cfg.SocketPath, localsocket.Public(), func(path string) (localsocket.Bound, error) {
-		return process.Listen(path, cfg.Via)
-	})
+	l, err := cfg.listen()
 	if err != nil {
 		return nil, err
 	}
 	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{},
 		refusals: &refusals{seen: map[refusal]*tally{}}, outcomes: outcomes{by: map[string]uint64{}},
 		contain: rpc.Guard{Log: cfg.Log}, meter: rpc.Meter{Tell: cfg.Call}}, nil
+}
+
+func (c *Config) listen() (*localsocket.Listener, error) {
+	if c.Passed == nil {
+		return localsocket.Listen(c.SocketPath, localsocket.Public(), func(path string) (localsocket.Bound, error) {
+			return process.Listen(path, c.Via)
+		})
+	}
+	l, err := process.Adopt(c.Passed, c.Via)
+	if err != nil {
+		return nil, err
+	}
+	if at := l.Addr().String(); at != c.SocketPath {
+		return nil, errors.Join(fault.New(fault.Precondition, "socket_refused",
+			"the socket that was passed is at %q, the configuration says %q", at, c.SocketPath).
+			Fix("let socket_path and ListenStream= in the socket unit name the same path"), l.Close())
+	}
+	return localsocket.Adopt(l), nil
 }
 
 // Close removes the socket of a server that does not run.

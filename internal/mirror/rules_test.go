@@ -177,6 +177,7 @@ func TestRuleJWT(t *testing.T) { // R52
 	bubble(t, func(t *testing.T, s *mirrortest.Server, m *mirror.Mirror) {
 		s.Put(s.Rule("r", "/user/{unix.user}", "unix:uid:1"))
 		<-m.Synced()
+		synctest.Wait()
 		get := func(user string) (mirror.JWT, error) {
 			return m.JWT(t.Context(), entry.Matched{GrantID: "r", Facts: map[string]string{"unix.user": user}}, []string{"x"})
 		}

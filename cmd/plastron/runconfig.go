@@ -106,6 +106,8 @@ func flagKey(role, flag string) string {
 		return "server.bind_port"
 	case flag == "trustBundle":
 		return "agent.trust_bundle_path"
+	case flag == "trustBundleUrl":
+		return "agent.trust_bundle_url"
 	}
 	var key strings.Builder
 	for _, c := range flag {

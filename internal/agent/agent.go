@@ -60,6 +60,8 @@ type Agent struct {
 	metrics   *monitor.Metrics // nil: nobody can read them
 	count     counters
 	route     *serverlink.Route
+	asked     asked
+	webRoots  *x509.CertPool // by which a bundle's URL is trusted; nil: those of the machine
 
 	own    atomic.Pointer[credential]    // the SVID in use; nil before the first attestation
 	bundle atomic.Pointer[bundle.Bundle] // the own trust domain's, as last known

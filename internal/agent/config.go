@@ -22,6 +22,7 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/ticket"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
 const maxServers = 100
@@ -82,6 +83,13 @@ type Settings struct {
 	TrustBundlePath string `hcl:"trust_bundle_path"`
 	// TrustBundleFormat is pem (default) or spiffe.
 	TrustBundleFormat string `hcl:"trust_bundle_format"`
+	// TrustBundleURL is where the roots are fetched: https, or http over
+	// TrustBundleUnixSocket, at which a local program answers.
+	TrustBundleURL        string `hcl:"trust_bundle_url"`
+	TrustBundleUnixSocket string `hcl:"trust_bundle_unix_socket"`
+	// TrustBundleWorkloadAPI is the address of another agent's Workload API, such as
+	// unix:///run/parent.sock, that gives the trust domain's bundle.
+	TrustBundleWorkloadAPI string `hcl:"trust_bundle_spiffe_workload_api"`
 	// TrustBundleHash is the SHA-256, in hex, of the DER of one of the roots.
 	TrustBundleHash string `hcl:"trust_bundle_hash"`
 	// InsecureBootstrap trusts whoever answers first. For trying things out only.
@@ -124,20 +132,17 @@ type Settings struct {
 	LogSourceLocation bool   `hcl:"log_source_location"`
 
 	// Keys of SPIRE that are not offered yet. Each is refused with a sentence.
-	AuthorizedDelegates    config.Node `hcl:"authorized_delegates"`
-	AvailabilityTarget     config.Node `hcl:"availability_target"`
-	DisableSDSAPI          config.Node `hcl:"disable_sds_api"`
-	DisableWorkloadAPI     config.Node `hcl:"disable_workload_api"`
-	Experimental           config.Node `hcl:"experimental"`
-	LogSelectors           config.Node `hcl:"log_selectors"`
-	ProfilingEnabled       config.Node `hcl:"profiling_enabled"`
-	ProfilingFreq          config.Node `hcl:"profiling_freq"`
-	ProfilingNames         config.Node `hcl:"profiling_names"`
-	ProfilingPort          config.Node `hcl:"profiling_port"`
-	SDS                    config.Node `hcl:"sds"`
-	TrustBundleUnixSocket  config.Node `hcl:"trust_bundle_unix_socket"`
-	TrustBundleURL         config.Node `hcl:"trust_bundle_url"`
-	TrustBundleWorkloadAPI config.Node `hcl:"trust_bundle_spiffe_workload_api"`
+	AuthorizedDelegates config.Node `hcl:"authorized_delegates"`
+	AvailabilityTarget  config.Node `hcl:"availability_target"`
+	DisableSDSAPI       config.Node `hcl:"disable_sds_api"`
+	DisableWorkloadAPI  config.Node `hcl:"disable_workload_api"`
+	Experimental        config.Node `hcl:"experimental"`
+	LogSelectors        config.Node `hcl:"log_selectors"`
+	ProfilingEnabled    config.Node `hcl:"profiling_enabled"`
+	ProfilingFreq       config.Node `hcl:"profiling_freq"`
+	ProfilingNames      config.Node `hcl:"profiling_names"`
+	ProfilingPort       config.Node `hcl:"profiling_port"`
+	SDS                 config.Node `hcl:"sds"`
 }
 
 // addresses returns where the servers are.
@@ -209,13 +214,20 @@ func (c *Config) validate() error {
 		also("trust_bundle_hash", err)
 	}
 	sources := 0
-	for _, given := range []bool{s.TrustBundlePath != "", s.TrustBundleHash != "", s.InsecureBootstrap} {
+	for _, given := range []bool{s.TrustBundlePath != "", s.TrustBundleHash != "", s.TrustBundleURL != "", s.TrustBundleWorkloadAPI != "", s.InsecureBootstrap} {
 		if given {
 			sources++
 		}
 	}
-	check(sources > 0 || s.Ticket != "", "trust_bundle_path, trust_bundle_hash or insecure_bootstrap: one must be set, so that the server can be recognised")
-	check(sources < 2, "trust_bundle_path, trust_bundle_hash and insecure_bootstrap exclude each other") // F28
+	check(sources > 0 || s.Ticket != "", "trust_bundle_path, trust_bundle_url, trust_bundle_spiffe_workload_api, trust_bundle_hash or insecure_bootstrap: one must be set, so that the server can be recognised")
+	check(sources < 2, "trust_bundle_path, trust_bundle_url, trust_bundle_spiffe_workload_api, trust_bundle_hash and insecure_bootstrap exclude each other") // F28
+	if s.TrustBundleURL != "" {
+		also("trust_bundle_url", checkBundleURL(s))
+	}
+	check(s.TrustBundleUnixSocket == "" || s.TrustBundleURL != "", "trust_bundle_unix_socket: needs trust_bundle_url")
+	if s.TrustBundleWorkloadAPI != "" {
+		also("trust_bundle_spiffe_workload_api", workloadapi.ValidateAddress(s.TrustBundleWorkloadAPI))
+	}
 	switch s.RebootstrapMode {
 	case string(agentid.Never), string(agentid.Auto):
 	case "always":
@@ -283,9 +295,6 @@ func (c *Config) notOffered() []notOffered {
 		row(s.ProfilingNames, "profiling_names", remove),
 		row(s.ProfilingPort, "profiling_port", remove),
 		row(s.SDS, "sds", "remove the block"),
-		row(s.TrustBundleUnixSocket, "trust_bundle_unix_socket", "use trust_bundle_path or trust_bundle_hash"),
-		row(s.TrustBundleURL, "trust_bundle_url", "use trust_bundle_path or trust_bundle_hash"),
-		row(s.TrustBundleWorkloadAPI, "trust_bundle_spiffe_workload_api", "use trust_bundle_path or trust_bundle_hash"),
 	}
 }
 

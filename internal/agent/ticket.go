@@ -59,7 +59,7 @@ func (c *Config) withTicket() (Config, joining, error) {
 			}
 		}
 	}
-	if s.TrustBundlePath == "" && s.TrustBundleHash == "" {
+	if s.TrustBundlePath == "" && s.TrustBundleHash == "" && s.TrustBundleURL == "" && s.TrustBundleWorkloadAPI == "" {
 		for _, root := range t.Roots {
 			j.roots = append(j.roots, root)
 		}

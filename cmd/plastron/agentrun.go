@@ -41,6 +41,13 @@ over it.`,
 		if err != nil {
 			return err
 		}
+		go func() {
+			select {
+			case <-a.Ready(): // what is read only at the start has been read
+				a.GiveUpRights()
+			case <-c.Context().Done():
+			}
+		}()
 		return a.Run(c.Context())
 	}
 	return c

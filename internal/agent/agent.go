@@ -145,6 +145,36 @@ func (a *Agent) plug(p config.Plugin) error {
 // Ready is closed once the agent serves and knows what it is granted.
 func (a *Agent) Ready() <-chan struct{} { return a.ready }
 
+// rights returns what the configured plugins need, once the agent is at work.
+func (a *Agent) rights() (need process.Right) {
+	for _, p := range a.attestors {
+		if r, ok := p.config.(interface{ ReadsPrograms() bool }); ok && r.ReadsPrograms() {
+			need |= process.SeePrograms | process.ReadPrograms
+		}
+	}
+	if a.attestor != jointoken.Name {
+		need |= process.ReadPrograms // of what the node proves itself with, next time
+	}
+	return need
+}
+
+// GiveUpRights gives up, for the whole process, every capability that the agent
+// does not need once it is Ready, and says what it cannot do by those it never had.
+func (a *Agent) GiveUpRights() {
+	need := a.rights()
+	if err := process.KeepOnly(need); err != nil {
+		a.log.Info("capabilities that are not needed are kept", "err", err)
+	}
+	if need&process.SeePrograms == 0 {
+		return
+	}
+	if !process.Has(process.SeePrograms) {
+		a.log.Warn("without CAP_SYS_PTRACE the selectors unix:path and unix:sha256 cannot be read of other users' processes")
+	} else if !process.Has(process.ReadPrograms) {
+		a.log.Warn("without CAP_DAC_READ_SEARCH the selectors unix:path and unix:sha256 cannot be read of programs that this user may not read or reach")
+	}
+}
+
 // SocketPath returns where the Workload API is served.
 func (a *Agent) SocketPath() string { return a.cfg.Agent.SocketPath }
 

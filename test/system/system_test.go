@@ -41,6 +41,7 @@ func TestMain(m *testing.M) {
 	}
 	plastron = filepath.Join(dir, "plastron")
 	build := exec.Command("go", "build", "-o", plastron, "github.com/plastron/plastron/cmd/plastron")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is released
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "build plastron:", err)

@@ -53,6 +53,9 @@ type Config struct {
 	WorkloadSizeLimit int64 `hcl:"workload_size_limit"`
 }
 
+// ReadsPrograms reports whether the attestor looks at the programs of processes.
+func (c *Config) ReadsPrograms() bool { return c.DiscoverWorkloadPath }
+
 // Open returns an attestor. It acquires nothing.
 func (c *Config) Open(context.Context) (workload.Attestor, error) {
 	return &Attestor{

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/mirror"
@@ -278,4 +279,27 @@ func TestOneUserCannotCrowdOutOthers(t *testing.T) {
 		t.Errorf("%v of %d calls each failed", failed, each)
 	}
 	t.Logf("%v of %d calls each failed; %+v", failed, each, s.api.Stats())
+}
+
+// R40, R42: an open stream is its opener's; what becomes another program or
+// another user in the meantime is sent nothing more, and the stream ends by the clock.
+func TestOpenStreamOfWhoChanges(t *testing.T) {
+	s := newScene(t, process.Auto, func(c *workloadapi.Config) { c.Hurry(time.Minute, time.Minute, 50*time.Millisecond) })
+	for name, change := range map[string]string{"another program": "exec " + s.other, "another user": fmt.Sprintf("setuid %d", attacker)} {
+		uid := uint32(victim)
+		if name == "another user" {
+			s.server.Put(s.server.Grant("root", "/victim", "unix:uid:0"))
+			uid = 0 // who may become another
+		}
+		c := s.start(t, uid)
+		var got string
+		until(t, func() bool { // the grant may still be on its way
+			got = c.asks()
+			return got == theirs
+		})
+		c.do("%s", change)
+		if got := c.reads(); !strings.Contains(got, "peer_changed") {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
 }

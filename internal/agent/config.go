@@ -112,7 +112,9 @@ type Settings struct {
 	// X509SVIDCacheMaxSize is how many X.509-SVIDs are kept ready that nobody has
 	// asked for yet. Default 1000.
 	X509SVIDCacheMaxSize int `hcl:"x509_svid_cache_max_size"`
-	// JWTSVIDCacheMaxSize is how many JWT-SVIDs are remembered. Default 1000.
+	// JWTSVIDCacheMaxSize is for how many pairs of an identity and a set of audiences the
+	// JWT-SVID is remembered, and renewed while somebody asks for it. Past that, the
+	// identity that has the most loses the one unused for longest. Default 1000.
 	JWTSVIDCacheMaxSize int `hcl:"jwt_svid_cache_max_size"`
 	// WorkloadKeyType is the type of workloads' keys: ec-p256.
 	WorkloadKeyType string `hcl:"workload_x509_svid_key_type"`

@@ -368,5 +368,10 @@ func (m *machine) newTrust(p *syncv1.Bundle) (*trust, []string) {
 	return t, bad
 }
 
+// goodKey reports whether tokens of that key may be handed out.
+func (t *trust) goodKey(keyID string) bool {
+	return slices.ContainsFunc(t.bundle.JWT, func(a bundle.JWTAuthority) bool { return a.KeyID == keyID && !a.Tainted })
+}
+
 // empty reports whether a bundle holds no trust domain, because it was malformed.
 func (t *trust) empty() bool { return t.bundle.TrustDomain == spiffeid.TrustDomain{} }

@@ -117,6 +117,16 @@ func (m *machine) rematch(g *group, now time.Time) {
 	}
 }
 
+// gives returns the identity that a grant gives for these facts, if it does.
+func (m *machine) gives(grantID string, facts map[string]string, now time.Time) (spiffeid.ID, entry.Entry, bool) {
+	g := m.grants[grantID]
+	if g == nil || !g.serves(now) {
+		return spiffeid.ID{}, entry.Entry{}, false
+	}
+	id, _, bad := g.entry.Grants(facts)
+	return id, g.entry, bad == nil
+}
+
 // view says what a group is given now. It looks at the clock itself, so that
 // nothing expired leaves even if a tick is late.
 func (m *machine) view(g *group, now time.Time) View {

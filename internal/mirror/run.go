@@ -115,7 +115,7 @@ func (m *Mirror) Report(n int) Report {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r := m.machine.report(n)
-	r.JWTSVIDs = len(m.tokens.held)
+	r.JWTSVIDs = m.tokens.held()
 	return r
 }
 
@@ -209,6 +209,9 @@ func (m *Mirror) step(what any) effects {
 	if fx.keysGone {
 		m.tokens.drop(m.machine.goodKey)
 	}
+	if fx.keysGone || what == any(connected{}) {
+		m.tokens.retry()
+	}
 	if fx.own != nil && m.cfg.OwnBundle != nil {
 		m.cfg.OwnBundle(fx.own)
 	}
@@ -233,16 +236,23 @@ func (m *Mirror) step(what any) effects {
 		m.batch <- fx.sign // the machine asks for one batch at a time, so there is room
 	}
 	if what != any(tick{}) {
-		select {
-		case m.kick <- struct{}{}:
-		default:
-		}
+		m.look()
 	}
 	return fx
 }
 
-// ticks steps the machine when something is due.
+// look has what is due looked for.
+func (m *Mirror) look() {
+	select {
+	case m.kick <- struct{}{}:
+	default:
+	}
+}
+
+// ticks steps the machine, and renews tokens, when something is due.
 func (m *Mirror) ticks(ctx context.Context) {
+	var workers sync.WaitGroup
+	defer workers.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -256,6 +266,9 @@ func (m *Mirror) ticks(ctx context.Context) {
 		if now := wallClock(); !now.Before(next) || now.Before(last) {
 			m.step(tick{})
 			next, _ = m.nextTick()
+		}
+		if token := m.renewTokens(ctx, &workers); token.Before(next) {
+			next = token
 		}
 		timer.Reset(min(max(next.Sub(wallClock()), 0), pulse))
 	}
@@ -488,48 +501,34 @@ type JWT struct {
 
 var errGrantGone = fault.New(fault.Denied, "grant_gone", "no identity issued")
 
-// refreshWait is how long a caller waits for a better token than the one that
-// is still good.
-const refreshWait = time.Second
-
-// JWT returns a token of a grant for an exact set of audiences, from the cache
-// or signed now. The caller has seen the grant in its View.
+// JWT returns a token of a grant for an exact set of audiences. While one that
+// was signed before is good, nobody waits for the server: it is renewed without
+// the caller. The caller has seen the grant in its View.
 func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []string) (JWT, error) {
 	grantID, facts := matched.GrantID, matched.Facts
+	key := askKey(grantID, facts, audience)
 	for {
 		m.mu.Lock()
 		now := wallClock()
-		g := m.machine.grants[grantID]
-		if g == nil || !g.serves(now) {
+		id, e, ok := m.machine.gives(grantID, facts, now)
+		if !ok {
 			m.mu.Unlock()
 			return JWT{}, errGrantGone
 		}
-		id, _, bad := g.entry.Grants(facts) // it may have changed since
-		if bad != nil {
-			m.mu.Unlock()
-			return JWT{}, errGrantGone
-		}
-		out := JWT{GrantID: grantID, ID: id, Hint: g.entry.Hint}
-		key := tokenKey(grantID, g.entry.Revision, facts, audience)
-		held, old := m.tokens.find(key, now)
-		if held != nil && !old {
+		out := JWT{GrantID: grantID, ID: id, Hint: e.Hint}
+		single := e.JWTIncludeJTI // each such token is one of a kind
+		if held := m.tokens.find(key, subject{id, e.Revision}, now); held != nil && !single {
 			m.mu.Unlock()
 			out.Token = held.text
 			return out, nil
 		}
-		single := g.entry.JWTIncludeJTI // each such token is one of a kind
 		done := m.asking[key]
 		if done == nil && !single {
 			m.asking[key] = make(chan struct{})
 		}
-		own := m.machine.own()
 		m.mu.Unlock()
 
 		if done != nil && !single { // someone is at it
-			if held != nil {
-				out.Token = held.text
-				return out, nil
-			}
 			select {
 			case <-done:
 				continue
@@ -537,63 +536,92 @@ func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []stri
 				return JWT{}, ctx.Err()
 			}
 		}
-		tok, err := m.signJWT(ctx, grantID, facts, out.ID, audience, own, held != nil)
+		tok, err := m.signJWT(ctx, grantID, facts, audience)
 		if !single {
 			m.mu.Lock()
 			close(m.asking[key])
 			delete(m.asking, key)
 			if err == nil && m.machine.goodKey(tok.keyID) {
-				m.tokens.keep(key, tok)
+				m.tokens.keep(grantID, facts, audience, tok, wallClock())
 			}
 			m.mu.Unlock()
+			m.look()
 		}
-		switch {
-		case err == nil:
-			out.Token = tok.text
-			return out, nil
-		case held != nil:
-			out.Token = held.text // still good
-			return out, nil
+		if err != nil {
+			return JWT{}, err
 		}
-		return JWT{}, err
+		out.Token = tok.text
+		return out, nil
 	}
 }
 
-// signJWT has a token signed and verifies it before anyone sees it (R36).
-func (m *Mirror) signJWT(ctx context.Context, grantID string, facts map[string]string, id spiffeid.ID, audience []string, own *trust, refresh bool) (*token, error) {
-	if own == nil {
-		return nil, fault.New(fault.Unavailable, "not_synced", "the agent has not been told yet what there is")
+// renewTokens begins the renewals that are due and returns when to look again.
+func (m *Mirror) renewTokens(ctx context.Context, workers *sync.WaitGroup) time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := wallClock()
+	asks, next := m.tokens.due(now, tokenWorkers, func(a *ask) (subject, bool) {
+		id, e, ok := m.machine.gives(a.grantID, a.facts, now)
+		return subject{id, e.Revision}, ok && !e.JWTIncludeJTI
+	})
+	for _, a := range asks {
+		a.busy = true
+		workers.Go(func() { m.renewToken(ctx, a) })
 	}
-	if refresh {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, refreshWait)
-		defer cancel()
+	return next
+}
+
+func (m *Mirror) renewToken(ctx context.Context, a *ask) {
+	tok, err := m.signJWT(ctx, a.grantID, a.facts, a.audience)
+	if err != nil && ctx.Err() == nil {
+		m.cfg.Log.Debug("token was not renewed", "grant", a.grantID, "reason", fault.ReasonOf(err), "err", err)
+	}
+	m.mu.Lock()
+	a.busy = false
+	switch {
+	case err == nil && m.machine.goodKey(tok.keyID):
+		m.tokens.renewed(a, tok)
+	case err == nil: // tainted in this moment; it is tried again at once
+	default:
+		m.tokens.failed(a, err, wallClock(), random())
+	}
+	m.mu.Unlock()
+	m.look()
+}
+
+// signJWT has a token signed and verifies it before anyone sees it (R36).
+func (m *Mirror) signJWT(ctx context.Context, grantID string, facts map[string]string, audience []string) (*token, error) {
+	m.mu.Lock()
+	id, e, ok := m.machine.gives(grantID, facts, wallClock())
+	m.mu.Unlock()
+	if !ok {
+		return nil, errGrantGone
 	}
 	r, err := m.cfg.Link.JWT(ctx, grantID, facts, audience)
 	if err != nil {
 		return nil, err
 	}
-	tok := &token{text: r.Token, issuedAt: wallClock()}
-	keys := func(td spiffeid.TrustDomain, keyID string) (crypto.PublicKey, bool) {
-		tok.keyID = keyID
-		if td != m.cfg.TrustDomain {
-			return nil, false
-		}
-		return own.bundle.JWTKey(keyID)
+	m.mu.Lock()
+	own, skew := m.machine.own(), m.machine.ledger.skew // the bundle may have changed meanwhile
+	m.mu.Unlock()
+	if own == nil {
+		return nil, fault.New(fault.Unavailable, "not_synced", "the agent has not been told yet what there is")
 	}
-	claims, err := svid.ValidateJWT(r.Token, audience, keys, tok.issuedAt)
+	tok := &token{text: r.Token, of: subject{id, e.Revision}, issuedAt: wallClock()}
+	claims, err := verifyJWT(tok, own, audience, tok.issuedAt)
 	if err != nil {
-		m.mu.Lock()
-		theirs := tok.issuedAt.Add(m.machine.ledger.skew)
-		m.mu.Unlock()
-		if _, then := svid.ValidateJWT(r.Token, audience, keys, theirs); then == nil {
+		if _, then := verifyJWT(tok, own, audience, tok.issuedAt.Add(skew)); then == nil {
 			return nil, reason.ClockSkew.Because(err)
 		}
 		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token that does not verify").Because(err)
 	}
-	if claims.ID != id || tokenKey("", 0, nil, claims.Audience) != tokenKey("", 0, nil, audience) {
+	if claims.ID != id || audienceKey(claims.Audience) != audienceKey(audience) {
 		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token for another identity or audience")
 	}
+	if !own.goodKey(tok.keyID) {
+		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token with a key that is tainted")
+	}
 	tok.expiresAt = claims.Expiry
+	tok.renewAt = tok.issuedAt.Add(jitter(tok.expiresAt.Sub(tok.issuedAt)/2, random(), 0))
 	return tok, nil
 }

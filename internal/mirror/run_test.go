@@ -468,14 +468,16 @@ func TestRevisionGoesBack(t *testing.T) {
 		}
 		sub := m.Subscribe(selectors("unix:uid:1"))
 		defer sub.Close()
-		old := mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a" }).Identities[0]
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a" })
+		time.Sleep(5 * time.Second) // it may have been signed for an earlier revision first
+		old, signed := sub.View().Identities[0], s.Calls().Signed
 		s.Restore()
 		g.DnsNames = []string{"a.test"}
 		s.Put(g)
 		mirrortest.Until(t, sub, func(v mirror.View) bool { return string(v.Identities[0].Chain) != string(old.Chain) })
 		time.Sleep(5 * time.Second)
-		if n := s.Calls().Signed; n != 2 {
-			t.Errorf("%d signatures, want one for each content", n)
+		if n := s.Calls().Signed - signed; n != 1 {
+			t.Errorf("%d signatures more, want one for the new content", n)
 		}
 	})
 }
@@ -574,8 +576,8 @@ func TestJWT(t *testing.T) {
 			t.Error("a token with a jti was handed out twice")
 		}
 		// Half of its life over: renewed; with the server away the good one is given.
-		time.Sleep(3 * time.Minute)
 		s.Down(true)
+		time.Sleep(3 * time.Minute)
 		if get("a", "x", "y") != first {
 			t.Error("a good token was withheld")
 		}

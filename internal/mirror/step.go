@@ -189,12 +189,6 @@ func (m *machine) own() *trust { return m.bundles[m.td.Name()] }
 
 // goodKey reports whether tokens of that key may be handed out.
 func (m *machine) goodKey(keyID string) bool {
-	if own := m.own(); own != nil {
-		for _, a := range own.bundle.JWT {
-			if a.KeyID == keyID {
-				return !a.Tainted
-			}
-		}
-	}
-	return false
+	own := m.own()
+	return own != nil && own.goodKey(keyID)
 }

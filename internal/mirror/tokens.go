@@ -1,82 +1,248 @@
 package mirror
 
 import (
+	"cmp"
+	"crypto"
 	"encoding/binary"
+	"maps"
 	"slices"
 	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// tokens caches JWT-SVIDs.
+// tokenWorkers is how many tokens are renewed at a time, without anyone waiting.
+const tokenWorkers = 4
+
+// tokens are the JWT-SVIDs that workloads have asked for, so that the next to
+// ask has one at once, and is renewed one before it ends.
 type tokens struct {
-	size int
-	held map[string]*token
-	uses uint64
+	size  int
+	asked map[string]*ask // by askKey
+	turns uint64
+
+	failures int       // of the way to the server, in a row
+	notYet   time.Time // no renewal before
+}
+
+// ask is one identity and set of audiences that a workload asked for lately.
+type ask struct {
+	key, identity string // identity: the part of key that names whose token it is
+	grantID       string
+	facts         map[string]string // of a rule
+	audience      []string
+
+	token    *token        // nil: none that may be handed out
+	life     time.Duration // of its last token
+	used     time.Time     // by a workload
+	turn     uint64
+	busy     bool // its renewal is under way
+	failures int
+	notYet   time.Time
 }
 
 // token is one JWT-SVID.
 type token struct {
 	text                string
 	keyID               string
+	of                  subject
 	issuedAt, expiresAt time.Time
-	lastUse             uint64
+	renewAt             time.Time
 }
 
-func newTokens(size int) *tokens { return &tokens{size: size, held: map[string]*token{}} }
+// subject is what a grant gave when the token was asked for.
+type subject struct {
+	id       spiffeid.ID
+	revision uint64 // of the grant
+}
 
-// tokenKey names a token: grant, its revision, the facts that fill it, and the
-// exact set of audiences.
-// Every part carries its length, so that no two sets share a key (R52, RG48).
-func tokenKey(grantID string, revision uint64, facts map[string]string, audience []string) string {
+// usable reports whether the token may be handed out for what its grant gives now (R35, R52).
+func (t *token) usable(of subject, now time.Time) bool {
+	return t != nil && t.of == of && now.Before(endOf(t.issuedAt, t.expiresAt))
+}
+
+func newTokens(size int) *tokens { return &tokens{size: size, asked: map[string]*ask{}} }
+
+// askKey names what is asked for: grant, the facts that fill it, and the exact
+// set of audiences. With the grant's revision, which the token itself carries, it
+// is what R52 asks for. Every part carries its length, so that no two asks share a key (RG48).
+func askKey(grantID string, facts map[string]string, audience []string) string {
+	return identityKey(grantID, facts) + audienceKey(audience)
+}
+
+func identityKey(grantID string, facts map[string]string) string {
+	return string(appendPart(appendPart(nil, grantID), factsKey(facts)))
+}
+
+func audienceKey(audience []string) string {
 	audience = slices.Clone(audience)
 	slices.Sort(audience)
-	audience = slices.Compact(audience)
 	var b []byte
-	for _, part := range append([]string{grantID, factsKey(facts)}, audience...) {
-		b = binary.AppendUvarint(b, uint64(len(part)))
-		b = append(b, part...)
+	for _, a := range slices.Compact(audience) {
+		b = appendPart(b, a)
 	}
-	return string(binary.AppendUvarint(b, revision))
+	return string(b)
 }
 
-// find returns a token that may be handed out now, and whether it should be
-// replaced: half of its life is over.
-func (t *tokens) find(key string, now time.Time) (tok *token, old bool) {
-	tok = t.held[key]
-	if tok == nil {
-		return nil, true
-	}
-	if !now.Before(endOf(tok.issuedAt, tok.expiresAt)) {
-		delete(t.held, key)
-		return nil, true
-	}
-	t.uses++
-	tok.lastUse = t.uses
-	// A token from the future was cached by a clock that has been put back since (R107).
-	return tok, now.Sub(tok.issuedAt) > tok.expiresAt.Sub(tok.issuedAt)/2 || now.Before(tok.issuedAt)
+func appendPart(b []byte, part string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(part))), part...)
 }
 
-// keep remembers a token, at the cost of the one that was not used for longest.
-func (t *tokens) keep(key string, tok *token) {
-	t.uses++
-	tok.lastUse = t.uses
-	t.held[key] = tok
-	if len(t.held) <= t.size {
-		return
+// find returns the token that may be handed out now, or nil, and notes that
+// somebody asked for it.
+func (t *tokens) find(key string, of subject, now time.Time) *token {
+	a := t.asked[key]
+	if a == nil {
+		return nil
 	}
-	oldest := key
-	for k, other := range t.held {
-		if other.lastUse < t.held[oldest].lastUse {
-			oldest = k
+	t.turns++
+	a.used, a.turn = now, t.turns
+	if !a.token.usable(of, now) {
+		return nil
+	}
+	return a.token
+}
+
+// keep remembers a token that a workload asked for.
+func (t *tokens) keep(grantID string, facts map[string]string, audience []string, tok *token, now time.Time) {
+	key := askKey(grantID, facts, audience)
+	a := t.asked[key]
+	if a == nil {
+		a = &ask{key: key, identity: identityKey(grantID, facts), grantID: grantID, facts: maps.Clone(facts), audience: slices.Clone(audience)}
+		t.asked[key] = a
+	}
+	t.turns++
+	a.used, a.turn = now, t.turns
+	t.renewed(a, tok)
+	if len(t.asked) > t.size {
+		t.evict()
+	}
+}
+
+func (t *tokens) renewed(a *ask, tok *token) {
+	a.token, a.life, a.failures, a.notYet = tok, tok.expiresAt.Sub(tok.issuedAt), 0, time.Time{}
+	t.failures, t.notYet = 0, time.Time{}
+}
+
+// evict gives up one ask: of the identity that has the most, the one that was not
+// used for longest. So one workload that asks for ever new audiences takes no
+// other's place.
+func (t *tokens) evict() {
+	count := map[string]int{}
+	most := 0
+	for _, a := range t.asked {
+		count[a.identity]++
+		most = max(most, count[a.identity])
+	}
+	var oldest *ask
+	for _, a := range t.asked {
+		if count[a.identity] == most && (oldest == nil || a.turn < oldest.turn) {
+			oldest = a
 		}
 	}
-	delete(t.held, oldest)
+	delete(t.asked, oldest.key)
 }
 
-// drop forgets every token whose key is not good any more.
+// drop forgets every token whose key is not good any more. What was asked for is
+// remembered, so that it is signed anew.
 func (t *tokens) drop(good func(keyID string) bool) {
-	for k, tok := range t.held {
-		if !good(tok.keyID) {
-			delete(t.held, k)
+	for _, a := range t.asked {
+		if a.token != nil && !good(a.token.keyID) {
+			a.token = nil
 		}
 	}
+}
+
+// retry lets renewals begin at once: the server is back, or its keys have changed.
+func (t *tokens) retry() {
+	t.failures, t.notYet = 0, time.Time{}
+	for _, a := range t.asked {
+		a.notYet = time.Time{}
+	}
+}
+
+// failed decides when a renewal is tried again.
+func (t *tokens) failed(a *ask, err error, now time.Time, seed uint64) {
+	switch fault.KindOf(err) {
+	case fault.Unavailable, fault.Exhausted, fault.Internal: // the next would most likely fail too
+		t.failures++
+		t.notYet = now.Add(backoff(t.failures, signFloor, signCeiling, seed, 0))
+	default:
+		a.failures++
+		a.notYet = now.Add(backoff(a.failures, grantFloor, grantCeiling, seed, 0))
+	}
+}
+
+// held counts the tokens that may be handed out.
+func (t *tokens) held() (n int) {
+	for _, a := range t.asked {
+		if a.token != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// due picks what to renew now, so that at most n renewals are under way, the
+// soonest to end first, and says when to look again. gives says what the grant
+// gives now, if it may be cached. What nobody has asked for during a token's whole
+// life ends with the token.
+func (t *tokens) due(now time.Time, n int, gives func(*ask) (subject, bool)) (asks []*ask, next time.Time) {
+	next = now.Add(statusInterval)
+	soon := func(at time.Time) {
+		if at.Before(next) {
+			next = at
+		}
+	}
+	busy := 0
+	for key, a := range t.asked {
+		of, there := gives(a)
+		unused := now.Sub(a.used) > a.life
+		if a.token != nil && !now.Before(endOf(a.token.issuedAt, a.token.expiresAt)) {
+			a.token = nil
+		}
+		switch {
+		case !there, unused && a.token == nil && !a.busy:
+			delete(t.asked, key)
+		case a.busy:
+			busy++
+		case a.token != nil && a.token.of == of && !due(a.token.renewAt, now, a.life):
+			soon(a.token.renewAt)
+		case unused:
+			soon(endOf(a.token.issuedAt, a.token.expiresAt))
+		case !due(a.notYet, now, grantCeiling):
+			soon(a.notYet)
+		default:
+			asks = append(asks, a)
+		}
+	}
+	if len(asks) > 0 && !due(t.notYet, now, signCeiling) {
+		soon(t.notYet)
+		return nil, next
+	}
+	slices.SortFunc(asks, func(a, b *ask) int {
+		return cmp.Or(a.end().Compare(b.end()), cmp.Compare(a.turn, b.turn))
+	})
+	return asks[:min(len(asks), max(n-busy, 0))], next // the end of each renewal has us look again
+}
+
+// end is the zero time of an ask without a token: it comes first.
+func (a *ask) end() time.Time {
+	if a.token == nil {
+		return time.Time{}
+	}
+	return a.token.expiresAt
+}
+
+// verifyJWT checks a token that the server signed, and notes whose key it was.
+func verifyJWT(tok *token, own *trust, audience []string, now time.Time) (svid.Claims, error) {
+	return svid.ValidateJWT(tok.text, audience, func(td spiffeid.TrustDomain, keyID string) (crypto.PublicKey, bool) {
+		tok.keyID = keyID
+		if td != own.bundle.TrustDomain {
+			return nil, false
+		}
+		return own.bundle.JWTKey(keyID)
+	}, now)
 }

@@ -53,3 +53,20 @@ type Keeper interface {
 type Config interface {
 	Open(ctx context.Context) (Keeper, error)
 }
+
+// Sealer is what a keeper is besides if its keys outlive the process: it locks
+// data away under a key that it keeps.
+type Sealer interface {
+	// Seal encrypts plain, so that only who holds the kept key of that id can read it,
+	// and nobody else can change it unseen. bound is not stored: Unseal needs the same.
+	// A key that seals is used for nothing else.
+	Seal(ctx context.Context, id string, plain, bound []byte) ([]byte, error)
+	// Unseal returns what Seal was given: fault.NotFound without the key,
+	// fault.Precondition if it was sealed with another key or bound, or was changed.
+	Unseal(ctx context.Context, id string, sealed, bound []byte) ([]byte, error)
+}
+
+// NotSealed is what Unseal returns for what does not open.
+func NotSealed(id string) error {
+	return fault.New(fault.Precondition, "seal_broken", "it was not sealed with the key %q for this purpose, or was changed since", id)
+}

@@ -77,6 +77,7 @@ func config(t *testing.T) keys.Config { return &Config{Path: filepath.Join(direc
 func TestContract(t *testing.T) {
 	keystest.Run(t, config)
 	keystest.RunDurable(t, config)
+	keystest.RunSealer(t, config)
 }
 
 func TestFile(t *testing.T) {

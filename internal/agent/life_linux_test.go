@@ -6,10 +6,13 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -432,4 +435,111 @@ func TestBootstrap(t *testing.T) {
 			t.Errorf("Run() = %v", err)
 		}
 	})
+}
+
+// gate is a way to the server that can be closed: new connections are refused and
+// those that are open end.
+type gate struct {
+	t        *testing.T
+	to, addr string
+	mu       sync.Mutex // guards everything below
+	listener net.Listener
+	conns    map[net.Conn]bool
+	passed   int
+}
+
+func newGate(t *testing.T, to string) *gate {
+	g := &gate{t: t, to: to, conns: map[net.Conn]bool{}, addr: "127.0.0.1:0"}
+	g.open()
+	t.Cleanup(g.close)
+	return g
+}
+
+func (g *gate) open() {
+	g.t.Helper()
+	l, err := net.Listen("tcp", g.addr)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.mu.Lock()
+	g.listener, g.addr = l, l.Addr().String()
+	g.mu.Unlock()
+	go func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", g.to)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			g.mu.Lock()
+			g.conns[in], g.conns[out] = true, true
+			g.passed++
+			g.mu.Unlock()
+			go func() { io.Copy(in, out); in.Close() }()
+			go func() { io.Copy(out, in); out.Close() }()
+		}
+	}()
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.listener.Close()
+	for c := range g.conns {
+		c.Close()
+	}
+	clear(g.conns)
+}
+
+func (g *gate) used() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.conns) > 0
+}
+
+func (g *gate) count() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.passed
+}
+
+// An agent of two servers keeps to one, goes to the other when that one is gone,
+// and does not come back of itself. What is served goes on.
+func TestSeveralServers(t *testing.T) {
+	d := newDomain(t)
+	gates := []*gate{newGate(t, d.addr), newGate(t, d.addr)}
+	cfg := d.agentConfig()
+	cfg.Agent.ServerAddress, cfg.Agent.ServerPort = "", 0
+	cfg.Agent.ServerAddresses = []string{gates[0].addr, gates[1].addr}
+	a, stop := d.agent(cfg)
+	defer stop()
+	d.entry("/web")
+	w, served := watch(t, a, "/web"), []string{"/web"}
+	entry := func(path string) {
+		t.Helper()
+		d.entry(path)
+		served = append(served, path)
+		slices.Sort(served)
+		until(t, w, served...)
+	}
+	for round := range 3 {
+		kept := slices.IndexFunc(gates, (*gate).used)
+		if kept < 0 {
+			t.Fatal("the agent has no connection")
+		}
+		other := gates[1-kept]
+		before := other.count()
+		gates[kept].close()
+		entry(fmt.Sprintf("/away%d", round))
+		gates[kept].open()
+		back := gates[kept].count()
+		entry(fmt.Sprintf("/back%d", round))
+		if other.count() == before || gates[kept].count() != back {
+			t.Errorf("round %d: %d connections to the other server, %d back to the first", round, other.count()-before, gates[kept].count()-back)
+		}
+	}
 }

@@ -156,7 +156,7 @@ func checkChain(t *tree) []string {
 var parties = map[string][]string{
 	"github.com/spiffe/go-spiffe/v2/spiffeid":              {"*"},
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload": {"internal/workloadapi", "cmd", "test"},
-	"github.com/spiffe/go-spiffe/v2/workloadapi":          {"internal/agent", "cmd", "examples", "test"},
+	"github.com/spiffe/go-spiffe/v2/workloadapi":           {"internal/agent", "cmd", "examples", "test"},
 	"github.com/spiffe/go-spiffe/v2":                       {"cmd", "examples", "test"},
 
 	"google.golang.org/grpc": {"internal/api", "api", "internal/serverlink", "internal/rpc", "internal/serverapi",

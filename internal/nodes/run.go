@@ -45,7 +45,10 @@ type Config struct {
 	// Issuer signs agents' certificates.
 	Issuer func(now time.Time) (*svid.X509Issuer, error)
 	TTL    time.Duration // of an agent's certificate
-	Log    *slog.Logger
+	// ReattestPeriod bounds the life of a certificate whose agent has to attest again
+	// for the next; 0: TTL alone does.
+	ReattestPeriod time.Duration
+	Log            *slog.Logger
 }
 
 // Engine admits, renews, bans and forgets nodes. All methods may be called concurrently.
@@ -126,7 +129,11 @@ func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Chall
 
 	// 3. The certificate, unsigned.
 	now := time.Now()
-	prepared, release, err := e.prepare(id, key, now)
+	ttl := e.cfg.TTL
+	if evidence.CanReattest && e.cfg.ReattestPeriod > 0 {
+		ttl = min(ttl, e.cfg.ReattestPeriod)
+	}
+	prepared, release, err := e.prepare(id, key, now, ttl)
 	if err != nil {
 		return Admitted{}, err
 	}
@@ -201,7 +208,7 @@ func (e *Engine) Renew(ctx context.Context, p Presented, csr []byte) (Admitted, 
 		return Admitted{}, err
 	}
 	now := time.Now()
-	prepared, release, err := e.prepare(p.ID, key, now)
+	prepared, release, err := e.prepare(p.ID, key, now, e.cfg.TTL)
 	if err != nil {
 		return Admitted{}, err
 	}
@@ -556,7 +563,7 @@ func (e *Engine) ofAnother(kind, path string) bool {
 
 // prepare lints an agent's certificate and reserves its key for the agent.
 // release gives the key back if the certificate is not issued after all.
-func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time) (p *svid.PreparedX509, release func(), err error) {
+func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time, ttl time.Duration) (p *svid.PreparedX509, release func(), err error) {
 	if err := e.checkAuthorities(key); err != nil {
 		return nil, nil, err
 	}
@@ -564,7 +571,7 @@ func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time) (p *
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err = issuer.Prepare(svid.Leaf{ID: id, Key: key, NotBefore: now.Add(-svid.Backdate), NotAfter: now.Add(e.cfg.TTL)})
+	p, err = issuer.Prepare(svid.Leaf{ID: id, Key: key, NotBefore: now.Add(-svid.Backdate), NotAfter: now.Add(ttl)})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -75,6 +75,10 @@ type Settings struct {
 	// AgentTTL is the lifetime of agents' certificates. An agent that is away
 	// longer has to attest again. Default: default_x509_svid_ttl.
 	AgentTTL config.Duration `hcl:"agent_ttl"`
+	// AgentReattestPeriod bounds how long an agent goes on when its node can no longer
+	// prove itself, for attestors whose proof is good more than once: such agents attest
+	// again at half of it. Default: agent_ttl.
+	AgentReattestPeriod config.Duration `hcl:"agent_reattest_period"`
 
 	// AdminIDs have an operator's rights over TCP. One of another trust domain
 	// needs the bundle of that domain to be known.
@@ -170,6 +174,7 @@ func (c *Config) plan() (plan, error) {
 	check(time.Duration(s.DefaultX509SVIDTTL) >= time.Second, "server.default_x509_svid_ttl: %s is shorter than a second", s.DefaultX509SVIDTTL)
 	check(time.Duration(s.DefaultJWTSVIDTTL) >= time.Second, "server.default_jwt_svid_ttl: %s is shorter than a second", s.DefaultJWTSVIDTTL)
 	check(s.RulePairsPerAgent > 0, "server.rule_pairs_per_agent: %d is less than 1", s.RulePairsPerAgent)
+	check(s.AgentReattestPeriod.Or(time.Second) >= time.Second, "server.agent_reattest_period: %s is shorter than a second", s.AgentReattestPeriod)
 	check(s.AgentTTL.Or(time.Second) >= time.Second, "server.agent_ttl: %s is shorter than a second", s.AgentTTL)
 	check(time.Duration(s.CATTL) >= authority.MinTTL && time.Duration(s.CATTL)%time.Second == 0,
 		"server.ca_ttl: %s is shorter than %s or not whole seconds", s.CATTL, authority.MinTTL)

@@ -146,7 +146,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	engine := nodes.New(nodes.Config{
 		TrustDomain: td, Registry: reg, Audit: trail, Verifiers: verifiers, Issuer: auth.X509,
-		TTL: set.AgentTTL.Or(time.Duration(set.DefaultX509SVIDTTL)), Log: s.log,
+		TTL: set.AgentTTL.Or(time.Duration(set.DefaultX509SVIDTTL)), ReattestPeriod: time.Duration(set.AgentReattestPeriod), Log: s.log,
 	})
 
 	// 4. Loops. They outlive the API, which drains through them.

@@ -185,6 +185,38 @@ func TestX509PoPEvicted(t *testing.T) {
 	d.waitServed()
 }
 
+// A node whose evidence is gone loses its identity within the re-attestation
+// period, however long agents' certificates live otherwise.
+func TestX509PoPEvidenceGone(t *testing.T) {
+	d := newDeployment(t)
+	pki := newNodePKI(d)
+	pki.node("node-1")
+	d.serverOptions = `agent_ttl = "1h"
+  agent_reattest_period = "6s"`
+	d.attestBy(`NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "` + d.path("nodes-ca.pem") + `"
+    agent_path_template = "/x509pop/cn/{{ .Subject.CommonName }}" } }`)
+	d.startServer()
+	d.startAgent("")
+	d.createEntry("spiffe://"+d.trustDomain+"/spire/agent/x509pop/cn/node-1", "/web", nil, mine())
+	d.waitServed()
+	if end := d.agents()[0].X509SvidExpiresAt; time.Until(time.Unix(end, 0)) > 6*time.Second {
+		t.Errorf("the agent's certificate ends at %v", time.Unix(end, 0))
+	}
+	for _, name := range []string{"node.pem", "node-key.pem"} {
+		if err := os.Remove(d.path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-d.agent.done:
+	case <-time.After(patience):
+		t.Fatal("the agent goes on without evidence")
+	}
+	if out := d.agent.Output(); !strings.Contains(out, "mend what the node proves itself with") {
+		t.Errorf("it does not say what to do:\n%s", out)
+	}
+}
+
 // TestX509PoPBySVID exchanges a workload's SVID for an agent's identity.
 func TestX509PoPBySVID(t *testing.T) {
 	d := newDeployment(t)

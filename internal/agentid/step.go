@@ -15,13 +15,14 @@ type Machine struct {
 	seed uint64
 	fx   *Effects // of the step under way
 
-	own      *Own     // in use, or kept for a better clock; nil: none yet
-	trusted  bool     // roots are held
-	asked    bool     // the configured source was asked, and nobody has been found to be ours since
-	refused  error    // the server's word against own
-	standing Standing // of own's authority
-	held     bool     // there was an SVID in this life: failures are waited out
-	again    bool     // the server wants a new attestation
+	own      *Own          // in use, or kept for a better clock; nil: none yet
+	trusted  bool          // roots are held
+	asked    bool          // the configured source was asked, and no server has been tried since
+	askedAt  time.Duration // boot clock
+	refused  error         // the server's word against own
+	standing Standing      // of own's authority
+	held     bool          // there was an SVID in this life: failures are waited out
+	again    bool          // the server wants a new attestation
 
 	renewAt   time.Time     // by the wall clock
 	renewBoot time.Duration // by the boot clock; 0: only the wall clock counts
@@ -69,6 +70,9 @@ func (m *Machine) Step(e Event) Effects {
 	case Ended:
 		if foreign(what.Err) && m.foreign == 0 {
 			m.foreign = max(m.boot, 1)
+		}
+		if m.asked && m.boot-m.askedAt >= m.RebootstrapDelay {
+			m.asked = false // what the source gave then was of no use, perhaps now
 		}
 		if m.own != nil && what.Serial == m.own.Serial {
 			m.refuse(what.Err)
@@ -147,7 +151,8 @@ func (m *Machine) done(d Done) {
 	}
 	switch d.Kind {
 	case Bootstrap:
-		m.trusted, m.asked, m.unsaved, m.notBefore = true, true, true, 0
+		m.trusted, m.unsaved, m.notBefore = true, true, 0
+		m.asked, m.askedAt = true, m.boot
 		m.fx.Redial = true // every connection is judged by the new roots
 	case Save:
 		m.unsaveds = 0
@@ -199,7 +204,7 @@ func (m *Machine) failed(kind Kind, err error) {
 	}
 	m.failures++
 	if kind == Bootstrap && m.trusted {
-		m.asked = true // what is held is tried again first
+		m.asked, m.askedAt = m.ended() || m.due(), m.boot // if there is something to try first, it is with what is held
 	} else if foreign(err) {
 		m.asked = false
 	}

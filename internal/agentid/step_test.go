@@ -80,7 +80,6 @@ func (w *world) sign(age time.Duration) *Own {
 
 // feed gives one event to the machine and sees that what must always hold does.
 func (w *world) feed(what any) {
-	w.t.Helper()
 	had := w.machine.own
 	fx := w.machine.Step(Event{Now: w.time.Add(w.skew), Boot: w.boot, Seed: w.rnd.Uint64(), What: what})
 	w.fx, w.wait = fx, fx.Wait
@@ -111,7 +110,6 @@ func (w *world) feed(what any) {
 
 // run lets a time pass.
 func (w *world) run(d time.Duration) {
-	w.t.Helper()
 	for end := w.boot + d; w.boot < end && w.stop == nil; {
 		if job := w.going; job.Kind != None {
 			w.pass(50 * time.Millisecond)
@@ -232,7 +230,7 @@ func TestEveryStateHasAWayOut(t *testing.T) { // R54, R56, R107
 	owns := []string{"absent", "fresh", "past half", "expired"}
 	bundles := []string{"good", "stale", "absent"}
 	servers := []string{"ok", "away", "foreign", "evidence", ReasonExpired, ReasonNotAttested, ReasonNotActive, ReasonMustReattest, ReasonBanned}
-	skews := []time.Duration{0, 10 * 365 * 24 * time.Hour, -10 * 365 * 24 * time.Hour, -50 * time.Minute}
+	skews := []time.Duration{0, 10 * 365 * 24 * time.Hour, -50 * time.Minute}
 	sources := []string{"current", "old", "away", "none"}
 	rows, stops := 0, map[string]int{}
 	for _, own := range owns {
@@ -246,7 +244,7 @@ func TestEveryStateHasAWayOut(t *testing.T) { // R54, R56, R107
 							}
 							rows++
 							name := fmt.Sprintf("own %s, bundle %s, server %s, clock %v, source %s, repeatable %v", own, roots, server, skew, source, repeatable)
-							s := Settings{Source: source != "none", Rebootstrap: Auto, Remedy: "do this"}
+							s := Settings{Source: source != "none", Rebootstrap: Auto, RebootstrapDelay: 2 * time.Minute, Remedy: "do this"}
 							w := newWorld(t, uint64(rows), repeatable)
 							w.server, w.source, w.skew = server, source, skew
 							w.good = roots == "good"
@@ -263,10 +261,10 @@ func TestEveryStateHasAWayOut(t *testing.T) { // R54, R56, R107
 								held.Stored, w.spent = true, true
 							}
 							w.begin(s, held, roots != "absent")
-							const trouble = 10 * time.Minute
+							const trouble = 3 * time.Minute
 							w.run(trouble)
 							total := w.jobs[Bootstrap] + w.jobs[Attest] + w.jobs[Renew]
-							if total > 80 {
+							if total > 40 {
 								t.Fatalf("%s: %d attempts in %v", name, total, trouble)
 							}
 							if server == "foreign" || server == "away" || server == "evidence" {

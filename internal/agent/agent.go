@@ -204,12 +204,22 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	defer link.Close()
 
+	kept, err := a.openCache(keeper)
+	if err != nil {
+		return err
+	}
 	l := newLife(ctx, a, dir, keeper, link)
+	l.cache = kept
+	var changed func(bool)
+	if kept != nil {
+		changed = kept.changed
+	}
 	m := mirror.New(mirror.Config{
 		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Link: mirrorLink{link, l}, Version: Version,
 		CacheSize: a.cfg.Agent.X509SVIDCacheMaxSize, JWTCacheSize: a.cfg.Agent.JWTSVIDCacheMaxSize,
-		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Hint: link.Hint, Log: a.log,
+		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Changed: changed, Hint: link.Hint, Log: a.log,
 	})
+	kept.restore(ctx, m, a.own.Load(), a.bundle.Load())
 	checks := a.needs(m.Stats)
 	stopHealth, err := a.showHealth(ctx, m.Stats, checks)
 	if err != nil {
@@ -258,6 +268,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	context.AfterFunc(ctx, func() { _ = systemd.Notify(systemd.Stopping) })
 	g.Go(func() error { systemd.Watchdog(ctx, func() { m.Stats() }); return nil })
 	g.Go(func() error { return l.identity.Run(ctx) })
+	if kept != nil {
+		g.Go(func() error { kept.run(ctx, m, a.own.Load); return nil })
+	}
 	if admin != nil {
 		g.Go(func() error { return admin.Run(ctx) })
 	}
@@ -344,7 +357,10 @@ type heard struct {
 func (h *heard) Recv() (*syncv1.ServerMessage, error) {
 	m, err := h.Stream.Recv()
 	if err == nil {
-		h.once.Do(func() { h.life.identity.Post(agentid.Accepted{}) })
+		h.once.Do(func() {
+			h.life.identity.Post(agentid.Accepted{})
+			h.life.cache.accepted()
+		})
 	}
 	return m, err
 }

@@ -199,6 +199,7 @@ func (d *domain) agentConfig() agent.Config {
 	sum := sha256.Sum256(b.X509[0].ASN1)
 	cfg.Agent.TrustBundleHash = hex.EncodeToString(sum[:])
 	cfg.Agent.JoinToken = d.token()
+	cfg.Agent.CacheDirectory = "none" // not outside of the test's directories
 	cfg.Plugins = []config.Plugin{
 		{Type: "KeyManager", Name: "memory"}, {Type: "NodeAttestor", Name: "join_token"}, {Type: "WorkloadAttestor", Name: "unix"},
 	}

@@ -66,6 +66,13 @@ type Settings struct {
 	// DataDir holds the agent's own SVID and bundle. One agent at a time; mode 0700.
 	// Default: the working directory.
 	DataDir string `hcl:"data_dir"`
+	// CacheDirectory is where the agent keeps what it serves, sealed with a key of its
+	// KeyManager "disk", so that after a restart it serves what has not expired even
+	// while no server is there. It has to be in memory (tmpfs): a copy on disk could be
+	// opened by whoever gets the disk with the agent's keys. "none" keeps nothing. Default:
+	// $RUNTIME_DIRECTORY, for root /run/plastron/agent, else plastron in $XDG_RUNTIME_DIR; if
+	// that is not in memory, none.
+	CacheDirectory string `hcl:"cache_directory"`
 	// SocketPath is where the Workload API is served; at most 107 bytes.
 	// Default /tmp/spire-agent/public/api.sock.
 	SocketPath string `hcl:"socket_path"`
@@ -246,6 +253,7 @@ func (c *Config) validate() error {
 		also("join_token", err)
 	}
 	check(s.DataDir != "", "data_dir: must be set")
+	check(s.CacheDirectory == "" || s.CacheDirectory == noCache || filepath.IsAbs(s.CacheDirectory), "cache_directory: must be an absolute path, or none")
 	check(s.X509SVIDCacheMaxSize > 0, "x509_svid_cache_max_size: must be positive")
 	check(s.JWTSVIDCacheMaxSize > 0, "jwt_svid_cache_max_size: must be positive")
 	check(s.WorkloadKeyType == "ec-p256", "workload_x509_svid_key_type: only ec-p256 is offered")

@@ -27,6 +27,7 @@ type life struct {
 	keeper   keys.Keeper
 	link     *serverlink.Client
 	identity *agentid.Identity
+	cache    *cache // nil: nothing is kept
 
 	admitted chan struct{} // closed once there is an SVID
 	once     sync.Once
@@ -100,6 +101,7 @@ func (l *life) use(own *credential) {
 // Do implements agentid.Role.
 func (l *life) Do(ctx context.Context, job agentid.Job) (*agentid.Own, error) {
 	own, err := l.do(ctx, job)
+	l.cache.heed(err)
 	if count := l.agent.count.job; count != nil {
 		count(job.Kind, err)
 	}
@@ -125,6 +127,7 @@ func (l *life) Redial(address string) error { return l.link.Redial(address) }
 
 // Forget implements agentid.Role.
 func (l *life) Forget() error {
+	l.cache.forget()
 	return l.dir.save(l.agent.cfg.Agent.TrustDomain.TrustDomain, nil, l.agent.bundle.Load())
 }
 
@@ -299,6 +302,7 @@ func (l *life) streamEnded(err error) {
 		l.agent.log.Warn("not following the server", "reason", reason, "err", err)
 	}
 	l.lastEnd = reason
+	l.cache.heed(err)
 	if reason == "server_behind" {
 		if err := l.link.Leave(); err != nil {
 			l.agent.log.Warn("connection could not be moved", "err", err)

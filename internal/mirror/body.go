@@ -23,6 +23,7 @@ import (
 type grant struct {
 	entry  entry.Entry
 	hash   [sha256.Size]byte // of the body
+	raw    []byte            // the body, if it is to be kept
 	usable bool              // false: malformed; it counts for the sum and for nothing else
 	own    pair              // of an entry
 	ruled  map[string]*pair  // of a rule: those that are or were lately used, by factsKey
@@ -126,6 +127,7 @@ func (g *grant) serves(now time.Time) bool {
 type trust struct {
 	bundle *bundle.Bundle
 	hash   [sha256.Size]byte
+	raw    []byte // the body, if it is to be kept
 	roots  []root
 	out    Bundle
 }
@@ -156,13 +158,16 @@ func (m *machine) stage(bodies [][]byte, fx *effects) *changes {
 			continue
 		}
 		hash := sha256.Sum256(raw)
+		if !m.keeps {
+			raw = nil
+		}
 		switch b := body.GetBody().(type) {
 		case *syncv1.Body_Grant:
 			g, err := m.newGrant(b.Grant)
 			if err != nil {
 				fx.notes = append(fx.notes, note{message: "the server sent a malformed grant", id: b.Grant.GetId(), reason: err.Error()})
 			}
-			g.hash = hash
+			g.hash, g.raw = hash, raw
 			m.stageGrant(c, b.Grant.GetId(), g)
 		case *syncv1.Body_GrantRemoved:
 			m.stageGrant(c, b.GrantRemoved, nil)
@@ -171,7 +176,7 @@ func (m *machine) stage(bodies [][]byte, fx *effects) *changes {
 			for _, reason := range bad {
 				fx.notes = append(fx.notes, note{message: "the server sent a malformed key", id: b.Bundle.GetTrustDomain(), reason: reason})
 			}
-			t.hash = hash
+			t.hash, t.raw = hash, raw
 			m.stageBundle(c, b.Bundle.GetTrustDomain(), t)
 		case *syncv1.Body_BundleRemoved:
 			m.stageBundle(c, b.BundleRemoved, nil)
@@ -232,7 +237,7 @@ func (m *machine) stageUnlisted(c *changes) {
 // commit applies changes. An SVID outlives a change of its grant as long as the
 // identity is the same; it is replaced as soon as the new one is there.
 func (m *machine) commit(c *changes, ev event, dirty map[*group]bool, fx *effects) {
-	m.sum = c.sum
+	m.sum, fx.changed = c.sum, true
 	for _, id := range slices.Sorted(maps.Keys(c.grants)) {
 		before, after := m.grants[id], c.grants[id]
 		if after == nil {
@@ -240,8 +245,11 @@ func (m *machine) commit(c *changes, ev event, dirty map[*group]bool, fx *effect
 		} else {
 			m.grants[id] = after
 		}
-		if before != nil && after != nil {
-			after.adopt(before)
+		if before != nil {
+			fx.narrowed = true
+			if after != nil {
+				after.adopt(before)
+			}
 		}
 		m.regroup(id, after, ev.now, dirty)
 	}
@@ -253,6 +261,7 @@ func (m *machine) commit(c *changes, ev event, dirty map[*group]bool, fx *effect
 			m.bundles[td] = after
 		}
 		fx.keysGone = fx.keysGone || lostKeys(before, after)
+		fx.narrowed = fx.narrowed || before != nil
 		if td == m.td.Name() && after != nil {
 			fx.own = after.bundle
 			m.checkIssuers(ev.now)
@@ -344,12 +353,10 @@ func (m *machine) newTrust(p *syncv1.Bundle) (*trust, []string) {
 	var bad []string
 	t := &trust{bundle: &bundle.Bundle{TrustDomain: td, Sequence: p.GetSequence(), RefreshHint: time.Duration(p.GetRefreshHint()) * time.Second}}
 	for i, a := range p.GetX509Authorities() {
-		c, err := x509.ParseCertificate(a.GetAsn1())
-		if err != nil {
+		if _, err := x509.ParseCertificate(a.GetAsn1()); err != nil {
 			bad = append(bad, fmt.Sprintf("X.509 authority %d: %v", i, err))
 			continue
 		}
-		t.roots = append(t.roots, root{certificate: c, tainted: a.GetTainted()})
 		t.bundle.X509 = append(t.bundle.X509, bundle.X509Authority{ASN1: a.GetAsn1(), Tainted: a.GetTainted()})
 	}
 	for _, a := range p.GetJwtAuthorities() {
@@ -364,8 +371,19 @@ func (m *machine) newTrust(p *syncv1.Bundle) (*trust, []string) {
 		}
 		t.bundle.JWT = append(t.bundle.JWT, key)
 	}
-	t.out = Bundle{TrustDomain: td, X509: t.bundle.X509DER(), JWKS: t.bundle.MarshalJWKS(), Keys: t.bundle}
+	t.take(t.bundle)
 	return t, bad
+}
+
+// take makes the forms of a bundle whose certificates can be read.
+func (t *trust) take(b *bundle.Bundle) {
+	t.bundle, t.roots = b, nil
+	t.out = Bundle{TrustDomain: b.TrustDomain, X509: b.X509DER(), JWKS: b.MarshalJWKS(), Keys: b}
+	for _, a := range b.X509 {
+		if c, err := x509.ParseCertificate(a.ASN1); err == nil {
+			t.roots = append(t.roots, root{certificate: c, tainted: a.Tainted})
+		}
+	}
 }
 
 // goodKey reports whether tokens of that key may be handed out.

@@ -12,7 +12,8 @@
 // exactly where we stand, and a sum over everything held shows divergence; an
 // SVID is verified before it is kept (R36) and its authority is in the bundle
 // that is handed out with it (R58); nothing expired is handed out (R35); one bad
-// item costs only itself (R59); keys exist in memory only (R48).
+// item costs only itself (R59); keys leave memory only in what Keep returns, for
+// its caller to seal (R48).
 package mirror
 
 import (

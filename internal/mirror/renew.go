@@ -135,7 +135,7 @@ func (m *machine) accept(items signed, ev event, dirty map[*group]bool, fx *effe
 			continue
 		}
 		p.failures, p.notYet, p.refused, p.cert = 0, time.Time{}, false, item.cert
-		p.err, p.denied = nil, false
+		p.err, p.denied, fx.changed = nil, false, true
 		p.cert.renewAt = ev.now.Add(jitter(p.cert.expiresAt.Sub(ev.now)/2, ev.seed, i))
 		markGroups(p, dirty)
 	}

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"sync"
@@ -62,6 +63,10 @@ type Config struct {
 	Directive   func(*syncv1.Directive)
 	OwnBundle   func(*bundle.Bundle)
 	StreamEnded func(error)
+	// Changed is told when Keep would return something else; narrowed says that some of
+	// what it returned before must not be used any more. It may not block. nil: nothing
+	// is kept.
+	Changed func(narrowed bool)
 	// Hint asks the server whether an entry that does not reach this agent fits a
 	// process: a code of package reason, or nothing. nil: it is not asked.
 	Hint func(ctx context.Context, selectors []entry.Selector) (string, error)
@@ -90,13 +95,52 @@ func New(cfg Config) *Mirror {
 	if cfg.JWTCacheSize <= 0 {
 		cfg.JWTCacheSize = DefaultCacheSize
 	}
-	return &Mirror{
+	m := &Mirror{
 		cfg: cfg, kick: make(chan struct{}, 1), batch: make(chan []want, 1), synced: make(chan struct{}),
 		machine:     newMachine(cfg.TrustDomain, cfg.CacheSize, cfg.Version),
 		subscribers: map[*group]map[*Subscription]bool{},
 		tokens:      newTokens(cfg.JWTCacheSize),
 		hints:       newHints(),
 		asking:      map[string]chan struct{}{},
+	}
+	m.machine.keeps = cfg.Changed != nil
+	return m
+}
+
+// Keep returns what Restore takes: everything held, with workloads' keys, or nil
+// before the first sync. Whoever stores it seals it (R48).
+func (m *Mirror) Keep() ([]byte, error) {
+	m.mu.Lock()
+	if !m.machine.synced {
+		m.mu.Unlock()
+		return nil, nil
+	}
+	k, err := m.machine.keep(m.tokens)
+	m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(k)
+}
+
+// Restore takes over what an earlier life has kept, before Run and before anyone
+// subscribes. trusted is the own trust domain's bundle as the agent knows it from
+// elsewhere. From then on what has not expired is served, as if the server had
+// gone away a moment ago.
+func (m *Mirror) Restore(data []byte, trusted *bundle.Bundle) (Restored, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, err := m.machine.restore(data, trusted, m.tokens, wallClock(), random())
+	if err == nil {
+		close(m.synced)
+	}
+	return r, err
+}
+
+// changedLocked tells whoever keeps that there is something new.
+func (m *Mirror) changedLocked(narrowed bool) {
+	if m.cfg.Changed != nil {
+		m.cfg.Changed(narrowed)
 	}
 }
 
@@ -211,6 +255,9 @@ func (m *Mirror) step(what any) effects {
 	}
 	if fx.keysGone || what == any(connected{}) {
 		m.tokens.retry()
+	}
+	if fx.changed {
+		m.changedLocked(fx.narrowed)
 	}
 	if fx.own != nil && m.cfg.OwnBundle != nil {
 		m.cfg.OwnBundle(fx.own)
@@ -543,6 +590,7 @@ func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []stri
 			delete(m.asking, key)
 			if err == nil && m.machine.goodKey(tok.keyID) {
 				m.tokens.keep(grantID, facts, audience, tok, wallClock())
+				m.changedLocked(false)
 			}
 			m.mu.Unlock()
 			m.look()
@@ -581,6 +629,7 @@ func (m *Mirror) renewToken(ctx context.Context, a *ask) {
 	switch {
 	case err == nil && m.machine.goodKey(tok.keyID):
 		m.tokens.renewed(a, tok)
+		m.changedLocked(false)
 	case err == nil: // tainted in this moment; it is tried again at once
 	default:
 		m.tokens.failed(a, err, wallClock(), random())

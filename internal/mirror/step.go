@@ -34,6 +34,8 @@ type effects struct {
 	directives []*syncv1.Directive
 	notes      []note
 	keysGone   bool           // JWT authorities went away or are tainted
+	changed    bool           // what would be kept is another
+	narrowed   bool           // something that was kept may not be used any more
 	own        *bundle.Bundle // not nil: the own trust domain's bundle is new
 }
 
@@ -57,6 +59,7 @@ type machine struct {
 	td        spiffeid.TrustDomain
 	cacheSize int
 	version   string // of the agent, for the server's records
+	keeps     bool   // bodies are remembered as they came
 
 	// What the server said, and the sum over it.
 	position *syncv1.Position

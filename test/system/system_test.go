@@ -134,6 +134,7 @@ type deployment struct {
 	server, agent *process
 	serverOptions string // extra lines for the server block
 	agentOptions  string
+	agentCache    string // cache_directory; empty: none
 	// The NodeAttestor blocks; newDeployment sets join_token.
 	serverAttestor, agentAttestor string
 	serverPrefix                  []string // command to run the server under, such as nsenter
@@ -209,6 +210,10 @@ func (d *deployment) agentConfig(token string) string {
 	if token != "" {
 		token = fmt.Sprintf("join_token = %q", token)
 	}
+	cache := d.agentCache
+	if cache == "" {
+		cache = "none" // not outside of the test's directories
+	}
 	return fmt.Sprintf(`agent {
   data_dir          = %q
   server_address    = %q
@@ -216,6 +221,7 @@ func (d *deployment) agentConfig(token string) string {
   socket_path       = %q
   trust_domain      = %q
   trust_bundle_path = %q
+  cache_directory   = %q
   %s
   %s
 }
@@ -224,7 +230,7 @@ plugins {
   KeyManager "disk" { plugin_data { directory = %q } }
   WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
 }
-`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), token, d.agentOptions, d.agentAttestor, d.path("agent"))
+`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), cache, token, d.agentOptions, d.agentAttestor, d.path("agent"))
 }
 
 // start brings up both, the agent with its own new token; it returns the agent's ID.

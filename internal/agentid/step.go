@@ -26,6 +26,7 @@ type Machine struct {
 
 	renewAt   time.Time     // by the wall clock
 	renewBoot time.Duration // by the boot clock; 0: only the wall clock counts
+	endBoot   time.Duration // boot clock: when own ends, as it looked when it was adopted
 	foreign   time.Duration // boot clock: since when what answers is not ours; 0: it is
 	job       Kind          // under way
 	failures  int           // of Bootstrap, Attest and Renew, in a row
@@ -227,8 +228,9 @@ func (m *Machine) refusedForGood(err error) bool {
 		// wrong clock or a restored server, and all of these can end.
 		return !m.held && !m.mayAskAfter()
 	}
-	// While the SVID in use is good, evidence that is refused may be mended.
-	return m.ended()
+	// While the SVID in use is good, evidence that is refused may be mended; and if
+	// it is over by the wall clock alone, so may that (R107).
+	return m.ended() && (m.own == nil || m.refused != nil || m.boot >= m.endBoot)
 }
 
 // mayAskAfter reports whether the configured source is still to be asked, after a
@@ -330,7 +332,7 @@ func (m *Machine) schedule() {
 		wait = m.spread(0, min(left/4, soon), 2)
 	}
 	m.renewAt = m.now.Add(wait)
-	m.renewBoot = m.boot + wait
+	m.renewBoot, m.endBoot = m.boot+wait, m.boot+min(left, m.life())
 	if m.own.Stored && m.now.Before(m.own.NotBefore) {
 		m.renewBoot = 0 // how much of its life is over cannot be told
 	}

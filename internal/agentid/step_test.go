@@ -353,6 +353,35 @@ func TestGoodSVIDOutlivesRefusedEvidence(t *testing.T) {
 	}
 }
 
+// A clock that is set ahead by more than what is left of the SVID, and by less
+// than shows in the server's own certificate, does not cost an agent whose
+// evidence is spent its place: when the clock is right, so is all else.
+func TestClockSetAheadOfTheSVID(t *testing.T) { // R107
+	w := newWorld(t, 1, false)
+	w.good, w.spent = true, true
+	w.begin(Settings{Remedy: "do this"}, w.sign(0), true)
+	w.run(20 * time.Minute)
+	w.server, w.skew = "away", 29*time.Minute
+	w.run(20 * time.Minute)
+	w.server = "ok"
+	w.run(5 * time.Minute)
+	if w.stop != nil {
+		t.Fatalf("stopped: %v\n%s", w.stop, w.trace())
+	}
+	w.skew = 0
+	w.run(time.Minute)
+	if !w.ready() || w.machine.ended() {
+		t.Fatalf("not well\n%s", w.trace())
+	}
+	w.server = "away"
+	w.run(lifeOfSVID)
+	w.server = "ok"
+	w.run(time.Minute)
+	if w.stop == nil {
+		t.Fatal("it goes on without an SVID and without evidence")
+	}
+}
+
 // Asleep for 30 days: everything has ended, the authority too. Within a minute
 // of the network's return the agent is well, where its source has the new roots.
 func TestHealsAfterAMonthAsleep(t *testing.T) { // R57

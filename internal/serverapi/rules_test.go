@@ -14,7 +14,9 @@ import (
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/nodes"
+	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -258,11 +260,18 @@ func TestRulesGiveNoRights(t *testing.T) {
 	admin := entryUnder(agent.id, "/user/ann/admin")
 	admin.Admin = true
 	made := r.create(admin)[0]
+	ended := entry.Entry{ID: "ended", SPIFFEID: spiffeid.RequireFromString("spiffe://example.org/user/eve/admin"), ParentID: agent.id, Admin: true,
+		Selectors: []entry.Selector{{Type: "unix", Value: "uid:1"}}, CreatedAt: time.Unix(1000, 0).UTC(), ExpiresAt: time.Unix(2000, 0).UTC()}
+	if _, err := r.registry.Update(t.Context(), "test", func(tx *registry.Tx) error { return tx.PutEntry(ended) }); err != nil {
+		t.Fatal(err)
+	}
 	rule := r.rule(ruleUnder(agent.id, "spiffe://example.org/user/{unix.user}/{unix.program}")).Rule
-	resp, err := issuev1.NewIssueClient(r.connect(&agent)).X509(t.Context(), &issuev1.X509Request{Items: []*issuev1.X509Item{
-		{GrantId: rule.Id, Facts: map[string]string{"unix.user": "ann", "unix.program": "admin"}, Csr: newCSR(t, newKey(t))}}})
-	if err != nil || resp.Results[0].Refusal.GetReason() != "rule_id_privileged" {
-		t.Errorf("an admin's ID: %v, %v", resp, err)
+	for _, user := range []string{"ann", "eve"} { // the end of eve's entry can still be moved
+		resp, err := issuev1.NewIssueClient(r.connect(&agent)).X509(t.Context(), &issuev1.X509Request{Items: []*issuev1.X509Item{
+			{GrantId: rule.Id, Facts: map[string]string{"unix.user": user, "unix.program": "admin"}, Csr: newCSR(t, newKey(t))}}})
+		if err != nil || resp.Results[0].Refusal.GetReason() != "rule_id_privileged" {
+			t.Errorf("the admin %s's ID: %v, %v", user, resp, err)
+		}
 	}
 	api := entryv1.NewEntryClient(r.admin)
 	for _, flag := range []func(*spiretypes.Entry){func(e *spiretypes.Entry) { e.Admin = true }, func(e *spiretypes.Entry) { e.Downstream = true }} {

@@ -111,7 +111,7 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 		}
 		var who subject
 		if err == nil {
-			who, err = s.subjectOf(&e, r.facts, at, endOf(&e, e.X509TTL, s.cfg.X509TTL, now), now)
+			who, err = s.subjectOf(&e, r.facts, at, endOf(&e, e.X509TTL, s.cfg.X509TTL, now))
 		}
 		var event audit.Event
 		if err == nil {
@@ -142,7 +142,7 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 
 // subjectOf says for whom something is to be signed under a grant of the
 // caller's. Of what the caller says only the facts count, and only for a rule (R2).
-func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Position, end, now time.Time) (subject, error) {
+func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Position, end time.Time) (subject, error) {
 	who := subject{id: e.SPIFFEID, grant: e.ID, revision: e.Revision, at: at, dns: e.DNSNames, end: end}
 	if e.Rule == nil {
 		if len(facts) > 0 {
@@ -151,7 +151,7 @@ func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Pos
 		return who, nil
 	}
 	var err error
-	who.id, err = s.ruled(e, facts, now)
+	who.id, err = s.ruled(e, facts)
 	who.facts, who.trust = facts, e.Rule.Trust()
 	return who, err
 }
@@ -202,7 +202,7 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 		id := uuid.New()
 		jti = base64.RawURLEncoding.EncodeToString(id[:])
 	}
-	who, err := s.subjectOf(&e, facts, at, endOf(&e, e.JWTTL, s.cfg.JWTTL, now), now)
+	who, err := s.subjectOf(&e, facts, at, endOf(&e, e.JWTTL, s.cfg.JWTTL, now))
 	if err == nil && e.Rule != nil {
 		err = s.pairs.take(callerFrom(ctx).id, pairOf(e.ID, facts), who.end, now)
 	}

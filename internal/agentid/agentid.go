@@ -39,7 +39,6 @@ const (
 	attestCeiling = 30 * time.Second
 	renewFloor    = 250 * time.Millisecond
 	renewCeiling  = 30 * time.Second
-	hintMost      = 10 * time.Minute // for which a server's hint to wait is obeyed
 	windowMost    = 24 * time.Hour   // for which a directive may spread
 	soon          = 10 * time.Second // a stored SVID past its half is renewed within this time
 )

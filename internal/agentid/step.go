@@ -213,7 +213,7 @@ func (m *Machine) failed(kind Kind, err error) {
 	if kind == Renew {
 		floor, ceiling = renewFloor, renewCeiling
 	}
-	wait := max(m.backoff(m.failures, floor, ceiling), min(fault.AfterOf(err), hintMost))
+	wait := max(m.backoff(m.failures, floor, ceiling), fault.AfterOf(err))
 	m.notBefore = m.boot + wait
 	m.fx.Notes = append(m.fx.Notes, Note{Message: sentence(kind), Warn: true, Err: err, Next: wait})
 }

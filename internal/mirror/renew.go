@@ -226,7 +226,7 @@ func (m *machine) plan(ev event, fx *effects) {
 	if len(needs) == 0 || m.signing || m.own() == nil {
 		return
 	}
-	if !due(m.signNotYet, now, signCeiling) {
+	if !due(m.signNotYet, now, m.signWait) {
 		soon(m.signNotYet)
 		return
 	}

@@ -177,7 +177,7 @@ func (m *Mirror) Run(ctx context.Context) error {
 		if failures++; good {
 			failures = 1
 		}
-		pause(ctx, backoff(failures, followFloor, followCeiling, random(), 0))
+		pause(ctx, max(backoff(failures, followFloor, followCeiling, random(), 0), fault.AfterOf(err)))
 	}
 	wg.Wait()
 	return ctx.Err()

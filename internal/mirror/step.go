@@ -7,6 +7,7 @@ import (
 	"github.com/plastron/plastron/api/plastron/sync/v1"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -81,6 +82,7 @@ type machine struct {
 	signing      bool
 	signFailures int
 	signNotYet   time.Time // after a failed batch
+	signWait     time.Duration
 
 	groups map[string]*group
 	ledger ledger
@@ -128,7 +130,8 @@ func (m *machine) step(ev event) effects {
 			}
 			p.signing = false
 		}
-		m.signNotYet = ev.now.Add(backoff(m.signFailures, signFloor, signCeiling, ev.seed, 0))
+		m.signWait = max(backoff(m.signFailures, signFloor, signCeiling, ev.seed, 0), fault.AfterOf(what.err))
+		m.signNotYet = ev.now.Add(m.signWait)
 	}
 	if ev.now.Before(m.now) { // the clock was put back: what had ended may not have (R107)
 		for _, g := range m.groups {

@@ -25,6 +25,7 @@ type tokens struct {
 
 	failures int       // of the way to the server, in a row
 	notYet   time.Time // no renewal before
+	wait     time.Duration
 }
 
 // ask is one identity and set of audiences that a workload asked for lately.
@@ -168,7 +169,8 @@ func (t *tokens) failed(a *ask, err error, now time.Time, seed uint64) {
 	switch fault.KindOf(err) {
 	case fault.Unavailable, fault.Exhausted, fault.Internal: // the next would most likely fail too
 		t.failures++
-		t.notYet = now.Add(backoff(t.failures, signFloor, signCeiling, seed, 0))
+		t.wait = max(backoff(t.failures, signFloor, signCeiling, seed, 0), fault.AfterOf(err))
+		t.notYet = now.Add(t.wait)
 	default:
 		a.failures++
 		a.notYet = now.Add(backoff(a.failures, grantFloor, grantCeiling, seed, 0))
@@ -218,7 +220,7 @@ func (t *tokens) due(now time.Time, n int, gives func(*ask) (subject, bool)) (as
 			asks = append(asks, a)
 		}
 	}
-	if len(asks) > 0 && !due(t.notYet, now, signCeiling) {
+	if len(asks) > 0 && !due(t.notYet, now, t.wait) {
 		soon(t.notYet)
 		return nil, next
 	}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // Code is the gRPC code that an error has, if its wire has no other for it.
@@ -82,7 +83,7 @@ func Ours(err error) bool {
 }
 
 // Status is the error that leaves the process: code, text, details, and for
-// machines the reason.
+// machines the reason and when to come again.
 func Status(err error, code codes.Code, details ...protoadapt.MessageV1) error {
 	if err == nil || !Ours(err) {
 		return err
@@ -92,6 +93,9 @@ func Status(err error, code codes.Code, details ...protoadapt.MessageV1) error {
 		return st.Err() // nobody reads it
 	}
 	details = append(details, protoadapt.MessageV1Of(&errdetails.ErrorInfo{Reason: fault.ReasonOf(err), Domain: "plastron"}))
+	if after := fault.AfterOf(err); after > 0 {
+		details = append(details, protoadapt.MessageV1Of(&errdetails.RetryInfo{RetryDelay: durationpb.New(after)}))
+	}
 	if detailed, err := st.WithDetails(details...); err == nil {
 		return detailed.Err()
 	}

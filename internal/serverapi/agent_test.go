@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,8 +23,10 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 func renew(t *testing.T, conn *grpc.ClientConn) (holder, error) {
@@ -413,6 +416,12 @@ func TestRenewalsAreNotDelayedByAttestations(t *testing.T) { // R34, A6, R101
 		}
 	}
 	wantCode(t, "the crowd", refused, codes.ResourceExhausted, "rate_limited")
+	if !slices.ContainsFunc(status.Convert(refused).Details(), func(d any) bool {
+		retry, ok := d.(*errdetails.RetryInfo)
+		return ok && retry.RetryDelay.AsDuration() > 0
+	}) {
+		t.Errorf("%v does not say when to come again", refused)
+	}
 	if _, err := renew(t, conn); err != nil {
 		t.Errorf("renewing meanwhile: %v", err)
 	}

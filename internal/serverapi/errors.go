@@ -1,27 +1,20 @@
 package serverapi
 
 import (
-	"errors"
-
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/rpc"
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/protoadapt"
-	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// toStatus is the error that leaves the process; besides the reason it says when
-// to come again, and what SPIRE agents look for (R131).
+// toStatus is the error that leaves the process; besides the reason it says what
+// SPIRE agents look for (R131).
 func toStatus(err error) error {
 	var details []protoadapt.MessageV1
 	if reason, ok := deniedReason(fault.ReasonOf(err)); ok {
 		details = append(details, protoadapt.MessageV1Of(&spiretypes.PermissionDeniedDetails{Reason: reason}))
-	}
-	if b, ok := errors.AsType[*busyError](err); ok {
-		details = append(details, protoadapt.MessageV1Of(&errdetails.RetryInfo{RetryDelay: durationpb.New(b.after)}))
 	}
 	return rpc.Status(err, rpc.Code(err), details...)
 }

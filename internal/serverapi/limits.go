@@ -150,18 +150,8 @@ func (g *gate) enter(caller string, now time.Time) (leave func(), err error) {
 	return func() { <-g.slots }, nil
 }
 
-// busyError is an exhausted fault that says when to come again.
-type busyError struct {
-	fault *fault.Error
-	after time.Duration
-}
-
-func (e *busyError) Error() string { return e.fault.Error() }
-func (e *busyError) Unwrap() error { return e.fault }
-
 func busy(after time.Duration) error {
-	return &busyError{fault.New(fault.Exhausted, "rate_limited", "too many requests").
-		Fix("try again in %s", after.Round(time.Millisecond)), after}
+	return fault.New(fault.Exhausted, "rate_limited", "too many requests").Fix("try again in %s", after.Round(time.Millisecond)).NotBefore(after)
 }
 
 // charge takes n more from the caller's share, for calls that carry a batch.

@@ -4,17 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
+	"time"
 
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/fault"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
-// maxText bounds what is taken over of a server's error text.
-const maxText = 1024
+// Bounds on what is taken over of a server's error: its text, and for how long it
+// may keep us waiting.
+const (
+	maxText  = 1024
+	hintMost = 10 * time.Minute
+)
 
 // fault makes a fault of what a call returned: the kind follows the code, the
 // reason is the server's own if it gave one. It is the only place that reads
@@ -36,19 +43,32 @@ func (c *connection) fault(doing string, err error) error {
 			return fmt.Errorf("%s: %w", doing, verdict)
 		}
 	}
+	var after time.Duration
 	for _, d := range st.Details() {
 		switch d := d.(type) {
 		case *errdetails.ErrorInfo:
 			if d.GetDomain() == "plastron" && d.GetReason() != "" {
 				reason = clip(d.GetReason())
 			}
+		case *errdetails.RetryInfo:
+			after = notBefore(d.GetRetryDelay())
 		case *spiretypes.PermissionDeniedDetails: // all that a SPIRE server says, and the same where both are there
 			if st.Code() == codes.PermissionDenied {
 				reason = deniedReason(d.GetReason(), reason)
 			}
 		}
 	}
-	return fault.New(kind, reason, "%s: %s", doing, clip(st.Message()))
+	return fault.New(kind, reason, "%s: %s", doing, clip(st.Message())).NotBefore(after)
+}
+
+// notBefore is a server's wish when to come again, within bounds. All that were
+// refused in one moment may have been told the same, so it is spread (R110).
+func notBefore(d *durationpb.Duration) time.Duration {
+	if d.CheckValid() != nil || d.AsDuration() <= 0 {
+		return 0
+	}
+	after := min(d.AsDuration(), hintMost)
+	return min(after+rand.N(after/4+1), hintMost)
 }
 
 // deniedReason is our name for a reason of SPIRE's; what it does not name stays.

@@ -263,7 +263,7 @@ func (s *polled) pollLocked() error {
 	default:
 		p.failures++
 		wait := min(pollInterval<<min(p.failures-1, 8), pollCeiling)
-		p.due = now.Add(wait/2 + rand.N(wait/2+1)) // R110
+		p.due = now.Add(max(wait/2+rand.N(wait/2+1), fault.AfterOf(err))) // R110
 	}
 	return err
 }

@@ -14,8 +14,11 @@ import (
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/serverlink"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // aPoll is how long it takes at most until a change is seen: one interval of 5 s
@@ -307,6 +310,30 @@ func TestDenials(t *testing.T) {
 				t.Errorf("%v is %v", err, fault.KindOf(err))
 			}
 		})
+	}
+}
+
+// A server that says when to come again is not asked before, neither for changes
+// nor for SVIDs, and soon after; with a server that pushes it is the same loop.
+func TestRetryHints(t *testing.T) { // R110
+	for _, call := range []string{"SyncAuthorizedEntries", "BatchNewX509SVID"} {
+		for hint, most := range map[time.Duration]time.Duration{3 * time.Minute: 4 * time.Minute, 24 * time.Hour: 11 * time.Minute} {
+			busy, err := status.New(codes.ResourceExhausted, "busy").WithDetails(protoadapt.MessageV1Of(&errdetails.RetryInfo{RetryDelay: durationpb.New(hint)}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			bubble(t, func(s *spire) { s.deny, s.denyOnly = busy.Err(), call; s.put("a", "/a", 0) }, func(t *testing.T, s *spire, d *desk) {
+				time.Sleep(min(hint, 10*time.Minute) - time.Second)
+				s.change(func() {
+					if s.calls[call] != 1 {
+						t.Errorf("%s is called %d times within the hint of %v", call, s.calls[call], hint)
+					}
+					s.deny = nil
+				})
+				time.Sleep(most - min(hint, 10*time.Minute))
+				d.has(0, "/a")
+			})
+		}
 	}
 }
 

@@ -153,7 +153,13 @@ func (c *Client) left(err error) error {
 	switch {
 	case fault.ReasonOf(err) == "call_ended": // by us
 	case fault.KindOf(err) == fault.Unavailable, fault.KindOf(err) == fault.Exhausted, fault.KindOf(err) == fault.Unauthenticated:
-		return errors.Join(err, c.Leave())
+		if !c.cfg.Route.leave(c.current().address()) {
+			return err
+		}
+		if f, ok := errors.AsType[*fault.Error](err); ok {
+			err = f.NotBefore(0) // the other has not asked us to wait
+		}
+		return errors.Join(err, c.Redial(""))
 	}
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/monitor"
@@ -116,14 +117,17 @@ type Settings struct {
 	JoinToken     string `hcl:"join_token"`
 	JoinTokenFile string `hcl:"join_token_file"`
 
-	// X509SVIDCacheMaxSize is how many X.509-SVIDs are kept ready that nobody has
-	// asked for yet. Default 1000.
+	// X509SVIDCacheMaxSize is how many X.509-SVIDs are held, each counted once however many
+	// processes share it. What an open stream is given is held in any case, past it if need
+	// be; the room that is left goes to what was used last, then to the oldest entries, so
+	// that it is there when somebody asks. Default 1000.
 	X509SVIDCacheMaxSize int `hcl:"x509_svid_cache_max_size"`
 	// JWTSVIDCacheMaxSize is for how many pairs of an identity and a set of audiences the
 	// JWT-SVID is remembered, and renewed while somebody asks for it. Past that, the
 	// identity that has the most loses the one unused for longest. Default 1000.
 	JWTSVIDCacheMaxSize int `hcl:"jwt_svid_cache_max_size"`
-	// WorkloadKeyType is the type of workloads' keys: ec-p256.
+	// WorkloadKeyType is the type of workloads' keys: ec-p256 (default), ec-p384 or
+	// rsa-2048. RSA keys take a hundred times longer to make.
 	WorkloadKeyType string `hcl:"workload_x509_svid_key_type"`
 
 	// AllowUnauthenticatedVerifiers gives the trust domain's bundles to processes
@@ -256,7 +260,8 @@ func (c *Config) validate() error {
 	check(s.CacheDirectory == "" || s.CacheDirectory == noCache || filepath.IsAbs(s.CacheDirectory), "cache_directory: must be an absolute path, or none")
 	check(s.X509SVIDCacheMaxSize > 0, "x509_svid_cache_max_size: must be positive")
 	check(s.JWTSVIDCacheMaxSize > 0, "jwt_svid_cache_max_size: must be positive")
-	check(s.WorkloadKeyType == "ec-p256", "workload_x509_svid_key_type: only ec-p256 is offered")
+	check(slices.Contains([]keys.Type{keys.ECP256, keys.ECP384, keys.RSA2048}, keys.Type(s.WorkloadKeyType)),
+		"workload_x509_svid_key_type: must be ec-p256, ec-p384 or rsa-2048")
 	for _, key := range c.notOffered() {
 		if key.node.Present() {
 			faults = append(faults, key.node.Fault("%s", key.sentence))

@@ -60,7 +60,7 @@ func TestConfig(t *testing.T) {
 		"relative socket":           {inAgent: `socket_path = "s"`, want: "must be an absolute path"},
 		"format":                    {inAgent: `trust_bundle_format = "der"`, want: "pem or spiffe"},
 		"cache":                     {inAgent: `x509_svid_cache_max_size = 0`, want: "must be positive"},
-		"key type":                  {inAgent: `workload_x509_svid_key_type = "rsa-2048"`, want: "only ec-p256"},
+		"key type":                  {inAgent: `workload_x509_svid_key_type = "rsa-4096"`, want: "must be ec-p256, ec-p384 or rsa-2048"},
 		"key of SPIRE's":            {inAgent: `profiling_port = 1`, want: "profiling_port is not offered yet"},
 		"admin among the public":    {inAgent: `admin_socket_path = "/tmp/spire-agent/public/x/a.sock"`, want: "lies in the directory of the Workload API socket"},
 		"relative admin socket":     {inAgent: `admin_socket_path = "a.sock"`, want: "not an absolute path"},

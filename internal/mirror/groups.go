@@ -72,6 +72,9 @@ func (m *machine) leave(g *group, now time.Time) {
 		p.lastUse = now
 	}
 	delete(m.groups, g.key)
+	if m.full {
+		m.next = now // there is something to give up
+	}
 }
 
 // regroup follows the change of one grant: groups that matched it before or do so

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
@@ -13,6 +12,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -141,12 +141,8 @@ func (m *machine) restoreSVID(s keptSVID, now time.Time, seed uint64, n int) boo
 	if _, named, _ := e.Grants(s.Facts); len(named) != len(s.Facts) {
 		return false
 	}
-	key, err := x509.ParsePKCS8PrivateKey(s.Key)
+	key, keyType, err := keys.ParsePrivate(s.Key)
 	if err != nil {
-		return false
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
 		return false
 	}
 	certificates, err := x509.ParseCertificates(s.Chain)
@@ -157,12 +153,15 @@ func (m *machine) restoreSVID(s keptSVID, now time.Time, seed uint64, n int) boo
 	for _, c := range certificates {
 		chain = append(chain, c.Raw)
 	}
-	c, err := verify(want{grantID: s.Grant, id: id, revision: s.Asked}, chain, signer, s.Key, s.Revision, m.own().bundle.Roots(), now)
+	c, err := verify(want{grantID: s.Grant, id: id, revision: s.Asked}, chain, key, s.Key, s.Revision, m.own().bundle.Roots(), now)
 	if err != nil {
 		return false
 	}
 	c.issuedAt = s.IssuedAt
 	c.renewAt = c.issuedAt.Add(jitter(c.expiresAt.Sub(c.issuedAt)/2, seed, n))
+	if keyType != m.keyType {
+		c.renewAt = now // the configuration has changed
+	}
 	if found, tainted := m.issuer(c); !found || tainted || !c.usable(now) {
 		return false
 	}

@@ -28,6 +28,7 @@ import (
 const (
 	DefaultCacheSize = 1000     // SVIDs without a subscriber, and JWT-SVIDs
 	maxBatch         = 500      // SVIDs signed by one call
+	maxRSABatch      = 16       // the same with RSA keys, which take long to make
 	maxItems         = 1 << 20  // of one inventory
 	maxPending       = 64 << 20 // bytes of one delta before it is complete
 	protocolVersion  = 1

@@ -10,6 +10,7 @@ import (
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -233,11 +234,20 @@ func (m *machine) plan(ev event, fx *effects) {
 	slices.SortFunc(needs, func(a, b *pair) int {
 		return cmp.Or(byUrgency(a)-byUrgency(b), byExpiry(a, b), byAge(a, b))
 	})
-	for _, p := range needs[:min(len(needs), maxBatch)] {
+	for _, p := range needs[:min(len(needs), m.batchSize())] {
 		p.signing = true
 		fx.sign = append(fx.sign, want{grantID: p.grant.entry.ID, facts: p.facts, id: p.id, revision: p.grant.entry.Revision})
 	}
 	m.signing = true
+}
+
+// batchSize is how many SVIDs are signed by one call: of RSA keys fewer, so that
+// whoever waits does not wait for many to be made.
+func (m *machine) batchSize() int {
+	if m.keyType == keys.RSA2048 {
+		return maxRSABatch
+	}
+	return maxBatch
 }
 
 // byUrgency ranks a pair: someone waits for it; it is new; it is due for renewal.
@@ -263,9 +273,10 @@ func byAge(a, b *pair) int {
 }
 
 // wanted returns the pairs that should have an SVID: all with a subscriber, and
-// as many other entries as the cache has room for, the lately used first. What a
-// rule has had signed takes part in the room, but is renewed only while someone
-// uses it. The SVIDs of the rest are given up.
+// as many other entries as the cache has room for, the lately used first. What is
+// signed only on demand, by a rule or an entry that says so, takes part in the
+// room, but is renewed only while someone uses it. The SVIDs of the rest are given
+// up: no more are held than cacheSize, or than have a subscriber if these are more.
 func (m *machine) wanted(now time.Time) []*pair {
 	var used, idle []*pair
 	for p := range m.pairs() {
@@ -278,7 +289,7 @@ func (m *machine) wanted(now time.Time) []*pair {
 			used = append(used, p)
 		case e.Rule != nil && p.cert == nil && due(p.notYet, now, grantCeiling):
 			p.giveUp()
-		case e.DisableX509Prefetch: // what it has is kept until it ends
+		case e.DisableX509Prefetch && p.cert == nil:
 		default:
 			idle = append(idle, p)
 		}
@@ -290,7 +301,8 @@ func (m *machine) wanted(now time.Time) []*pair {
 		}
 		idle = idle[:room]
 	}
-	idle = slices.DeleteFunc(idle, func(p *pair) bool { return p.grant.entry.Rule != nil })
+	m.full = len(used)+len(idle) > m.cacheSize
+	idle = slices.DeleteFunc(idle, func(p *pair) bool { return p.grant.entry.Rule != nil || p.grant.entry.DisableX509Prefetch })
 	return append(used, idle...)
 }
 

@@ -2,9 +2,6 @@ package mirror
 
 import (
 	"context"
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/binary"
@@ -18,6 +15,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/svid"
@@ -54,9 +52,10 @@ type Stream interface {
 type Config struct {
 	TrustDomain  spiffeid.TrustDomain
 	Link         Link
-	CacheSize    int    // SVIDs held for grants without a subscriber; 0: DefaultCacheSize
-	JWTCacheSize int    // 0: DefaultCacheSize
-	Version      string // of the agent, for the server's records
+	CacheSize    int       // X.509-SVIDs held, unless subscribers need more; 0: DefaultCacheSize
+	JWTCacheSize int       // 0: DefaultCacheSize
+	KeyType      keys.Type // of workloads; empty: ec-p256
+	Version      string    // of the agent, for the server's records
 	// Directive is told what the server wants the agent to do about itself, OwnBundle
 	// each new state of the own trust domain's bundle, StreamEnded why a
 	// conversation could not be opened or broke. None may block; nil is ignored.
@@ -104,6 +103,9 @@ func New(cfg Config) *Mirror {
 		asking:      map[string]chan struct{}{},
 	}
 	m.machine.keeps = cfg.Changed != nil
+	if cfg.KeyType != "" {
+		m.machine.keyType = cfg.KeyType
+	}
 	return m
 }
 
@@ -350,10 +352,10 @@ func (m *Mirror) sign(ctx context.Context) {
 }
 
 func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
-	keys := make([]crypto.Signer, len(batch))
+	made := make([]keys.Private, len(batch))
 	requests := make([]serverlink.X509Item, len(batch))
 	for i, w := range batch {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		key, err := keys.NewPrivate(m.machine.keyType)
 		if err != nil {
 			return nil, err
 		}
@@ -361,7 +363,7 @@ func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
 		if err != nil {
 			return nil, err
 		}
-		keys[i], requests[i] = key, serverlink.X509Item{GrantID: w.grantID, Facts: w.facts, CSR: csr}
+		made[i], requests[i] = key, serverlink.X509Item{GrantID: w.grantID, Facts: w.facts, CSR: csr}
 	}
 	results, err := m.cfg.Link.X509(ctx, requests)
 	if err != nil {
@@ -384,9 +386,9 @@ func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
 		if r.Err != nil {
 			continue
 		}
-		pkcs8, err := x509.MarshalPKCS8PrivateKey(keys[i])
+		pkcs8, err := made[i].PKCS8()
 		if err == nil {
-			items[i].cert, err = verify(batch[i], r.Chain, keys[i], pkcs8, r.Revision, roots, wallClock())
+			items[i].cert, err = verify(batch[i], r.Chain, made[i], pkcs8, r.Revision, roots, wallClock())
 		}
 		items[i].err = err
 	}
@@ -440,6 +442,9 @@ func (s *Subscription) Close() {
 			delete(m.subscribers, s.group)
 		}
 		m.machine.leave(s.group, wallClock())
+		if m.machine.full {
+			m.look()
+		}
 	})
 }
 

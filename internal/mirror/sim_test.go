@@ -383,7 +383,18 @@ func (s *sim) check() {
 	if sum != s.m.sum {
 		s.t.Fatal("the sum is not the sum of what is held")
 	}
-	idle := 0
+	idle, used, held := 0, 0, 0
+	for p := range s.m.pairs() {
+		if p.cert != nil {
+			held++
+		}
+		if len(p.groups) > 0 {
+			used++
+		}
+	}
+	if held > max(s.m.cacheSize, used) {
+		s.t.Fatalf("%d SVIDs are held, %d have a subscriber, and the limit is %d", held, used, s.m.cacheSize)
+	}
 	for p := range s.m.pairs() {
 		if p.grant.entry.Rule == nil || len(p.groups) > 0 {
 			continue

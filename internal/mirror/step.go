@@ -8,6 +8,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/keys"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -79,6 +80,8 @@ type machine struct {
 	statusAt    time.Time
 
 	// Signing.
+	keyType      keys.Type
+	full         bool // subscribers have more than the cache has room for
 	signing      bool
 	signFailures int
 	signNotYet   time.Time // after a failed batch
@@ -96,7 +99,7 @@ func newMachine(td spiffeid.TrustDomain, cacheSize int, version string) *machine
 	if cacheSize <= 0 {
 		cacheSize = DefaultCacheSize
 	}
-	return &machine{td: td, cacheSize: cacheSize, version: version,
+	return &machine{td: td, cacheSize: cacheSize, version: version, keyType: keys.ECP256,
 		grants: map[string]*grant{}, bundles: map[string]*trust{}, groups: map[string]*group{}}
 }
 

@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
@@ -88,7 +87,9 @@ func (h *holders) open(ctx context.Context, o options) error {
 func (h *holders) start(ctx context.Context, i int, path string, streams, connections int) error {
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", holdVerb, path, strconv.Itoa(streams), strconv.Itoa(connections))
 	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(holderGroup + i), Gid: holderGroup}}
+	if err := becomeUser(cmd, uint32(holderGroup+i), holderGroup); err != nil {
+		return err
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return err

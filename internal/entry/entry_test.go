@@ -235,7 +235,7 @@ func TestLint(t *testing.T) {
 		"E42 path with image":    {[]string{"unix:path:/bin/x", "docker:image_id:x"}, 0},
 		"E43":                    {[]string{"unix:uid:0"}, 1},
 		"E43 by name":            {[]string{"unix:user:root"}, 1},
-		"E43 with path":          {[]string{"unix:uid:0", "unix:path:/bin/x"}, 1},
+		"E43 with path":          {[]string{"unix:uid:0", "unix:path:/bin/x"}, 0},
 		"plain":                  {[]string{"unix:uid:1000"}, 0},
 		"other type, same words": {[]string{"x:path:/bin/x", "x:uid:0"}, 0},
 	} {

@@ -192,7 +192,7 @@ func Lint(e *Entry) []string {
 	if path && !bound { // R40, E42
 		notes = append(notes, "a path or hash selector stands without a uid, unit or container: any user who can run the program gets this identity")
 	}
-	if root { // E43
+	if root && !path { // E43
 		notes = append(notes, "the entry selects root, and every process of root gets this identity")
 	}
 	return notes

@@ -120,7 +120,7 @@ func printAgentStatus(w io.Writer, s *statusv1.AgentStatus, now time.Time) error
 	rows := facts{{"Agent", cmp.Or(s.GetId(), "not attested yet")}, {"Version", s.GetVersion()}, {"Trust domain", s.GetTrustDomain()},
 		{"Up since", since(s.GetStartedAt(), now)}, {"Own SVID", "until " + until(s.GetExpiresAt(), now)}, {"Attestor", s.GetAttestor()}}
 	if s.GetCanReattest() {
-		rows[len(rows)-1][1] += ", at any time"
+		rows[len(rows)-1][1] += ", which can attest again at any time"
 	}
 	rows.add("Server", fmt.Sprintf("%s, by %s", f.GetAddress(), f.GetMode()))
 	state := "no"
@@ -142,8 +142,10 @@ func printAgentStatus(w io.Writer, s *statusv1.AgentStatus, now time.Time) error
 	}
 	rows.add("Bundle", fmt.Sprintf("sequence %d, %s, until %s", s.GetBundleSequence(),
 		plural(int(s.GetX509Authorities()), "X.509 authority", "X.509 authorities"), until(s.GetBundleExpiresAt(), now)))
-	rows.add("Holds", fmt.Sprintf("%d grants, %d X.509-SVIDs, %d JWT-SVIDs", s.GetGrants(), s.GetX509Svids(), s.GetJwtSvids()))
-	rows.add("Serves", fmt.Sprintf("%d connections, %d calls, %d listening at %s", s.GetConnections(), s.GetCalls(), s.GetSubscribers(), s.GetSocketPath()))
+	rows.add("Holds", fmt.Sprintf("%s, %s, %s", plural(int(s.GetGrants()), "grant", "grants"),
+		plural(int(s.GetX509Svids()), "X.509-SVID", "X.509-SVIDs"), plural(int(s.GetJwtSvids()), "JWT-SVID", "JWT-SVIDs")))
+	rows.add("Serves", fmt.Sprintf("%s, %s, %d listening at %s", plural(int(s.GetConnections()), "connection", "connections"),
+		plural(int(s.GetCalls()), "call", "calls"), s.GetSubscribers(), s.GetSocketPath()))
 	for _, e := range s.GetEnding() {
 		rows.add("Ends first", fmt.Sprintf("%s, %s", e.GetSpiffeId(), until(e.GetExpiresAt(), now)))
 	}
@@ -170,7 +172,7 @@ func printServerStatus(w io.Writer, s *statusv1.ServerStatus, now time.Time) err
 		{"Up since", since(s.GetStartedAt(), now)}, {"Agents reach it at", strings.Join(s.GetAddresses(), ", ")},
 		{"Position", positionText(s.GetPosition())}, {"Digest", s.GetDigest()},
 		{"Store", fmt.Sprintf("%s in %s, %s", s.GetStore().GetKind(), s.GetStore().GetDir(), bytesText(s.GetStore().GetBytes()))},
-		{"Entries", fmt.Sprintf("%d, and %d rules", s.GetEntries(), s.GetRules())},
+		{"Entries", fmt.Sprintf("%d, and %s", s.GetEntries(), plural(int(s.GetRules()), "rule", "rules"))},
 		{"Join tokens", fmt.Sprintf("%d unused", s.GetJoinTokens())},
 		{"Agents", fmt.Sprintf("%d joined, %d attached, %d behind", s.GetAgents(), s.GetAttached().GetAgents(), len(s.GetAttached().GetLaggards()))},
 	}

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
@@ -234,26 +233,48 @@ func (e *examined) sameDomain() doctor.Finding {
 	return doctor.SameTrustDomain(e.domains)
 }
 
-// server tries to reach the server as the agent does, and asks it for what anybody
-// may have: its bundle.
+// server tries to reach each server as the agent does, and asks it for what anybody
+// may have: its bundle. One of several that is away is a warning.
 func (e *examined) server(ctx context.Context) doctor.Finding {
 	const check = "server"
 	td, err := spiffeid.TrustDomainFromString(e.domain)
 	if len(e.address) == 0 || err != nil {
 		return doctor.Say(check, doctor.Skipped, "where it is, or of which trust domain, is not known")
 	}
+	var good, bad []doctor.Finding
+	for _, address := range e.address {
+		if found := e.oneServer(ctx, td, address); found.Verdict == doctor.OK {
+			good = append(good, found)
+		} else {
+			bad = append(bad, found)
+		}
+	}
+	if len(bad) == 0 {
+		good, bad = nil, good
+	}
+	all := bad[0]
+	for _, found := range append(bad[1:], good...) {
+		all.Found += "; " + found.Found
+	}
+	if len(good) > 0 {
+		all.Verdict = doctor.Warn
+	}
+	return all
+}
+
+func (e *examined) oneServer(ctx context.Context, td spiffeid.TrustDomain, where string) doctor.Finding {
+	const check = "server"
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	where := strings.Join(e.address, ", ")
 	if e.bundle == nil {
-		conn, err := new(net.Dialer).DialContext(ctx, "tcp", e.address[0])
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", where)
 		if err != nil {
 			return unreachable(check, where, err)
 		}
 		conn.Close()
 		return doctor.Say(check, doctor.OK, "%s accepts connections; who it is cannot be told without a bundle", where)
 	}
-	link, err := serverlink.New(serverlink.Config{Route: serverlink.NewRoute(e.address[0], e.address[1:]...), TrustDomain: td,
+	link, err := serverlink.New(serverlink.Config{Route: serverlink.NewRoute(where), TrustDomain: td,
 		Roots: func() []*x509.Certificate { return e.bundle.Roots() }})
 	if err != nil {
 		return doctor.Error(check, err, "")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -137,6 +138,10 @@ func TestExamine(t *testing.T) {
 		}},
 		{"trust_domain", doctor.Fail, status(func(s *statusv1.AgentStatus) { s.TrustDomain = "other.org" })},
 		{"server", doctor.Fail, func(_ *testing.T, s *agent.Subject) { s.Config.Agent.ServerPort = nobody.Addr().(*net.TCPAddr).Port }},
+		{"server", doctor.Warn, func(_ *testing.T, s *agent.Subject) {
+			s.Config.Agent.ServerAddresses = []string{nobody.Addr().String(), net.JoinHostPort(cfg.Agent.ServerAddress, strconv.Itoa(cfg.Agent.ServerPort))}
+			s.Config.Agent.ServerAddress, s.Config.Agent.ServerPort = "", 0
+		}},
 		{"clock", doctor.Fail, status(func(s *statusv1.AgentStatus) { s.Following.ClockAheadMs = 60_000 })},
 	} {
 		t.Run(tc.check, func(t *testing.T) {

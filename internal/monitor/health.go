@@ -12,7 +12,10 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 )
 
-const dialLimit = time.Second // of a Unix socket
+const (
+	dialLimit       = time.Second // of a Unix socket
+	maxExaminations = 8           // at once
+)
 
 // HealthChecks is the block health_checks { }.
 type HealthChecks struct {
@@ -136,12 +139,35 @@ func Ready(checks []Check) error {
 
 // HealthHandler answers at the two paths: 200 as long as no check is failing,
 // else 503, with the report as JSON. live and ready are called at each request.
-// A check that hangs is a failure.
+// A check that hangs is a failure, and is not begun once more by each who asks (R106).
 func HealthHandler(c HealthChecks, live, ready func() []Check) http.Handler {
-	answer := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		checks := ready
-		if r.URL.Path == c.LivePath {
-			checks = live
+	answers := map[string]http.Handler{c.LivePath: answer(live), c.ReadyPath: answer(ready)}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		to := answers[r.URL.Path]
+		switch {
+		case to == nil:
+			http.NotFound(w, r)
+		case r.Method != http.MethodGet && r.Method != http.MethodHead:
+			w.Header().Set("Allow", "GET, HEAD")
+			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
+		default:
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Cache-Control", "no-store")
+			to.ServeHTTP(w, r)
+		}
+	})
+}
+
+// answer examines, in time and not more often at once than there is room.
+func answer(checks func() []Check) http.Handler {
+	const hung = `{"status":"failing","checks":{"answer":{"status":"failing","reason":"hung","message":"a check did not return in time"}}}` + "\n"
+	room := make(chan struct{}, maxExaminations)
+	return http.TimeoutHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case room <- struct{}{}:
+			defer func() { <-room }()
+		case <-r.Context().Done(): // it is too late for an answer
+			return
 		}
 		report := Examine(checks())
 		body, err := json.Marshal(report)
@@ -153,20 +179,5 @@ func HealthHandler(c HealthChecks, live, ready func() []Check) http.Handler {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 		w.Write(append(body, '\n'))
-	})
-	const hung = `{"status":"failing","checks":{"answer":{"status":"failing","reason":"hung","message":"a check did not return in time"}}}` + "\n"
-	inTime := http.TimeoutHandler(answer, answerLimit, hung)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.URL.Path != c.LivePath && r.URL.Path != c.ReadyPath:
-			http.NotFound(w, r)
-		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			w.Header().Set("Allow", "GET, HEAD")
-			http.Error(w, "only GET and HEAD", http.StatusMethodNotAllowed)
-		default:
-			w.Header().Set("Content-Type", "application/json")
-			w.Header().Set("Cache-Control", "no-store")
-			inTime.ServeHTTP(w, r)
-		}
-	})
+	}), answerLimit, hung)
 }

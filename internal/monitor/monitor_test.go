@@ -104,14 +104,24 @@ func TestHealthRequests(t *testing.T) {
 
 func TestCheckThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		stuck := make(chan struct{})
-		defer close(stuck)
+		stuck, begun := make(chan struct{}), 0
+		h := handler(monitor.Check{Name: "c", Run: func() error { begun++; <-stuck; return nil }})
+		for range 20 {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/ready", nil))
+			var got monitor.Report
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != 503 || got.Checks["answer"].Reason != "hung" {
+				t.Errorf("%d %s, %v", w.Code, w.Body, err)
+			}
+		}
+		if begun > 8 { // R106
+			t.Errorf("%d examinations hang", begun)
+		}
+		close(stuck)
+		synctest.Wait()
 		w := httptest.NewRecorder()
-		handler(monitor.Check{Name: "c", Run: func() error { <-stuck; return nil }}).
-			ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/ready", nil))
-		var got monitor.Report
-		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != 503 || got.Checks["answer"].Reason != "hung" {
-			t.Errorf("%d %s, %v", w.Code, w.Body, err)
+		if h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/ready", nil)); w.Code != 200 {
+			t.Errorf("when it hangs no more: %d %s", w.Code, w.Body)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -21,10 +22,10 @@ const (
 	maxDropped    = 4096
 )
 
-// dropped is what the trust domain has taken out of its bundle, for as long as
-// somebody could offer it to us again: an older configured bundle, or an older
-// state file that was put back, does not make the agent trust it (R55). It lies
-// in a file of its own, so that one old file alone does no harm.
+// dropped is what the trust domain has taken out of its bundle and somebody could
+// offer to us again: an older configured bundle, or an older state file that was
+// put back, does not make the agent trust it (R55). It lies in a file of its own,
+// so that one old file alone does no harm.
 //
 // What the server itself says later wins. A whole directory that was put back
 // cannot be told from one that never learnt more.
@@ -65,29 +66,32 @@ func fingerprint(der []byte) string {
 	return hex.EncodeToString(h[:])
 }
 
-// learn compares what the server says now with what was held before.
-func (d *dropped) learn(before, now *bundle.Bundle, at time.Time) {
-	have := keysOf(now)
+// learn compares what the server says now with what was held before. What has
+// ended is remembered too: our clock may be wrong (R107). If there is no room for
+// all, what ends first is forgotten.
+func (d *dropped) learn(before, now *bundle.Bundle) {
+	had, have := keysOf(before), keysOf(now)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for key, end := range keysOf(before) {
-		if _, still := have[key]; !still && at.Before(end) && len(d.until) < maxDropped {
-			if d.until == nil {
-				d.until = map[string]time.Time{}
-			}
-			d.until[key], d.dirty = end, true
-		}
-	}
 	for key := range have {
 		if _, again := d.until[key]; again {
 			delete(d.until, key)
 			d.dirty = true
 		}
+		delete(had, key)
 	}
-	for key, end := range d.until {
-		if at.After(end.Add(24 * time.Hour)) { // our clock may be a little wrong, and an ended key does no harm
+	if len(had) == 0 {
+		return
+	}
+	if d.until == nil {
+		d.until = map[string]time.Time{}
+	}
+	maps.Copy(d.until, had)
+	d.dirty = true
+	if over := len(d.until) - maxDropped; over > 0 {
+		byEnd := func(a, b string) int { return d.until[a].Compare(d.until[b]) }
+		for _, key := range slices.SortedFunc(maps.Keys(d.until), byEnd)[:over] {
 			delete(d.until, key)
-			d.dirty = true
 		}
 	}
 }

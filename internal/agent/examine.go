@@ -3,13 +3,11 @@ package agent
 import (
 	"context"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
@@ -157,11 +155,7 @@ func domainOf(roots []*x509.Certificate) string {
 // readStored reads the agent's file without setting a broken one aside.
 func readStored(path string) *storedState {
 	var whose struct{ TrustDomain string }
-	data, err := os.ReadFile(path)
-	if err == nil {
-		err = json.Unmarshal(data, &whose)
-	}
-	if err != nil {
+	if err := readJSON(path, &whose); err != nil {
 		return &storedState{err: err}
 	}
 	td, err := spiffeid.TrustDomainFromString(whose.TrustDomain)

@@ -291,7 +291,7 @@ func milliseconds(n int64) time.Duration {
 // setBundle follows the own trust domain's bundle. Every handshake from now on is
 // judged by it.
 func (l *life) setBundle(b *bundle.Bundle) {
-	l.dir.dropped.learn(l.agent.bundle.Swap(b), b, time.Now())
+	l.dir.dropped.learn(l.agent.bundle.Swap(b), b)
 	l.identity.Post(agentid.BundleChanged{Authority: l.agent.own.Load().standing(b)})
 }
 

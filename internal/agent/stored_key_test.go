@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -187,5 +188,23 @@ func TestDroppedRootsStayDropped(t *testing.T) { // R55
 	}
 	if _, b := fresh().load(testDomain); b == nil {
 		t.Error("a torn list of dropped roots costs the state")
+	}
+}
+
+// What was dropped stays so whatever the clock shows, and if it is more than fits,
+// what ends first is forgotten.
+func TestDroppedForgetsNothingByTheClock(t *testing.T) { // R55, R107
+	key := func(i int) bundle.JWTAuthority {
+		return bundle.JWTAuthority{KeyID: fmt.Sprint(i), PublicKey: fmt.Append(nil, "key ", i), ExpiresAt: time.Unix(int64(i), 0)}
+	}
+	all := &bundle.Bundle{TrustDomain: testDomain}
+	for i := 1; i <= maxDropped+2; i++ {
+		all.JWT = append(all.JWT, key(i))
+	}
+	var d dropped
+	d.learn(all, &bundle.Bundle{TrustDomain: testDomain}) // each has ended long ago
+	d.learn(&bundle.Bundle{TrustDomain: testDomain}, &bundle.Bundle{TrustDomain: testDomain})
+	if left := d.without(all).JWT; len(left) != 2 || left[0].KeyID != "1" || left[1].KeyID != "2" {
+		t.Errorf("%d keys are not known as dropped", len(left))
 	}
 }

@@ -11,18 +11,17 @@ import (
 
 // Limits on what an entry may hold. Sizes are in bytes.
 const (
-	MaxID             = 255
-	MaxSelectors      = 1000
-	MaxSelectorType   = 255
-	MaxSelectorValue  = 64 << 10
-	MaxSelectorsSize  = 512 << 10 // all of one entry; the store takes values of at most 1 MiB
-	MaxDNSNames       = 100
-	MaxDNSName        = 253
-	MaxHint           = 1024
-	MaxFederatesWith  = 200
-	MaxTTL            = (1<<31 - 1) * time.Second
-	MaxAttributesSize = 65535
-	MaxOwner          = 64
+	MaxID            = 255
+	MaxSelectors     = 1000
+	MaxSelectorType  = 255
+	MaxSelectorValue = 64 << 10
+	MaxSelectorsSize = 512 << 10 // all of one entry; the store takes values of at most 1 MiB
+	MaxDNSNames      = 100
+	MaxDNSName       = 253
+	MaxHint          = 1024
+	MaxFederatesWith = 200
+	MaxTTL           = (1<<31 - 1) * time.Second
+	MaxOwner         = 64
 )
 
 // Selector is one attested fact: "unix" "uid:1000".

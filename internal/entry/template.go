@@ -15,8 +15,7 @@ const (
 	MaxTemplate     = identity.MaxID
 	MaxFacts        = 16 // named by one template
 	MaxFactName     = 64
-	MaxFactValue    = identity.MaxID // of one that goes into an ID
-	maxShownOfValue = 100            // of a value that is refused
+	maxShownOfValue = 100 // of a value that is refused
 )
 
 // Template is a SPIFFE ID in which facts stand for parts of the path:

@@ -297,7 +297,7 @@ func (h *history) check() {
 					if ok {
 						t.Fatalf("the rule %s is among the entries of %s", name, path)
 					}
-					authorized = v.AuthorizedRule
+					authorized = v.AuthorizedGrant
 				} else if ok != entitled || ok && rev != e.Revision { // R46
 					t.Fatalf("%s is granted %s: %v, the oracle says %v", path, name, ok, entitled)
 				}

@@ -122,36 +122,13 @@ func (v *Snapshot) EndedRules(by time.Time) []string {
 	return ended
 }
 
-// Agents returns how many live agents are granted what has this parent, and the
-// IDs of the first of them, in the order of IDs.
-func (v *Snapshot) Agents(parent spiffeid.ID, first int) (n int, ids []spiffeid.ID) {
-	agents := make(map[uint32]struct{})
-	if sym := v.s.rows.pathOf(parent); sym != 0 {
-		v.s.reach.back(agents, sym)
-	}
-	paths := make([]string, 0, len(agents))
-	for n := range agents {
-		paths = append(paths, v.s.nodes.at(n).path)
-	}
-	slices.Sort(paths)
-	for _, path := range paths[:min(first, len(paths))] {
-		ids = append(ids, spiffeid.RequireFromPath(v.s.td, path))
-	}
-	return len(agents), ids
-}
-
-// AuthorizedRule returns a rule if a live agent is granted it. Whether it has
-// ended is for the caller to see.
-func (v *Snapshot) AuthorizedRule(agent spiffeid.ID, id string) (entry.Entry, bool) {
-	return v.authorized(agent, v.s.rows.findRule(id))
-}
-
-// AuthorizedGrant is AuthorizedRule for an entry or a rule.
+// AuthorizedGrant returns an entry or a rule if a live agent is granted it. Whether
+// it has ended is for the caller to see.
 func (v *Snapshot) AuthorizedGrant(agent spiffeid.ID, id string) (entry.Entry, bool) {
 	return v.authorized(agent, v.s.rows.findGrant(id))
 }
 
-// AuthorizedEntry is AuthorizedRule for an entry.
+// AuthorizedEntry is AuthorizedGrant for an entry alone.
 func (v *Snapshot) AuthorizedEntry(agent spiffeid.ID, id string) (entry.Entry, bool) {
 	return v.authorized(agent, v.s.rows.find(id))
 }

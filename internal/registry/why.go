@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/plastron/plastron/internal/entry"
@@ -77,8 +76,9 @@ func (v *Snapshot) NearestAlias(agent, parent spiffeid.ID) (NearAlias, bool) {
 	return best, found
 }
 
-// Reaches returns the live agents that are given entries with this parent, sorted.
-func (v *Snapshot) Reaches(parent spiffeid.ID) []spiffeid.ID {
+// Agents returns how many live agents are granted what has this parent, and the
+// IDs of the first of them, in the order of IDs.
+func (v *Snapshot) Agents(parent spiffeid.ID, first int) (n int, ids []spiffeid.ID) {
 	agents := map[uint32]struct{}{}
 	v.climb(parent, func(path uint32) {
 		if n, ok := v.s.reach.at[path]; ok {
@@ -89,12 +89,15 @@ func (v *Snapshot) Reaches(parent spiffeid.ID) []spiffeid.ID {
 			agents[n] = struct{}{}
 		}
 	})
-	var out []spiffeid.ID
+	paths := make([]string, 0, len(agents))
 	for n := range agents {
-		out = append(out, v.s.node(v.s.nodes.at(n)).ID)
+		paths = append(paths, v.s.nodes.at(n).path)
 	}
-	slices.SortFunc(out, func(a, b spiffeid.ID) int { return strings.Compare(a.String(), b.String()) })
-	return out
+	slices.Sort(paths)
+	for _, path := range paths[:min(first, len(paths))] {
+		ids = append(ids, spiffeid.RequireFromPath(v.s.td, path)) // it was checked on its way in
+	}
+	return len(agents), ids
 }
 
 // climb visits the paths from which, and the aliases through which, agents reach

@@ -75,8 +75,8 @@ func TestUnreached(t *testing.T) {
 			}
 		}
 		for parent, want := range map[string]int{"/rack": 2, "/below": 2, "/row": 1, "/spire/agent/b": 1, "/ring/1": 0, "/nowhere": 0} {
-			if got := v.Reaches(id(parent)); len(got) != want {
-				t.Errorf("Reaches(%s) = %v, want %d agents", parent, got, want)
+			if n, first := v.Agents(id(parent), 1); n != want || len(first) != min(want, 1) {
+				t.Errorf("Agents(%s) = %d, %v, want %d", parent, n, first, want)
 			}
 		}
 	})
@@ -101,7 +101,8 @@ func TestUnreachedIsBounded(t *testing.T) {
 	for range 2 {
 		go r.View(func(v *Snapshot) {
 			_, near := v.NearestAlias(id("/spire/agent/a"), id("/many"))
-			done <- near || len(v.Reaches(id("/many"))) > 0
+			n, _ := v.Agents(id("/many"), 1)
+			done <- near || n > 0
 		})
 	}
 	if first, second := <-done, <-done; first || second {

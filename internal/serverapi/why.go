@@ -192,12 +192,12 @@ func (j judge) unreached(e *entry.Entry, v *verdict) {
 			e.ParentID, near.ID, near.Missing, shown(have))
 		return
 	}
-	agents := j.snap.Reaches(e.ParentID)
-	v.rank, v.AgentCount = rankParent, uint32(len(agents))
-	for _, id := range agents[:min(len(agents), maxWhyAgents)] {
+	n, first := j.snap.Agents(e.ParentID, maxWhyAgents)
+	v.rank, v.AgentCount = rankParent, uint32(n)
+	for _, id := range first {
 		v.Agents = append(v.Agents, id.String())
 	}
-	v.said = reason.Say(reason.ParentMismatch, "its parent is %s, which reaches %s", e.ParentID, others(len(agents)))
+	v.said = reason.Say(reason.ParentMismatch, "its parent is %s, which reaches %s", e.ParentID, others(n))
 }
 
 func (j judge) mismatch(e *entry.Entry, missing []entry.Selector, v *verdict) {

@@ -240,7 +240,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.gauges(m, checks, api.Panics)
+	a.gauges(m, checks, api)
 	stopMetrics, err := a.showMetrics(ctx)
 	if err != nil {
 		return errors.Join(err, api.Close())

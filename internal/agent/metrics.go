@@ -8,6 +8,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/monitor"
+	"github.com/plastron/plastron/internal/workloadapi"
 )
 
 // role is the agent's name in metrics.
@@ -48,7 +49,7 @@ func newCounters(m *monitor.Metrics) counters {
 }
 
 // gauges adds what is looked up when somebody asks. Nothing is called before.
-func (a *Agent) gauges(held *mirror.Mirror, checks []monitor.Check, panics func() uint64) {
+func (a *Agent) gauges(held *mirror.Mirror, checks []monitor.Check, api *workloadapi.Server) {
 	m := a.metrics
 	gauge := func(name, help string, read func(mirror.Report) float64) {
 		m.Gauge(name, help, func() float64 { return read(held.Report(1)) })
@@ -84,7 +85,17 @@ func (a *Agent) gauges(held *mirror.Mirror, checks []monitor.Check, panics func(
 		}
 		return 0
 	})
-	m.Total("panics_total", "Calls that ended in a panic. Each is a bug.", func() float64 { return float64(panics()) })
+	m.Total("panics_total", "Calls that ended in a panic. Each is a bug.", func() float64 { return float64(api.Panics()) })
+	m.Gauge("workload_connections", "Connections to the Workload API that are open.", func() float64 { return float64(api.Stats().Connections) })
+	m.Gauge("workload_calls", "Calls of the Workload API under way, open streams included.", func() float64 { return float64(api.Stats().Calls) })
+	m.Totals("workload_over_limit_total", "How often a user came to a limit of the Workload API, by limit: connections, calls, rate, bytes.", []string{"limit"},
+		func(give func(float64, ...string)) {
+			for limit, n := range api.Stats().OverLimit {
+				give(float64(n), limit)
+			}
+		})
+	m.Total("workload_slow_readers_total", "Connections to the Workload API closed because nobody read.", func() float64 { return float64(api.Stats().SlowReaders) })
+	m.Total("workload_attestations_total", "How often the attestors were asked what a process is.", func() float64 { return float64(api.Stats().Attested) })
 }
 
 func timestamp(t time.Time) float64 {

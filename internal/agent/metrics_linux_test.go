@@ -86,6 +86,7 @@ func TestMetrics(t *testing.T) {
 			"plastron_agent_grants 1", `plastron_agent_svids{kind="x509"} 1`, `plastron_agent_svids{kind="jwt"} 1`, "plastron_agent_sync_following 1",
 			`plastron_agent_identity_jobs_total{job="attest",result="ok"} 1`, `plastron_agent_workload_rpc_total{code="OK",method="/SpiffeWorkloadAPI/FetchJWTSVID"} 1`,
 			`plastron_agent_health_check{check="attested"} 0`, `plastron_agent_panics_total 0`,
+			`plastron_agent_workload_over_limit_total{limit="rate"} 0`, `plastron_agent_workload_slow_readers_total 0`,
 		}},
 	} {
 		var text string

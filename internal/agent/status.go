@@ -31,7 +31,7 @@ func (s statuses) register(to grpc.ServiceRegistrar) { statusv1.RegisterAgentSer
 
 // Status says how this agent is doing.
 func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*statusv1.AgentStatus, error) {
-	set, report, load := s.agent.cfg.Agent, s.mirror.Report(maxEnding), s.api.Load()
+	set, report, load := s.agent.cfg.Agent, s.mirror.Report(maxEnding), s.api.Stats()
 	out := &statusv1.AgentStatus{
 		Version: Version, TrustDomain: set.TrustDomain.Name(), StartedAt: s.started.Unix(), Attestor: s.agent.attestor,
 		Following: s.following(report),

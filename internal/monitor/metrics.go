@@ -157,7 +157,14 @@ func (m *Metrics) Gauge(name, help string, read func() float64) {
 // labels that read gives when somebody asks.
 func (m *Metrics) Gauges(name, help string, labels []string, read func(give func(value float64, values ...string))) {
 	if m != nil {
-		m.add("gauge", name, help, labels, &gauges{prometheus.NewDesc(name, help, labels, nil), read})
+		m.add("gauge", name, help, labels, &values{prometheus.NewDesc(name, help, labels, nil), prometheus.GaugeValue, read})
+	}
+}
+
+// Totals is Gauges for counters that are kept elsewhere.
+func (m *Metrics) Totals(name, help string, labels []string, read func(give func(value float64, values ...string))) {
+	if m != nil {
+		m.add("counter", name, help, labels, &values{prometheus.NewDesc(name, help, labels, nil), prometheus.CounterValue, read})
 	}
 }
 
@@ -176,18 +183,20 @@ func (m *Metrics) Health(checks func() []Check) {
 	})
 }
 
-type gauges struct {
+// values are read when somebody asks.
+type values struct {
 	desc *prometheus.Desc
+	kind prometheus.ValueType
 	read func(func(float64, ...string))
 }
 
 // Describe implements prometheus.Collector.
-func (g *gauges) Describe(to chan<- *prometheus.Desc) { to <- g.desc }
+func (v *values) Describe(to chan<- *prometheus.Desc) { to <- v.desc }
 
 // Collect implements prometheus.Collector.
-func (g *gauges) Collect(to chan<- prometheus.Metric) {
-	g.read(func(value float64, values ...string) {
-		to <- prometheus.MustNewConstMetric(g.desc, prometheus.GaugeValue, value, values...)
+func (v *values) Collect(to chan<- prometheus.Metric) {
+	v.read(func(value float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(v.desc, v.kind, value, labels...)
 	})
 }
 

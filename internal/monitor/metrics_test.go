@@ -72,6 +72,7 @@ func measure(m *monitor.Metrics) {
 	m.Total("lost_total", "Lost.", func() float64 { return 7 })
 	m.Gauge("size", "Size.", func() float64 { return 1.5 })
 	m.Gauges("state", "State.", []string{"which"}, func(give func(float64, ...string)) { give(2, "x"); give(3, "y") })
+	m.Totals("gone_total", "Gone.", []string{"why"}, func(give func(float64, ...string)) { give(4, "z") })
 	m.Info("v1")
 	m.Health(func() []monitor.Check {
 		return []monitor.Check{{Name: "good", Run: works}, {Name: "so", Run: fails("x"), Degrades: true}, {Name: "bad", Run: fails("y")}}
@@ -84,7 +85,7 @@ func TestMetrics(t *testing.T) {
 	samples := scrape(t, m)
 	for _, want := range []string{
 		`plastron_server_things_total{kind="a"} 2`, `plastron_server_plain_total 0`, `plastron_server_thing_seconds_sum 3`,
-		`plastron_server_thing_seconds_count 1`, `plastron_server_lost_total 7`, `plastron_server_size 1.5`,
+		`plastron_server_thing_seconds_count 1`, `plastron_server_lost_total 7`, `plastron_server_gone_total{why="z"} 4`, `plastron_server_size 1.5`,
 		`plastron_server_state{which="x"} 2`, `plastron_server_state{which="y"} 3`, `plastron_server_info{version="v1"} 1`,
 		`plastron_server_health_check{check="good"} 0`, `plastron_server_health_check{check="so"} 1`, `plastron_server_health_check{check="bad"} 2`,
 	} {

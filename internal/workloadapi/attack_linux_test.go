@@ -249,7 +249,7 @@ func TestOneUserCannotCrowdOutOthers(t *testing.T) {
 		fmt.Fprintln(c.in, "flood", s.path)
 	}
 	over := func() bool {
-		refused := s.api.Stats().Refused
+		refused := s.api.Stats().OverLimit
 		return refused["connections"]+refused["calls"]+refused["rate"] > 100*share
 	}
 	until(t, over)

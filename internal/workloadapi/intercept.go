@@ -41,7 +41,7 @@ func (s *Server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	}
 	if err := s.users.begin(c.uid); err != nil {
 		s.note(c, info.FullMethodName, err)
-		err = toStatus(err)
+		err = toStatus(s.refusals.count(err))
 		s.meter.Ended(info.FullMethodName, err, 0)
 		return ctx, err
 	}
@@ -66,11 +66,11 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		resp, err = handler(ctx, req)
 		return err
 	})
-	return resp, toStatus(s.outcomes.count(err))
+	return resp, toStatus(s.refusals.count(err))
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return toStatus(s.outcomes.count(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, requested{ss}) })))
+	return toStatus(s.refusals.count(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, requested{ss}) })))
 }
 
 // requested notes when the one request of a stream has arrived.

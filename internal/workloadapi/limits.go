@@ -81,7 +81,10 @@ func (b *bucket) fill(perSecond, size float64, now time.Time) {
 }
 
 func newUsers(l Limits) *users {
-	return &users{limits: l, refused: map[string]uint64{}, byUID: map[int64]*user{}}
+	return &users{
+		limits: l, byUID: map[int64]*user{},
+		refused: map[string]uint64{"connections": 0, "calls": 0, "rate": 0, "bytes": 0}, // all are shown
+	}
 }
 
 func (u *users) connect(uid int64) error {
@@ -186,10 +189,11 @@ func (u *users) tooManyLocked(what, message string) error {
 	return reason.Say(reason.RateLimited, "%s", message)
 }
 
-// Stats is what the socket has under way, and has refused since the start.
+// Stats is what the socket has under way, and what has happened since the start.
 type Stats struct {
-	Connections, Calls int               // now
-	Refused            map[string]uint64 // by the limit: connections, calls, rate or bytes
+	Connections, Calls int               // now; open streams are calls
+	OverLimit          map[string]uint64 // by the limit: connections, calls, rate or bytes
+	Refusals           map[string]uint64 // of calls, by reason
 	SlowReaders        uint64            // connections closed because nobody read
 	Attested           uint64            // times that the attestors were asked what a process is
 }
@@ -200,7 +204,7 @@ func (s *Server) Stats() Stats {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return Stats{
-		Connections: u.connections, Calls: u.calls, Refused: maps.Clone(u.refused),
+		Connections: u.connections, Calls: u.calls, OverLimit: maps.Clone(u.refused), Refusals: s.refusals.reasons(),
 		SlowReaders: s.slow.Load(), Attested: s.attested.Load(),
 	}
 }
@@ -222,49 +226,5 @@ func (q *quiet) due() int {
 	}
 	n := q.suppressed
 	q.last, q.suppressed = now, 0
-	return n
-}
-
-// Bounds on what is remembered of refusals.
-const (
-	refusalEvery = 10 * time.Minute
-	maxRefusals  = 1024
-)
-
-// refusals sees to it that each distinct refusal is logged once, and again now
-// and then for as long as it goes on, with how often it happened (R104).
-type refusals struct {
-	mu   sync.Mutex // guards seen
-	seen map[refusal]*tally
-}
-
-// refusal is what makes one distinct: who is refused, and why.
-type refusal struct {
-	uid    int64
-	reason string
-}
-
-type tally struct {
-	count  int // since it was last logged
-	logged time.Time
-}
-
-// due returns how many refusals a line written now stands for; 0: write none.
-func (r *refusals) due(what refusal, now time.Time) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	t := r.seen[what]
-	if t == nil {
-		if len(r.seen) >= maxRefusals {
-			r.seen = map[refusal]*tally{}
-		}
-		t = &tally{}
-		r.seen[what] = t
-	}
-	if t.count++; !t.logged.IsZero() && now.Sub(t.logged) < refusalEvery {
-		return 0
-	}
-	n := t.count
-	t.count, t.logged = 0, now
 	return n
 }

@@ -8,7 +8,7 @@ import (
 
 // R104: the first at once, the rest as a number now and then, each kind apart.
 func TestRefusalsDue(t *testing.T) {
-	r := refusals{seen: map[refusal]*tally{}}
+	r := newRefusals()
 	now := time.Now()
 	a := refusal{1, "no_grant"}
 	if r.due(a, now) != 1 || r.due(refusal{2, "no_grant"}, now) != 1 || r.due(refusal{1, "not_synced"}, now) != 1 {

@@ -139,5 +139,5 @@ func TestBytesAreLimited(t *testing.T) {
 	flood := r.raw(1 << 16)
 	for flood.WriteSettings() == nil {
 	}
-	until(t, func() bool { return r.api.Stats().Refused["bytes"] > 0 })
+	until(t, func() bool { return r.api.Stats().OverLimit["bytes"] > 0 })
 }

@@ -97,7 +97,6 @@ type Server struct {
 	contain  rpc.Guard
 	meter    rpc.Meter
 	refusals *refusals
-	outcomes outcomes
 
 	slow, attested atomic.Uint64
 }
@@ -113,8 +112,7 @@ func Open(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{},
-		refusals: &refusals{seen: map[refusal]*tally{}}, outcomes: outcomes{by: map[string]uint64{}},
-		contain: rpc.Guard{Log: cfg.Log}, meter: rpc.Meter{Tell: cfg.Call}}, nil
+		refusals: newRefusals(), contain: rpc.Guard{Log: cfg.Log}, meter: rpc.Meter{Tell: cfg.Call}}, nil
 }
 
 func (c *Config) listen() (*localsocket.Listener, error) {

@@ -1,0 +1,307 @@
+//go:build linux
+
+package postgres_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/url"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/plastron/plastron/internal/store/postgres"
+	"github.com/plastron/plastron/internal/store/storetest"
+	"github.com/plastron/plastron/test/parts"
+)
+
+// outcomes are the results of writers that each write pairs of new keys.
+type outcomes struct {
+	mu sync.Mutex
+	of map[string]store.Result // by the pair's name
+}
+
+// writeOn commits until stop is closed, and at least once.
+func (o *outcomes) writeOn(s *postgres.Store, name string, stop <-chan struct{}) {
+	for i := 0; ; i++ {
+		pair := fmt.Sprintf("%s.%d", name, i)
+		txn := create(pair+"/1", pair)
+		txn.Puts = append(txn.Puts, store.Put{Key: pair + "/2", Value: []byte(pair)})
+		r := s.Commit(context.Background(), []store.Txn{txn})[0]
+		o.mu.Lock()
+		o.of[pair] = r
+		o.mu.Unlock()
+		select {
+		case <-stop:
+			return
+		default:
+		}
+	}
+}
+
+// count returns how many were acknowledged.
+func (o *outcomes) count() (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, r := range o.of {
+		if r.Err == nil {
+			n++
+		}
+	}
+	return n
+}
+
+// check compares what was answered with what is there (R73): what was
+// acknowledged, whole and at its revision; nothing of what was refused.
+func (o *outcomes) check(t *testing.T, rows map[string]storetest.Row) (unknown int) {
+	t.Helper()
+	for pair, r := range o.of {
+		one, there := rows[pair+"/1"]
+		two, both := rows[pair+"/2"]
+		switch {
+		case there != both || one.Rev != two.Rev:
+			t.Errorf("%s is there in part: %v, %v", pair, one, two)
+		case r.Err == nil && one.Rev != r.Position.Revision:
+			t.Errorf("%s was acknowledged at %v and is at %d", pair, r.Position, one.Rev)
+		case fault.ReasonOf(r.Err) == "outcome_unknown":
+			unknown++
+		case r.Err != nil && there:
+			t.Errorf("%s was refused and is there: %v", pair, r.Err)
+		case r.Err != nil && fault.KindOf(r.Err) != fault.Unavailable:
+			t.Errorf("%s: %v", pair, r.Err)
+		}
+	}
+	return unknown
+}
+
+// Sessions of writers are terminated all the time, at any step of a commit. Over
+// a direct connection the outcome is always known.
+func TestSessionsTerminated(t *testing.T) {
+	name := database(t)
+	a, b := opened(t, cluster.URL(name)), opened(t, cluster.URL(name))
+	_, begin := storetest.State(t, a)
+	o := &outcomes{of: map[string]store.Result{}}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() { o.writeOn([]*postgres.Store{a, b}[w%2], fmt.Sprint(w), stop) })
+	}
+	for range 60 {
+		exec(t, name, "SELECT pg_sleep(0.01 * random()); SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'plastron-%-w' AND datname = current_database()")
+	}
+	close(stop)
+	wg.Wait()
+	if n := o.check(t, agree(t, begin, a, b)); n != 0 {
+		t.Errorf("%d of %d outcomes are not known", n, len(o.of))
+	}
+	t.Logf("%d commits, %d acknowledged", len(o.of), o.count())
+	commit(t, a, create("after", ""))
+}
+
+// relay stands between a store and its database.
+type relay struct {
+	mu     sync.Mutex
+	conns  []net.Conn
+	silent atomic.Bool   // nothing is passed on to the store
+	deaf   atomic.Bool   // nothing is passed on to the database
+	kept   chan struct{} // gets a value when a group was not passed on
+}
+
+// startRelay returns a relay and the connection string that leads through it.
+func startRelay(t *testing.T, name string) (*relay, string) {
+	t.Helper()
+	dir := t.TempDir()
+	l, err := net.Listen("unix", filepath.Join(dir, ".s.PGSQL.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{kept: make(chan struct{}, 1)}
+	t.Cleanup(func() { l.Close(); r.cut() })
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("unix", filepath.Join(cluster.Dir, ".s.PGSQL."+cluster.Port))
+			if err != nil {
+				near.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.conns = append(r.conns, near, far)
+			r.mu.Unlock()
+			go r.pass(far, near, &r.deaf)
+			go r.pass(near, far, &r.silent)
+		}
+	}()
+	return r, "postgres:///" + name + "?user=plastron&port=1&host=" + url.QueryEscape(dir)
+}
+
+func (r *relay) pass(to, from net.Conn, not *atomic.Bool) {
+	defer to.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buf)
+		if err != nil {
+			return
+		}
+		if not.Load() {
+			if bytes.Contains(buf[:n], []byte("COMMIT\x00")) && not == &r.deaf {
+				r.kept <- struct{}{}
+			}
+			continue
+		}
+		if _, err := to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// cut closes all connections; new ones work.
+func (r *relay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		c.Close()
+	}
+	r.conns = nil
+}
+
+// A connection is lost before the database hears of a group, and after it has
+// committed it. Both times the answer is the truth.
+func TestConnectionLost(t *testing.T) {
+	name := database(t)
+	r, url := startRelay(t, name)
+	s, other := opened(t, url), opened(t, cluster.URL(name))
+	at := commit(t, s, create("taken", ""))
+	send := func(txns ...store.Txn) <-chan []store.Result {
+		done := make(chan []store.Result, 1)
+		go func() { done <- s.Commit(context.Background(), txns) }()
+		return done
+	}
+
+	// Failed but written: the group's log row names what held.
+	r.silent.Store(true)
+	done := send(create("written/1", ""), create("taken", "x"), create("written/2", ""))
+	for batch, err := range other.Watch(limited(t), at) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		at = batch.Position
+		break
+	}
+	r.silent.Store(false)
+	r.cut()
+	results := <-done
+	for _, i := range []int{0, 2} {
+		if results[i].Err != nil || results[i].Position != at {
+			t.Errorf("transaction %d is in the log at %v, answered %v, %v", i, at, results[i].Position, results[i].Err)
+		}
+	}
+	must(t, "Commit", results[1].Err, fault.Conflict, "key_changed")
+
+	// Failed and not written, over a connection that has worked.
+	at = commit(t, s, create("between", ""))
+	r.deaf.Store(true)
+	done = send(create("lost", ""))
+	select {
+	case <-r.kept:
+	case <-limited(t).Done():
+		t.Fatal("the group was not sent")
+	}
+	r.deaf.Store(false)
+	r.cut()
+	must(t, "Commit", (<-done)[0].Err, fault.Unavailable, "not_written")
+	rows, now := storetest.State(t, s)
+	if _, there := rows["lost"]; there || now != at {
+		t.Errorf("what was not written moved the store from %v to %v", at, now)
+	}
+	commit(t, s, create("lost", ""))
+}
+
+// R73, FM19: the database is killed under writers on two stores, again and again.
+// Both go on by themselves, watchers too.
+func TestDatabaseKilled(t *testing.T) {
+	if absent != nil {
+		t.Skip(absent)
+	}
+	own, err := parts.StartPostgres(limited(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	a, b := opened(t, own.URL("postgres")), opened(t, own.URL("postgres"))
+	_, begin := storetest.State(t, a)
+	o := &outcomes{of: map[string]store.Result{}}
+	stop := make(chan struct{})
+	var writing, watching sync.WaitGroup
+	for w := range 50 {
+		writing.Go(func() { o.writeOn([]*postgres.Store{a, b}[w%2], fmt.Sprint(w), stop) })
+	}
+	ctx := limited(t)
+	for _, s := range []*postgres.Store{a, b} {
+		watching.Go(func() {
+			at := begin
+			for ctx.Err() == nil {
+				for batch, err := range s.Watch(ctx, at) {
+					if err != nil {
+						if fault.KindOf(err) != fault.Unavailable {
+							t.Errorf("Watch(%v) = %v", at, err)
+							return
+						}
+						break
+					}
+					if batch.Prev != at {
+						t.Errorf("%v follows %v, expected %v", batch.Position, batch.Prev, at)
+					}
+					if at = batch.Position; batch.Writes[0].Caller == "end" {
+						return
+					}
+				}
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-ctx.Done():
+				}
+			}
+			t.Errorf("watcher ended at %v", at)
+		})
+	}
+	for range 4 {
+		for n := o.count(); o.count() < n+200; {
+			select {
+			case <-time.After(5 * time.Millisecond):
+			case <-ctx.Done():
+				t.Fatal("no commits are acknowledged")
+			}
+		}
+		if err := own.Crash(); err != nil {
+			t.Fatal(err)
+		}
+		if err := own.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	writing.Wait()
+	end := create("end", "")
+	end.Caller = "end"
+	for s := a; ; {
+		r := s.Commit(context.Background(), []store.Txn{end})[0]
+		if r.Err == nil {
+			break
+		}
+		if fault.ReasonOf(r.Err) == "outcome_unknown" || ctx.Err() != nil {
+			t.Fatal(r.Err)
+		}
+	}
+	watching.Wait()
+	unknown := o.check(t, agree(t, begin, a, b))
+	t.Logf("%d commits, %d acknowledged, %d unknown", len(o.of), o.count(), unknown)
+}

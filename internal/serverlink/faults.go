@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strconv"
 	"strings"
 	"time"
 
@@ -58,7 +59,23 @@ func (c *connection) fault(doing string, err error) error {
 			}
 		}
 	}
-	return fault.New(kind, reason, "%s: %s", doing, clip(st.Message())).NotBefore(after)
+	return fault.New(kind, reason, "%s: %s", doing, clip(undial(st.Message()))).NotBefore(after)
+}
+
+// undial takes what went wrong with a connection out of the frame in which gRPC
+// tells it: what people read is what the kernel or TLS said.
+func undial(text string) string {
+	quoted, ok := strings.CutPrefix(text, "connection error: desc = ")
+	if !ok {
+		return text
+	}
+	said, err := strconv.Unquote(quoted)
+	if err != nil {
+		return text
+	}
+	said = strings.TrimPrefix(said, "transport: ")
+	said = strings.TrimPrefix(said, "Error while dialing: ")
+	return strings.ReplaceAll(said, "\n", "; ")
 }
 
 // notBefore is a server's wish when to come again, within bounds. All that were

@@ -236,6 +236,26 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// A server that is away is told of in the kernel's words, not in gRPC's.
+func TestAwayInPlainWords(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	ours, at := newAuthority(t, "example.org"), l.Addr().String()
+	client, err := serverlink.New(serverlink.Config{Route: serverlink.NewRoute(at, at), TrustDomain: ours.td,
+		Roots: func() []*x509.Certificate { return []*x509.Certificate{ours.root(t)} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	refused := "dial tcp " + at + ": connect: connection refused"
+	if _, err := client.Bundle(t.Context()); err == nil || err.Error() != "fetch the bundle: "+refused+"; "+refused {
+		t.Errorf("it says: %v", err)
+	}
+}
+
 func TestParseRootHash(t *testing.T) {
 	for _, s := range []string{"", "ab", strings.Repeat("ab", 31), strings.Repeat("ab", 33), strings.Repeat("zz", 32)} {
 		if h, err := serverlink.ParseRootHash(s); err == nil {

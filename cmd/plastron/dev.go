@@ -278,7 +278,7 @@ This process has fetched its own identity through that socket and verified it:
 	if d.user != "" {
 		fmt.Fprintf(w, `Each program that you start gets an ID of its own by that rule, named after its
 file: ./web would get %sweb. Programs of one interpreter
-share an ID: all Python scripts would get %spython3.
+share an ID: all Python scripts would get %spython3.11, say.
 
 `, d.user, d.user)
 	}

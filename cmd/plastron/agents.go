@@ -42,11 +42,9 @@ func (f *agentFilter) addFlags(c *cobra.Command) {
 // list returns the filter as the API writes it, or nothing if nothing is asked.
 func (f *agentFilter) list(c *cobra.Command) (*agentv1.ListAgentsRequest_Filter, error) {
 	filter := &agentv1.ListAgentsRequest_Filter{ByAttestationType: f.attestation, ByExpiresBefore: f.expires}
-	if len(f.selectors) > 0 {
-		var err error
-		if filter.BySelectorMatch, err = selectorMatch(c, f.selectors, f.selectorsOn); err != nil {
-			return nil, err
-		}
+	var err error
+	if filter.BySelectorMatch, err = selectorMatch(c, f.selectors, f.selectorsOn); err != nil {
+		return nil, err
 	}
 	if c.Flags().Changed("canReattest") {
 		filter.ByCanReattest = wrapperspb.Bool(f.canReattest)

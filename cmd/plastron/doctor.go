@@ -180,7 +180,7 @@ func (e examiner) file(path, socketPath string) (examination, error) {
 
 // socket examines what answers at an admin socket.
 func (e examiner) socket(path string) (examination, error) {
-	at := &socket{path: path, kind: "admin socket", absent: "start the server or agent, or name its configuration with -config"}
+	at := &socket{path: path, kind: "admin socket", absent: "start the server or agent, or name its configuration with -config", closed: runAsOwner}
 	conn, peer, err := at.dial(e.c.Context())
 	if err != nil {
 		return examination{}, err
@@ -200,14 +200,14 @@ func (e examiner) socket(path string) (examination, error) {
 }
 
 func (e examiner) server(cfg *server.Config, socketPath string) examination {
-	at := &socket{path: socketPath, kind: "server", absent: "start it if it should run; see its log for why it does not"}
+	at := &socket{path: socketPath, kind: "server", absent: "start it if it should run; see its log for why it does not", closed: runAsOwner}
 	s := server.Subject{Config: cfg}
 	s.Running, s.Err = serverStatus(e.c, at, true)
 	return examination{"server", server.Examine(e.c.Context(), s, e.now)}
 }
 
 func (e examiner) agent(cfg *agent.Config, socketPath string) examination {
-	at := &socket{path: socketPath, kind: "agent's admin socket", absent: "start it if it should run; see its log for why it does not"}
+	at := &socket{path: socketPath, kind: "agent's admin socket", absent: "start it if it should run; see its log for why it does not", closed: runAsOwner}
 	s := agent.Subject{Config: cfg}
 	s.Running, s.Err = agentStatus(e.c, at)
 	return examination{"agent", agent.Examine(e.c.Context(), s, e.now)}

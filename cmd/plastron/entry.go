@@ -204,19 +204,17 @@ func (f *entryFilter) list(c *cobra.Command) (*entryv1.ListEntriesRequest_Filter
 			return nil, err
 		}
 	}
-	if len(f.selectors) > 0 {
-		if filter.BySelectors, err = selectorMatch(c, f.selectors, f.selectorsOn); err != nil {
-			return nil, err
-		}
+	if filter.BySelectors, err = selectorMatch(c, f.selectors, f.selectorsOn); err != nil {
+		return nil, err
+	}
+	mode, ok := spiretypes.FederatesWithMatch_MatchBehavior_value["MATCH_"+strings.ToUpper(f.federatesOn)]
+	if !ok {
+		return nil, usage(c, "the value %q of -matchFederatesWithOn is none of exact, any, superset, subset", f.federatesOn)
 	}
 	if len(f.federatesWith) > 0 {
 		names, err := trustDomains(f.federatesWith)
 		if err != nil {
 			return nil, err
-		}
-		mode, ok := spiretypes.FederatesWithMatch_MatchBehavior_value["MATCH_"+strings.ToUpper(f.federatesOn)]
-		if !ok {
-			return nil, usage(c, "the value %q of -matchFederatesWithOn is none of exact, any, superset, subset", f.federatesOn)
 		}
 		filter.ByFederatesWith = &spiretypes.FederatesWithMatch{TrustDomains: names, Match: spiretypes.FederatesWithMatch_MatchBehavior(mode)}
 	}
@@ -443,7 +441,7 @@ func wireSelectors(texts []string) ([]*spiretypes.Selector, error) {
 	return selectors, nil
 }
 
-// selectorMatch reads -selector and -matchSelectorsOn.
+// selectorMatch reads -selector and -matchSelectorsOn; without the former it is nil.
 func selectorMatch(c *cobra.Command, texts []string, on string) (*spiretypes.SelectorMatch, error) {
 	selectors, err := wireSelectors(texts)
 	if err != nil {
@@ -452,6 +450,9 @@ func selectorMatch(c *cobra.Command, texts []string, on string) (*spiretypes.Sel
 	mode, ok := spiretypes.SelectorMatch_MatchBehavior_value["MATCH_"+strings.ToUpper(on)]
 	if !ok {
 		return nil, usage(c, "the value %q of -matchSelectorsOn is none of exact, any, superset, subset", on)
+	}
+	if len(selectors) == 0 {
+		return nil, nil
 	}
 	return &spiretypes.SelectorMatch{Selectors: selectors, Match: spiretypes.SelectorMatch_MatchBehavior(mode)}, nil
 }

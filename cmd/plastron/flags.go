@@ -100,6 +100,9 @@ func unexpected(command *cobra.Command, arg string) error {
 		if nearest := config.Nearest(arg, names); nearest != "" {
 			return err.Fix("did you mean %q?", nearest)
 		}
+		if len(names) == 1 {
+			return err.Fix("there is %s", names[0])
+		}
 		return err.Fix("there are %s", strings.Join(names, ", "))
 	}
 	err := fault.New(fault.Invalid, "usage", "%s does not take the argument %q", command.CommandPath(), arg)

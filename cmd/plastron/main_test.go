@@ -174,6 +174,8 @@ func TestMistakes(t *testing.T) {
 		{"server token generate -ttl 0", "-ttl must be positive\n  Fix: see plastron server token generate -h"},
 		{"server agent list -banned=maybe", "the value \"maybe\" of -banned is not true or false\n  Fix: see plastron server agent list -h"},
 		{"server agent list -expiresBefore 2026-01-01", "the value \"2026-01-01\" of -expiresBefore is not a time written as \"2006-01-02 15:04:05 -0700 -07\"\n  Fix: see plastron server agent list -h"},
+		{"server agent list -matchSelectorsOn some", "the value \"some\" of -matchSelectorsOn is none of exact, any, superset, subset\n  Fix: see plastron server agent list -h"},
+		{"server entry show -matchFederatesWithOn some", "the value \"some\" of -matchFederatesWithOn is none of exact, any, superset, subset\n  Fix: see plastron server entry show -h"},
 		{"server agent count -selector a:b -matchSelectorsOn some", "the value \"some\" of -matchSelectorsOn is none of exact, any, superset, subset\n  Fix: see plastron server agent count -h"},
 		{"server agent show", "-spiffeID is required\n  Fix: see plastron server agent show -h"},
 		{"server agent ban -spiffeID x", "-spiffeID: \"x\" is not a SPIFFE ID: scheme is missing or invalid\n  Fix: write it as spiffe://TRUST-DOMAIN/PATH"},

@@ -196,7 +196,8 @@ func (p *program) healthcheck(kind string, socketOf func(*cobra.Command) *socket
 				return about(title+" is unhealthy", peer.fault(err))
 			}
 			if reply.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-				return fault.New(fault.Unavailable, "unhealthy", "%s is unhealthy: it says %s", title, reply.GetStatus())
+				return fault.New(fault.Unavailable, "unhealthy", "%s is unhealthy: it says %s", title, reply.GetStatus()).
+					Fix("'plastron %s status' says what is wrong", kind)
 			}
 		}
 		_, err = fmt.Fprintf(p.stdout, "%s is healthy.\n", title)

@@ -32,12 +32,16 @@ type socket struct {
 	path, instance          string
 	kind                    string // "server" or "Workload API"
 	variable, template, def string
-	absent, denied          string // what to do then
+	absent, closed, denied  string // what to do when it is not there, when it cannot be opened, when it refuses
 }
+
+// runAsOwner is what to do about a socket that is for its program's user only.
+const runAsOwner = "run this as the user that runs it, or as root"
 
 func serverSocketFlags(flags *pflag.FlagSet) *socket {
 	s := &socket{kind: "server", variable: "SPIRE_SERVER_PRIVATE_SOCKET", template: "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE", def: serverSocket,
-		absent: "start one with 'plastron dev' or 'plastron server run', or name its socket with -socketPath or SPIRE_SERVER_PRIVATE_SOCKET"}
+		absent: "start one with 'plastron dev' or 'plastron server run', or name its socket with -socketPath or SPIRE_SERVER_PRIVATE_SOCKET",
+		closed: runAsOwner}
 	s.addFlags(flags)
 	return s
 }
@@ -45,6 +49,7 @@ func serverSocketFlags(flags *pflag.FlagSet) *socket {
 func agentSocketFlags(flags *pflag.FlagSet) *socket {
 	s := &socket{kind: "Workload API", variable: "SPIFFE_ENDPOINT_SOCKET", template: "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE", def: agentSocket,
 		absent: "start an agent with 'plastron dev' or 'plastron agent run', or name its socket with -socketPath or SPIFFE_ENDPOINT_SOCKET",
+		closed: "let this user enter each directory above it; that of 'plastron dev' is for the user that runs it",
 		denied: "'plastron agent why self' says what this process is to the agent"}
 	s.addFlags(flags)
 	return s
@@ -54,7 +59,7 @@ func agentSocketFlags(flags *pflag.FlagSet) *socket {
 func agentAdminFlags(flags *pflag.FlagSet) *socket {
 	s := &socket{kind: "agent's admin socket", variable: "PLASTRON_AGENT_ADMIN_SOCKET", def: adminSocket,
 		absent: "start an agent, or name its socket (admin_socket_path; without it private/admin.sock beside public, or admin.sock in data_dir) with -adminSocketPath or PLASTRON_AGENT_ADMIN_SOCKET",
-		denied: "run this as the user that runs the agent, or as root"}
+		closed: runAsOwner, denied: runAsOwner}
 	flags.StringVar(&s.path, "adminSocketPath", "", "`PATH` of the agent's admin socket (environment: "+s.variable+"; otherwise "+s.def+")")
 	return s
 }
@@ -116,7 +121,11 @@ func (s *socket) dial(ctx context.Context) (*grpc.ClientConn, peer, error) {
 	}
 	at := s.peer(path)
 	if err := probe(ctx, path); err != nil {
-		return nil, at, fault.New(fault.Unavailable, "unavailable", "%s does not answer: %s", at.name, why(err)).Fix("%s", s.absent)
+		remedy := s.absent
+		if errors.Is(err, fs.ErrPermission) {
+			remedy = s.closed
+		}
+		return nil, at, fault.New(fault.Unavailable, "unavailable", "%s does not answer: %s", at.name, why(err)).Fix("%s", remedy)
 	}
 	conn, err := grpc.NewClient("passthrough:///"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithAuthority("localhost"),

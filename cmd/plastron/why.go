@@ -173,7 +173,11 @@ func printWhy(w io.Writer, r *whyv1.AskProcessResponse) {
 	case reason.ParentMismatch.Reason, reason.AliasMismatch.Reason:
 		l.line("Ask the server", askServer(r))
 	}
-	l.line("Process", fmt.Sprintf("%d, user %d, group %d", r.GetPid(), r.GetUid(), r.GetGid()))
+	who := fmt.Sprintf("%d, user %d, group %d", r.GetPid(), r.GetUid(), r.GetGid())
+	if r.GetSync() == nil { // it is gone, and nothing was looked at
+		who = fmt.Sprint(r.GetPid())
+	}
+	l.line("Process", who)
 	l.line("Agent", cmp.Or(r.GetAgentId(), "not attested yet"))
 	for _, a := range r.GetAttestors() {
 		fmt.Fprintln(w)
@@ -208,6 +212,9 @@ func printWhy(w io.Writer, r *whyv1.AskProcessResponse) {
 		for _, s := range n.GetHave() {
 			l.line("Process shows", selectorText(s))
 		}
+	}
+	if r.GetSync() == nil {
+		return
 	}
 	fmt.Fprintln(w)
 	l.line("Server", serverState(r.GetSync()))

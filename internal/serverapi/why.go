@@ -36,7 +36,8 @@ func (a whys) Ask(ctx context.Context, req *whyv1.AskEntriesRequest) (*whyv1.Ask
 	td := a.server.cfg.TrustDomain
 	agent, err := identity.ParseMember(td, req.GetAgentId())
 	if err == nil && !identity.IsAgent(agent) {
-		err = fault.New(fault.Invalid, "agent_id_invalid", "%q is not an agent's ID", agent)
+		err = fault.New(fault.Invalid, "agent_id_invalid", "%q is not an agent's ID", agent).
+			Fix("'plastron server agent list' shows the agents")
 	}
 	if err != nil {
 		return nil, err

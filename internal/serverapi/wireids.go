@@ -40,7 +40,8 @@ func (s *Server) readMember(field string, id *spiretypes.SPIFFEID) (spiffeid.ID,
 func (s *Server) readAgent(id *spiretypes.SPIFFEID) (spiffeid.ID, error) {
 	read, err := s.readMember("id", id)
 	if err == nil && !identity.IsAgent(read) {
-		err = fault.New(fault.Invalid, "agent_id_invalid", "%q is not an agent's ID", read)
+		err = fault.New(fault.Invalid, "agent_id_invalid", "%q is not an agent's ID", read).
+			Fix("'plastron server agent list' shows the agents")
 	}
 	return read, err
 }

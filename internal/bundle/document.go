@@ -148,7 +148,7 @@ func checkRoot(c *x509.Certificate) string {
 		return "it is not an authority's certificate"
 	}
 	if c.KeyUsage&x509.KeyUsageCertSign == 0 {
-		return "its key usage does not let it sign certificates"
+		return "it has no key usage that lets it sign certificates"
 	}
 	for _, u := range c.URIs {
 		if u.Scheme == "spiffe" && strings.Trim(u.Path, "/") != "" {

@@ -613,3 +613,20 @@ func TestWire(t *testing.T) {
 		}
 	}
 }
+
+// The root that "openssl req -x509" makes does not say what its key may be used for.
+func TestRootWithoutKeyUsage(t *testing.T) {
+	p := newPKI(t)
+	p.root = issue(t, nil, newKey(t), func(c *x509.Certificate) { authority("root")(c); c.KeyUsage = 0 })
+	p.middle = issue(t, p.root, newKey(t), authority("middle"))
+	writePEM(t, p.rootPath, p.root.cert)
+	v := open(t, &Config{CABundlePath: p.rootPath}, env())
+	if _, err := attest(t, v, p.prover(p.leaf(t, nil))); err != nil {
+		t.Error(err)
+	}
+	other := issue(t, nil, newKey(t), func(c *x509.Certificate) { authority("root")(c); c.KeyUsage = x509.KeyUsageCRLSign })
+	writePEM(t, p.rootPath, other.cert)
+	if _, err := (&Config{CABundlePath: p.rootPath}).Open(t.Context(), env()); err == nil {
+		t.Error("a root that may not sign certificates is accepted")
+	}
+}

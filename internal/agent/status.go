@@ -37,7 +37,7 @@ func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*status
 		Following: s.following(report),
 		Grants:    uint64(report.Grants), X509Svids: uint64(report.X509SVIDs), JwtSvids: uint64(report.JWTSVIDs),
 		Subscribers: uint64(report.Subscribers), Connections: uint64(load.Connections), Calls: uint64(load.Calls),
-		BundleSequence: report.BundleSequence, X509Authorities: uint32(report.Roots), BundleExpiresAt: unixOrZero(report.RootsEnd),
+		BundleSequence: report.BundleSequence, X509Authorities: uint32(report.Roots), BundleExpiresAt: rpc.Unix(report.RootsEnd),
 		Refusals: load.Refusals, SocketPath: set.SocketPath, AdminSocketPath: set.adminSocketPath(), DataDir: set.DataDir,
 	}
 	if own := s.agent.own.Load(); own != nil {
@@ -53,7 +53,7 @@ func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*status
 func (s statuses) following(r mirror.Report) *statusv1.Following {
 	out := &statusv1.Following{
 		Address: s.agent.route.Current(), Mode: "push",
-		InStep: r.Following, Since: unixOrZero(r.Since), HeardAt: unixOrZero(r.Heard), AcknowledgedAt: unixOrZero(r.Acknowledged),
+		InStep: r.Following, Since: rpc.Unix(r.Since), HeardAt: rpc.Unix(r.Heard), AcknowledgedAt: rpc.Unix(r.Acknowledged),
 		ClockKnown: r.SkewKnown, ClockAheadMs: r.Skew.Milliseconds(),
 	}
 	if s.link.Polls() {
@@ -66,11 +66,4 @@ func (s statuses) following(r mirror.Report) *statusv1.Following {
 		out.Fault = &statusv1.Fault{Reason: fault.ReasonOf(r.Err), Message: rpc.Text(r.Err)}
 	}
 	return out
-}
-
-func unixOrZero(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.Unix()
 }

@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/api/plastron/why/v1"
-	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/reason"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
@@ -43,7 +43,7 @@ func (a whys) Ask(ctx context.Context, req *whyv1.AskProcessRequest) (*whyv1.Ask
 	}
 	p, err := process.Open(int(req.GetPid()))
 	if errors.Is(err, reason.PeerGone) {
-		resp.Reason = writeReason(reason.Say(reason.PeerGone, "there is no process %d in the agent's pid namespace", req.GetPid()))
+		resp.Reason = rpc.Reason(reason.Say(reason.PeerGone, "there is no process %d in the agent's pid namespace", req.GetPid()))
 		return resp, nil
 	}
 	if err != nil {
@@ -57,7 +57,7 @@ func (a whys) Ask(ctx context.Context, req *whyv1.AskProcessRequest) (*whyv1.Ask
 	answers := workload.Ask(asking, a.attestors, p.PID)
 	if err := p.Check(); err != nil {
 		if errors.Is(err, reason.PeerGone) {
-			resp.Reason = writeReason(reason.Say(reason.PeerGone, "process %d exited while it was looked at", p.PID))
+			resp.Reason = rpc.Reason(reason.Say(reason.PeerGone, "process %d exited while it was looked at", p.PID))
 			return resp, nil
 		}
 		return nil, err
@@ -70,7 +70,7 @@ func (a whys) Ask(ctx context.Context, req *whyv1.AskProcessRequest) (*whyv1.Ask
 		resp.Attestors = append(resp.Attestors, writeAnswer(&answers[i]))
 	}
 	facts := workload.Facts(answers)
-	resp.Selectors = writeSelectors(facts.Selectors)
+	resp.Selectors = rpc.Selectors(facts.Selectors)
 
 	found := a.mirror.Why(ctx, facts, true)
 	for _, g := range found.Grants {
@@ -78,19 +78,19 @@ func (a whys) Ask(ctx context.Context, req *whyv1.AskProcessRequest) (*whyv1.Ask
 	}
 	for _, n := range found.Near {
 		resp.Near = append(resp.Near, &whyv1.NearMiss{Id: n.GrantID, SpiffeId: idOr(n.ID, n.Template),
-			Missing: writeSelector(n.Missing), Have: writeSelectors(n.Have)})
+			Missing: rpc.Selector(n.Missing), Have: rpc.Selectors(n.Have)})
 	}
 	resp.Sync = writeSync(&found.Sync)
 	verdict := found.Reason
 	if failed != nil && (verdict != nil && verdict.Kind == fault.Denied) {
 		verdict = reason.Say(reason.AttestorFailed, "the attestor %s failed: %v", failed.Name, failed.Err)
 	}
-	resp.Reason = writeReason(verdict)
+	resp.Reason = rpc.Reason(verdict)
 	return resp, nil
 }
 
 func writeAnswer(a *workload.Answer) *whyv1.Attestor {
-	out := &whyv1.Attestor{Name: a.Name, TookUs: a.Took.Microseconds(), Selectors: writeSelectors(a.Selectors), Facts: a.Facts, Omitted: a.Omitted}
+	out := &whyv1.Attestor{Name: a.Name, TookUs: a.Took.Microseconds(), Selectors: rpc.Selectors(a.Selectors), Facts: a.Facts, Omitted: a.Omitted}
 	if a.Err != nil {
 		out.Error = a.Err.Error()
 	}
@@ -102,7 +102,7 @@ func writeFitting(g *mirror.Fitting) *whyv1.Grant {
 		mirror.Ready: whyv1.Grant_STATE_READY, mirror.Signing: whyv1.Grant_STATE_SIGNING, mirror.Refused: whyv1.Grant_STATE_REFUSED,
 		mirror.Ended: whyv1.Grant_STATE_ENDED, mirror.Shadowed: whyv1.Grant_STATE_SHADOWED, mirror.Unfilled: whyv1.Grant_STATE_RULE,
 	}
-	out := &whyv1.Grant{Id: g.GrantID, SpiffeId: idOr(g.ID, g.Template), State: states[g.State], Reason: writeReason(g.Reason), ShadowedBy: g.By}
+	out := &whyv1.Grant{Id: g.GrantID, SpiffeId: idOr(g.ID, g.Template), State: states[g.State], Reason: rpc.Reason(g.Reason), ShadowedBy: g.By}
 	if !g.ExpiresAt.IsZero() {
 		out.ExpiresAt = g.ExpiresAt.Unix()
 	}
@@ -127,29 +127,10 @@ func writeSync(s *mirror.Sync) *whyv1.Sync {
 	return out
 }
 
-func writeReason(r *fault.Error) *whyv1.Reason {
-	if r == nil {
-		return nil
-	}
-	return &whyv1.Reason{Code: r.Reason, Message: r.Message, Fix: r.Remedy}
-}
-
 // idOr is what a grant gives: a SPIFFE ID, or a rule's template.
 func idOr(id spiffeid.ID, template string) string {
 	if template != "" {
 		return template
 	}
 	return id.String()
-}
-
-func writeSelector(s entry.Selector) *whyv1.Selector {
-	return &whyv1.Selector{Type: s.Type, Value: s.Value}
-}
-
-func writeSelectors(in []entry.Selector) []*whyv1.Selector {
-	var out []*whyv1.Selector
-	for _, s := range in {
-		out = append(out, writeSelector(s))
-	}
-	return out
 }

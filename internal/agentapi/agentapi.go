@@ -106,13 +106,7 @@ func (s *Server) Run(ctx context.Context) error {
 	for _, register := range s.cfg.Services {
 		register(g)
 	}
-	stop := context.AfterFunc(ctx, g.Stop)
-	defer stop()
-	err := g.Serve(s.listener)
-	if ctx.Err() != nil && (err == nil || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed)) {
-		return ctx.Err()
-	}
-	return err
+	return rpc.Serve(ctx, g, s.listener)
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

@@ -1,5 +1,5 @@
-// Package rpc is what our gRPC listeners have in common: how a fault looks on
-// the wire, and that a call that panics costs itself only.
+// Package rpc is what our gRPC listeners have in common: how faults, times and
+// selectors look on the wire, and that a call that panics costs itself only.
 //
 // What must always hold: a caller reads a fault's message and remedy, never its
 // cause, and nothing of an error that is no fault; each refusal carries its

@@ -11,6 +11,7 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/svid"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -199,7 +200,7 @@ func writeAgent(n *registry.Node, mask *spiretypes.AgentMask) *spiretypes.Agent 
 		out.X509SvidSerialNumber = n.Current.Serial
 	}
 	if mask.X509SvidExpiresAt {
-		out.X509SvidExpiresAt = unixOf(n.Current.ExpiresAt)
+		out.X509SvidExpiresAt = rpc.Unix(n.Current.ExpiresAt)
 	}
 	if mask.Selectors {
 		out.Selectors = writeSelectors(n.Selectors)

@@ -15,6 +15,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 )
 
 const (
@@ -306,7 +307,7 @@ func writeDeclared(e *entry.Entry) *applyv1.Entry {
 	out := &applyv1.Entry{
 		Id: e.ID, SpiffeId: e.SPIFFEID.String(), ParentId: e.ParentID.String(), X509SvidTtl: int32(e.X509TTL / time.Second),
 		JwtSvidTtl: int32(e.JWTTL / time.Second), DnsNames: e.DNSNames, Hint: e.Hint, Admin: e.Admin, Downstream: e.Downstream,
-		StoreSvid: e.StoreSVID, DisableX509SvidPrefetch: e.DisableX509Prefetch, JwtSvidIncludeJti: e.JWTIncludeJTI, ExpiresAt: unixOf(e.ExpiresAt),
+		StoreSvid: e.StoreSVID, DisableX509SvidPrefetch: e.DisableX509Prefetch, JwtSvidIncludeJti: e.JWTIncludeJTI, ExpiresAt: rpc.Unix(e.ExpiresAt),
 	}
 	for _, td := range e.FederatesWith {
 		out.FederatesWith = append(out.FederatesWith, td.Name())
@@ -350,6 +351,6 @@ func declaredFields(e *entry.Entry) []declaredField {
 		{"federates_with", list(domains)}, {"dns_names", list(e.DNSNames)}, {"hint", e.Hint},
 		{"admin", strconv.FormatBool(e.Admin)}, {"downstream", strconv.FormatBool(e.Downstream)}, {"store_svid", strconv.FormatBool(e.StoreSVID)},
 		{"disable_x509_svid_prefetch", strconv.FormatBool(e.DisableX509Prefetch)}, {"jwt_svid_include_jti", strconv.FormatBool(e.JWTIncludeJTI)},
-		{word(e) + "Expiry", strconv.FormatInt(unixOf(e.ExpiresAt), 10)},
+		{word(e) + "Expiry", strconv.FormatInt(rpc.Unix(e.ExpiresAt), 10)},
 	}...)
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 )
@@ -69,7 +70,7 @@ func (a entries) SyncAuthorizedEntries(stream grpc.BidiStreamingServer[entryv1.S
 		for i := from; i < min(from+syncPage, len(all)); i++ {
 			e := &all[i]
 			byID[e.ID] = e
-			page.EntryRevisions = append(page.EntryRevisions, &entryv1.EntryRevision{Id: e.ID, RevisionNumber: int64(e.Revision), CreatedAt: unixOf(e.CreatedAt)})
+			page.EntryRevisions = append(page.EntryRevisions, &entryv1.EntryRevision{Id: e.ID, RevisionNumber: int64(e.Revision), CreatedAt: rpc.Unix(e.CreatedAt)})
 		}
 		if err := stream.Send(page); err != nil {
 			return err

@@ -10,6 +10,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -119,7 +120,7 @@ func writeRule(e *entry.Entry) *rulev1.Rule {
 		Id: e.ID, Revision: e.Revision, ParentId: e.ParentID.String(),
 		IdTemplate: e.Rule.Template.String(), IdPrefix: e.Rule.Prefix, Trust: e.Rule.Trust(),
 		X509SvidTtl: int32(e.X509TTL / time.Second), JwtSvidTtl: int32(e.JWTTL / time.Second),
-		Hint: e.Hint, CreatedAt: unixOf(e.CreatedAt), ExpiresAt: unixOf(e.ExpiresAt),
+		Hint: e.Hint, CreatedAt: rpc.Unix(e.CreatedAt), ExpiresAt: rpc.Unix(e.ExpiresAt),
 	}
 	for _, s := range e.Selectors {
 		out.Selectors = append(out.Selectors, &rulev1.Selector{Type: s.Type, Value: s.Value})

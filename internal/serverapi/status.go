@@ -122,7 +122,7 @@ func describeSlot(kind string, slot registry.Slot) *statusv1.Authority {
 	}
 	return &statusv1.Authority{
 		Kind: kind, Slot: slot.Name, State: states[slot.State], AuthorityId: slot.AuthorityID,
-		NotBefore: unixOrZero(slot.NotBefore), ExpiresAt: unixOrZero(slot.NotAfter),
+		NotBefore: rpc.Unix(slot.NotBefore), ExpiresAt: rpc.Unix(slot.NotAfter),
 	}
 }
 
@@ -160,11 +160,4 @@ func writeFault(err error) *statusv1.Fault {
 		return nil
 	}
 	return &statusv1.Fault{Reason: fault.ReasonOf(err), Message: rpc.Text(err)}
-}
-
-func unixOrZero(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.Unix()
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/reason"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -147,10 +148,10 @@ func (j judge) all(only *spiffeid.ID) *whyv1.AskEntriesResponse {
 		}
 	}
 	slices.SortStableFunc(verdicts, func(a, b verdict) int { return cmp.Or(a.rank-b.rank, cmp.Compare(a.Id, b.Id)) })
-	resp := &whyv1.AskEntriesResponse{More: more || len(verdicts) > maxWhy, Reason: writeReason(reason.NoGrant)}
+	resp := &whyv1.AskEntriesResponse{More: more || len(verdicts) > maxWhy, Reason: rpc.Reason(reason.NoGrant)}
 	for i, v := range verdicts[:min(len(verdicts), maxWhy)] {
 		if i == 0 && (v.rank < rankUnlike || only != nil) {
-			resp.Reason = writeReason(v.said)
+			resp.Reason = rpc.Reason(v.said)
 		}
 		resp.Entries = append(resp.Entries, v.Entry)
 	}
@@ -181,14 +182,14 @@ func (j judge) one(e *entry.Entry, reached bool) verdict {
 	default:
 		v.Reaches = true
 	}
-	v.Reason = writeReason(v.said)
+	v.Reason = rpc.Reason(v.said)
 	return v
 }
 
 func (j judge) unreached(e *entry.Entry, v *verdict) {
 	if near, ok := j.snap.NearestAlias(j.node.ID, e.ParentID); ok {
 		have := entry.SameKind(near.Missing, j.node.Selectors)
-		v.rank, v.AliasId, v.Missing, v.Have = rankAlias, near.ID, writeWhySelector(near.Missing), writeWhySelectors(have)
+		v.rank, v.AliasId, v.Missing, v.Have = rankAlias, near.ID, rpc.Selector(near.Missing), rpc.Selectors(have)
 		v.said = reason.Say(reason.AliasMismatch, "its parent is %s; the alias %s wants the node selector %s, and the node has %s",
 			e.ParentID, near.ID, near.Missing, shown(have))
 		return
@@ -204,7 +205,7 @@ func (j judge) unreached(e *entry.Entry, v *verdict) {
 func (j judge) mismatch(e *entry.Entry, missing []entry.Selector, v *verdict) {
 	first := missing[0]
 	have := entry.SameKind(first, j.selectors)
-	v.Missing, v.Have = writeWhySelector(first), writeWhySelectors(have)
+	v.Missing, v.Have = rpc.Selector(first), rpc.Selectors(have)
 	v.said = reason.Say(reason.SelectorMismatch, "it asks for %s, and the process shows %s", first, shown(have))
 	switch {
 	case len(missing) > 1:
@@ -243,23 +244,4 @@ func nameOf(e *entry.Entry) string {
 		return e.Rule.Template.String()
 	}
 	return e.SPIFFEID.String()
-}
-
-func writeReason(r *fault.Error) *whyv1.Reason {
-	if r == nil {
-		return nil
-	}
-	return &whyv1.Reason{Code: r.Reason, Message: r.Message, Fix: r.Remedy}
-}
-
-func writeWhySelector(s entry.Selector) *whyv1.Selector {
-	return &whyv1.Selector{Type: s.Type, Value: s.Value}
-}
-
-func writeWhySelectors(in []entry.Selector) []*whyv1.Selector {
-	var out []*whyv1.Selector
-	for _, s := range in {
-		out = append(out, writeWhySelector(s))
-	}
-	return out
 }

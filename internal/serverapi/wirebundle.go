@@ -8,6 +8,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -39,7 +40,7 @@ func writeBundle(b *bundle.Bundle, mask *spiretypes.BundleMask) *spiretypes.Bund
 	if mask.JwtAuthorities {
 		for _, a := range b.JWT {
 			out.JwtAuthorities = append(out.JwtAuthorities, &spiretypes.JWTKey{
-				PublicKey: a.PublicKey, KeyId: a.KeyID, ExpiresAt: unixOf(a.ExpiresAt), Tainted: a.Tainted,
+				PublicKey: a.PublicKey, KeyId: a.KeyID, ExpiresAt: rpc.Unix(a.ExpiresAt), Tainted: a.Tainted,
 			})
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -49,10 +50,10 @@ func writeEntry(e *entry.Entry, mask *spiretypes.EntryMask) *spiretypes.Entry {
 	out.Downstream = mask.Downstream && e.Downstream
 	out.StoreSvid = mask.StoreSvid && e.StoreSVID
 	if mask.ExpiresAt {
-		out.ExpiresAt = unixOf(e.ExpiresAt)
+		out.ExpiresAt = rpc.Unix(e.ExpiresAt)
 	}
 	if mask.CreatedAt {
-		out.CreatedAt = unixOf(e.CreatedAt)
+		out.CreatedAt = rpc.Unix(e.CreatedAt)
 	}
 	if mask.DnsNames {
 		out.DnsNames = e.DNSNames
@@ -139,12 +140,4 @@ func (s *Server) changeEntry(e *entry.Entry, in *spiretypes.Entry, mask *spirety
 		e.JWTIncludeJTI = in.AdditionalAttributes.GetJwtSvidIncludeJti()
 	}
 	return nil
-}
-
-// unixOf is a time on the wire: 0 if there is none.
-func unixOf(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.Unix()
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/plastron/plastron/api/plastron/why/v1"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/reason"
+	"github.com/plastron/plastron/internal/rpc"
 )
 
 // self is plastron.why.v1.Self: what a process may know about itself.
@@ -31,20 +32,11 @@ func (a self) Ask(ctx context.Context, _ *whyv1.AskSelfRequest) (*whyv1.AskSelfR
 		if fault.ReasonOf(err) != reason.AttestorFailed.Reason {
 			return nil, err // what it is now, it was not when it connected
 		}
-		resp.Reason = say(reason.AttestorFailed)
+		resp.Reason = rpc.Reason(reason.AttestorFailed)
 		return resp, nil
 	}
-	for _, s := range seen.facts.Selectors {
-		resp.Selectors = append(resp.Selectors, &whyv1.Selector{Type: s.Type, Value: s.Value})
-	}
+	resp.Selectors = rpc.Selectors(seen.facts.Selectors)
 	r, ready := a.server.reasonFor(ctx, seen)
-	resp.Identities, resp.Reason = uint32(ready), say(r)
+	resp.Identities, resp.Reason = uint32(ready), rpc.Reason(r)
 	return resp, c.Check()
-}
-
-func say(r *fault.Error) *whyv1.Reason {
-	if r == nil {
-		return nil
-	}
-	return &whyv1.Reason{Code: r.Reason, Message: r.Message, Fix: r.Remedy}
 }

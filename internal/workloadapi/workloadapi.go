@@ -15,7 +15,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -165,11 +164,5 @@ func (s *Server) Run(ctx context.Context) error {
 	whyv1.RegisterSelfServer(g, self{server: s})
 	grpc_health_v1.RegisterHealthServer(g, health{server: s})
 	s.meter.Learn(g)
-	stop := context.AfterFunc(ctx, g.Stop)
-	defer stop()
-	err := g.Serve(s.listener)
-	if ctx.Err() != nil && (err == nil || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed)) {
-		return ctx.Err()
-	}
-	return err
+	return rpc.Serve(ctx, g, s.listener)
 }

@@ -46,7 +46,7 @@ func ParseCommitted(text string) (c Committed, err error) {
 	if c.Position.Revision, err = strconv.ParseUint(parts[1], 10, 64); err != nil {
 		return c, bad
 	}
-	if c.Write, err = strconv.Atoi(parts[2]); err != nil || c.String() != text {
+	if c.Write, err = strconv.Atoi(parts[2]); err != nil || c.Write < 0 || c.String() != text {
 		return c, bad
 	}
 	return c, nil

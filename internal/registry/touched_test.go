@@ -172,7 +172,7 @@ func FuzzParseCommitted(f *testing.F) {
 		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		if c, err := ParseCommitted(text); err == nil && c.String() != text {
+		if c, err := ParseCommitted(text); err == nil && (c.String() != text || c.Write < 0) {
 			t.Errorf("%q is read as %v", text, c)
 		}
 	})

@@ -24,6 +24,12 @@ func trusted(info fs.FileInfo, owner int) bool {
 	return ok && (st.Uid == 0 || int(st.Uid) == owner)
 }
 
+// ownersOnly sets the mode that a socket's file will have when it is made. Where
+// that cannot be told beforehand, Listen's change comes a moment later.
+func ownersOnly(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) })
+}
+
 // maxLinks is how many symbolic links the kernel follows.
 const maxLinks = 40
 

@@ -7,6 +7,7 @@
 package localsocket
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -87,9 +88,14 @@ func Listen(path string, to Access, bind func(path string) (Bound, error)) (*Lis
 // it has in the file system: that file is the manager's.
 func Adopt(l net.Listener) *Listener { return &Listener{Listener: l, path: l.Addr().String()} }
 
-// Bind is the plain way to bind.
+// Bind is the plain way to bind. Only the owner can connect before Listen has set
+// the mode, whatever the umask: who came in that moment would be an operator.
 func Bind(path string) (Bound, error) {
-	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	l, err := (&net.ListenConfig{Control: ownersOnly}).Listen(context.Background(), "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
 }
 
 // Path returns where the socket is.

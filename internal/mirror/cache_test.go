@@ -54,6 +54,7 @@ func TestWorkloadKeyTypes(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			s.Down(true)
 			next := live(t, s, kept, v.Bundle.Keys) // with P-256
 			defer next.stop()
 			sub2 := next.Subscribe(selectors("unix:uid:1"))
@@ -61,6 +62,7 @@ func TestWorkloadKeyTypes(t *testing.T) {
 			if got := kindOf(sub2.View()); got != want {
 				t.Errorf("restored a key of %s, want %s", got, want)
 			}
+			s.Down(false)
 			mirrortest.Until(t, sub2, func(v mirror.View) bool { return ids(v) == "/a" && kindOf(v) == "P-256" })
 		}, func(c *mirror.Config) { c.KeyType, c.Changed = kind, func(bool) {} })
 	}

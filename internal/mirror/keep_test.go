@@ -297,9 +297,11 @@ func TestNarrowed(t *testing.T) {
 			"a grant goes away": {func() { s.Put(s.Grant("g", "/g", "unix:uid:1")); synctest.Wait(); s.Remove("g") }, true},
 		} {
 			time.Sleep(time.Minute)
+			synctest.Wait()
 			changed, narrowed := l.changed, l.narrowed
 			row.do()
 			time.Sleep(time.Second)
+			synctest.Wait()
 			if l.changed == changed || (l.narrowed > narrowed) != row.narrowed {
 				t.Errorf("%s: changed %d times, narrowed %d times", name, l.changed-changed, l.narrowed-narrowed)
 			}

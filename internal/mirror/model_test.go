@@ -467,6 +467,9 @@ const lifeOfOwn = 10 * time.Minute
 // grant that was refused is asked for again after five minutes at the latest.
 const settle = 6 * time.Minute
 
+// reunite is within what time it follows a server: all back-offs are over by then.
+const reunite = 90 * time.Second
+
 // quiet ends all faults and waits until the agent serves what it should.
 func (w *model) quiet() {
 	w.logf("there are no more faults")
@@ -479,8 +482,8 @@ func (w *model) quiet() {
 		w.session.stream = append(w.session.stream, w.current()) // as every server says from time to time
 	}
 	w.look()
-	why, operators := "", 0
-	began, end := w.at, w.at.Add(settle)
+	why, operators, alone := "", 0, false
+	began, away, end := w.at, w.at, w.at.Add(settle)
 	if a := w.agent; a != nil && a.own != nil {
 		// The server breaks off a handshake with an SVID whose authority is gone, and the
 		// agent has not heard of that: it attests again when it would have renewed, or
@@ -489,6 +492,7 @@ func (w *model) quiet() {
 		if gone && !w.repeatable {
 			w.agent, w.session = nil, nil
 		} else if gone || !w.repeatable && !w.at.Before(a.own.NotAfter) {
+			alone = true
 			end = end.Add(lifeOfOwn + svid.Backdate) // one that cannot attest again gives up when both its clocks say so
 		}
 	}
@@ -510,6 +514,12 @@ func (w *model) quiet() {
 			w.logf("all is well")
 			return
 		}
+		// The source of roots is asked for others when the agent has to renew.
+		if alone || w.agent == nil || !slices.Contains(w.agent.roots, w.head.next-1) || w.session != nil && w.session.follow {
+			away = w.at
+		} else if w.at.Sub(away) > reunite {
+			w.Fatal("the agent does not come back to a server")
+		}
 		w.pass(time.Second + w.at.Sub(began)/20)
 	}
 	w.Fatalf("long after the last fault %s", why)
@@ -529,6 +539,8 @@ func (w *model) unlike() string {
 		return "the agent's SVID is not the one that counts"
 	case w.stored.own != a.own && w.stored.own.Serial != a.own.Serial:
 		return "the agent's SVID is not stored"
+	case !slices.Equal(w.stored.roots, a.roots):
+		return "the agent's roots are not stored"
 	}
 	now := w.at
 	for _, key := range slices.Sorted(maps.Keys(a.subs)) {

@@ -89,8 +89,32 @@ func settings(local bool) string {
 	}, ", ")
 }
 
-// connect opens a session. role distinguishes the sessions of one store.
+// connect opens a session for a store that is open: whatever is wrong now was
+// right before and may be so again.
 func (s *Store) connect(ctx context.Context, role string) (*session, error) {
+	c, err := s.dial(ctx, role)
+	if err != nil {
+		return nil, unusable(err)
+	}
+	return c, nil
+}
+
+// unusable tells a caller that the store does not work now, whatever the cause.
+func unusable(err error) error {
+	f, ok := errors.AsType[*fault.Error](err)
+	if ok && f.Kind == fault.Unavailable {
+		return f
+	}
+	reason := "store_unavailable"
+	if ok {
+		reason = f.Reason
+	}
+	return fault.New(fault.Unavailable, reason, "the store cannot be used").
+		Fix("see to the failure named in the server's log; the next use tries again").Because(err)
+}
+
+// dial opens a session. role distinguishes the sessions of one store.
+func (s *Store) dial(ctx context.Context, role string) (*session, error) {
 	p, err := s.config.parse(s.name + role)
 	if err != nil {
 		return nil, err

@@ -32,7 +32,7 @@ func (s *Store) follow() {
 		if s.life.Err() != nil {
 			return
 		}
-		s.lost(err)
+		s.lost(unusable(err))
 		s.log.Warn("store is not followed", "err", err)
 		select {
 		case <-time.After(wait/2 + rand.N(wait/2)):

@@ -133,7 +133,7 @@ func (s *Store) write(g *group) error {
 			continue // another store was faster
 		}
 		if f, ok := errors.AsType[*fault.Error](err); ok {
-			return f
+			return unusable(f)
 		}
 		s.writer.close() // it is in a failed transaction, or lost
 		s.writer = nil
@@ -142,7 +142,7 @@ func (s *Store) write(g *group) error {
 		case refused(err) && fault.ReasonOf(cause) == "database_busy" && !late:
 			continue // nothing is written, and there is time left
 		case refused(err):
-			return cause
+			return unusable(cause)
 		}
 		s.log.Warn("connection to the store lost during a commit", "err", err)
 		return s.resolve(g, cause)

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -304,4 +305,25 @@ func TestDatabaseKilled(t *testing.T) {
 	watching.Wait()
 	unknown := o.check(t, agree(t, begin, a, b))
 	t.Logf("%d commits, %d acknowledged, %d unknown", len(o.of), o.count(), unknown)
+}
+
+// What refuses Open is no more than "not now" to a store that is open: it goes on
+// once that is mended.
+func TestLoginLost(t *testing.T) {
+	name := database(t)
+	exec(t, name, "CREATE ROLE guest_"+name+" LOGIN; GRANT ALL ON SCHEMA public TO guest_"+name)
+	s := opened(t, strings.ReplaceAll(cluster.URL(name), "user=plastron", "user=guest_"+name))
+	at := commit(t, s, create("a", ""))
+	exec(t, name, "ALTER ROLE guest_"+name+" NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guest_"+name+"'")
+	var last error
+	for ctx := limited(t); fault.ReasonOf(last) != "database_login" && ctx.Err() == nil; {
+		last = s.Commit(ctx, []store.Txn{create("b", "")})[0].Err
+	}
+	must(t, "Commit", last, fault.Unavailable, "database_login")
+	for _, err := range s.Watch(limited(t), at) {
+		must(t, "Watch", err, fault.Unavailable, fault.ReasonOf(err))
+		break
+	}
+	exec(t, name, "ALTER ROLE guest_"+name+" LOGIN")
+	commit(t, s, create("c", ""))
 }

@@ -180,7 +180,7 @@ func open(ctx context.Context, c Config, log *slog.Logger, limit limits) (*Store
 		config: c, name: "plastron-" + hex.EncodeToString(id[:]), log: log, limit: limit,
 		changed: make(chan struct{}), wakeCommit: make(chan struct{}, 1), wakeFollow: make(chan struct{}, 1),
 	}
-	conn, err := s.connect(ctx, "")
+	conn, err := s.dial(ctx, "")
 	if err != nil {
 		return nil, err
 	}

@@ -33,6 +33,10 @@ func run(m *testing.M) int {
 	for _, name := range []string{"PGHOST", "PGUSER", "PGPASSWORD", "PGSSLMODE", "PGDATABASE"} {
 		os.Unsetenv(name)
 	}
+	if url := os.Getenv("PLASTRON_TEST_WRITE"); url != "" {
+		fmt.Fprintln(os.Stderr, writeForever(url))
+		return 1
+	}
 	cluster, absent = parts.StartPostgres(context.Background())
 	if absent != nil {
 		var missing *parts.MissingError

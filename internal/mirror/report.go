@@ -31,15 +31,19 @@ type Held struct {
 // report fills in what the machine knows, with at most n SVIDs.
 func (m *machine) report(n int) Report {
 	r := Report{Stats: m.stats(), Sync: m.inSync(), Since: m.ledger.since, Acknowledged: m.ledger.acknowledged}
-	for p := range m.pairs() {
-		if p.cert != nil {
-			r.First = append(r.First, Held{p.grant.entry.ID, p.id, p.cert.expiresAt})
+	byEnd := func(a, b Held) int {
+		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), strings.Compare(a.GrantID, b.GrantID), strings.Compare(a.ID.String(), b.ID.String()))
+	}
+	for p := range m.pairs() { // not sorted as a whole: callers of the Workload API wait meanwhile
+		if p.cert == nil {
+			continue
+		}
+		held := Held{p.grant.entry.ID, p.id, p.cert.expiresAt}
+		if at, _ := slices.BinarySearchFunc(r.First, held, byEnd); at < n {
+			r.First = slices.Insert(r.First, at, held)
+			r.First = r.First[:min(n, len(r.First))]
 		}
 	}
-	slices.SortFunc(r.First, func(a, b Held) int {
-		return cmp.Or(a.ExpiresAt.Compare(b.ExpiresAt), strings.Compare(a.GrantID, b.GrantID), strings.Compare(a.ID.String(), b.ID.String()))
-	})
-	r.First = slices.Clone(r.First[:min(n, len(r.First))])
 	if own := m.own(); own != nil {
 		roots := own.bundle.Roots()
 		r.Roots = len(roots)

@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 // authority is a trust domain's root.
@@ -209,11 +210,20 @@ func TestFaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct {
+	later := func(d time.Duration) error {
+		st, err := status.New(codes.ResourceExhausted, "busy").WithDetails(protoadapt.MessageV1Of(&errdetails.RetryInfo{RetryDelay: durationpb.New(d)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Err()
+	}
+	for i, c := range []struct {
 		err    error
 		kind   fault.Kind
 		reason string
 	}{
+		{later(time.Minute), fault.Exhausted, "server_exhausted"},
+		{later(-time.Minute), fault.Exhausted, "server_exhausted"},
 		{detailed.Err(), fault.Denied, "agent_banned"},
 		{status.Error(codes.PermissionDenied, "x"), fault.Denied, "server_denied"},
 		{status.Error(codes.InvalidArgument, "x"), fault.Invalid, "server_refused"},
@@ -231,6 +241,10 @@ func TestFaults(t *testing.T) {
 		_, err = client.Bundle(t.Context())
 		if fault.KindOf(err) != c.kind || fault.ReasonOf(err) != c.reason || len(err.Error()) > 2000 || strings.ContainsAny(err.Error(), "\n\x00") { // R104
 			t.Errorf("%v became %v (%s, %s)", c.err, err, fault.KindOf(err), fault.ReasonOf(err))
+		}
+		// It is spread, so that not all come at once that were told the same (R110).
+		if after := fault.AfterOf(err); after != 0 && (after < time.Minute || after > 75*time.Second) || i == 0 && after == 0 {
+			t.Errorf("%v: come again after %v", c.err, after)
 		}
 		client.Close()
 	}

@@ -16,7 +16,7 @@ var rows = [...][]string{
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "store", "monitor"},
 	5:  {"process", "systemd", "serverlink", "localsocket", "rpc"},
-	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite", "store/postgres", "doctor"},
+	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror"},
 	9:  {"serverapi", "workloadapi", "agentapi"},
@@ -160,7 +160,7 @@ var parties = map[string][]string{
 	"github.com/spiffe/go-spiffe/v2":                       {"cmd", "examples", "test"},
 
 	"google.golang.org/grpc": {"internal/api", "api", "internal/serverlink", "internal/rpc", "internal/serverapi",
-		"internal/workloadapi", "internal/agentapi", "internal/server", "internal/agent", "cmd", "examples"},
+		"internal/workloadapi", "internal/agentapi", "internal/server", "internal/agent", "internal/store/etcd", "cmd", "examples"},
 	"google.golang.org/protobuf": {"internal/api", "api", "internal/serverlink", "internal/registry",
 		"internal/mirror", "internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/agentapi", "cmd"},
 
@@ -168,6 +168,9 @@ var parties = map[string][]string{
 	"github.com/hashicorp/hcl":      {"internal/config"},
 	"modernc.org/sqlite":            {"internal/store/sqlite"},
 	"github.com/jackc/pgx/v5":       {"internal/store/postgres", "test"},
+	"go.etcd.io/etcd/api/v3":        {"internal/store/etcd"},
+	"go.etcd.io/etcd/client/v3":     {"internal/store/etcd"},
+	"go.uber.org/zap":               {"internal/store/etcd"},
 	"github.com/spf13/cobra":        {"cmd/plastron"},
 	"github.com/spf13/pflag":        {"cmd/plastron"},
 	"go.yaml.in/yaml/v3":            {"cmd/plastron"},

@@ -129,7 +129,6 @@ type Store struct {
 	queue      []*request
 	closed     bool
 	meta       meta
-	metaRev    int64
 	head       uint64        // the newest position seen
 	loaded     store.Epoch   // of the last Load, or of Open: what callers' revisions are of
 	wakeCommit chan struct{} // capacity 1

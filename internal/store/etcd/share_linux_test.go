@@ -274,8 +274,7 @@ func TestEpochs(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	refuse := func(t *testing.T, c Config, kind fault.Kind, reason string) {
 		t.Helper()
-		limit := defaultLimits()
-		s, err := c.open(t.Context(), slog.New(slog.DiscardHandler), limit)
+		s, err := c.open(t.Context(), slog.New(slog.DiscardHandler), patient())
 		if err == nil {
 			s.Close()
 		}

@@ -164,7 +164,7 @@ func (m *Machine) done(d Done) {
 		m.fx.Redial = true // so that the new SVID is the one in use
 		message := "own SVID renewed"
 		if d.Kind == Attest {
-			message = "attested"
+			message = "own SVID obtained"
 		}
 		m.fx.Notes = append(m.fx.Notes, Note{Message: message, Next: m.untilRenewal()})
 	}

@@ -248,7 +248,11 @@ func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 		case s.Rule == "":
 			return s.Wake, nil
 		default:
-			a.Log.InfoContext(ctx, "authority changed", "kind", l.name, "reason", s.Rule, "key_id", l.active)
+			log := a.Log.With("kind", l.name, "reason", s.Rule)
+			if l.active != "" { // there is none before the first
+				log = log.With("key_id", l.active)
+			}
+			log.InfoContext(ctx, "authority changed")
 		}
 	}
 	return time.Time{}, fault.New(fault.Internal, "authority_unsettled", "the %s authority took %d steps without coming to rest", l.name, maxSteps)

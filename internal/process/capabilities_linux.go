@@ -48,7 +48,9 @@ func KeepOnly(keep Right) error {
 		data[i].Inheritable &= mask
 	}
 	// No program is started, and none that were could have more.
-	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno != 0 {
+	if _, _, errno := syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); errno == syscall.ENOTSUP {
+		return fmt.Errorf("this program was built with cgo, and then it cannot: %w", errno)
+	} else if errno != 0 {
 		return fmt.Errorf("give up what programs add: %w", errno)
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

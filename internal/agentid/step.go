@@ -31,6 +31,7 @@ type Machine struct {
 	job       Kind          // under way
 	failures  int           // of Bootstrap, Attest and Renew, in a row
 	notBefore time.Duration // boot clock: none of these before
+	hinted    bool          // it is the server that said so
 	ousted    int           // refusals in a row of SVIDs that were quite new
 	ownSince  time.Duration // boot clock: when own was adopted
 	unsaved   bool
@@ -80,6 +81,9 @@ func (m *Machine) Step(e Event) Effects {
 		}
 	case Accepted:
 		m.foreign, m.asked = 0, false
+		if !m.hinted { // what failed because no server was there need not wait any more
+			m.failures, m.notBefore = 0, 0
+		}
 	case BundleChanged:
 		m.trusted, m.unsaved = true, true
 		if m.standing = what.Authority; m.standing != Held && m.own != nil {
@@ -213,7 +217,13 @@ func (m *Machine) failed(kind Kind, err error) {
 	if kind == Renew {
 		floor, ceiling = renewFloor, renewCeiling
 	}
-	wait := max(m.backoff(m.failures, floor, ceiling), fault.AfterOf(err))
+	wait := m.backoff(m.failures, floor, ceiling)
+	if kind == Renew { // several attempts are to fit into what is left
+		wait = max(min(wait, m.remaining()/8), floor)
+	}
+	hint := fault.AfterOf(err)
+	m.hinted = hint > 0
+	wait = max(wait, hint)
 	m.notBefore = m.boot + wait
 	m.fx.Notes = append(m.fx.Notes, Note{Message: sentence(kind), Warn: true, Err: err, Next: wait})
 }

@@ -595,3 +595,54 @@ func TestReplay(t *testing.T) {
 		t.Error("two runs differ")
 	}
 }
+
+// However short the life of an SVID and however unlucky the moment at which the
+// server comes back, the renewal is in time: attempts fit into what is left, and a
+// server that is there again is asked at once.
+func TestServerComesBackBeforeTheEnd(t *testing.T) { // R56
+	s := Settings{}
+	for seed := range uint64(100) {
+		w := newWorld(t, seed, false)
+		w.good, w.spent = true, true
+		own := w.sign(0)
+		own.NotAfter = w.time.Add(time.Minute)
+		w.begin(s, own, true)
+		w.server = "away"
+		w.run(50 * time.Second)
+		w.server = "ok"
+		w.feed(Accepted{})
+		w.run(2 * time.Second)
+		if w.machine.own == own {
+			t.Fatalf("seed %d: not renewed with the server there\n%s", seed, w.trace())
+		}
+	}
+	for seed := range uint64(100) { // without anybody saying that it is there
+		w := newWorld(t, seed, false)
+		w.good, w.spent = true, true
+		own := w.sign(0)
+		own.NotAfter = w.time.Add(time.Minute)
+		w.begin(s, own, true)
+		w.server = "away"
+		w.run(50 * time.Second)
+		w.server, w.converse = "ok", 24*time.Hour
+		w.run(9 * time.Second)
+		if w.machine.own == own {
+			t.Fatalf("seed %d: not renewed in what is left\n%s", seed, w.trace())
+		}
+	}
+}
+
+// A hint stands although the server is there.
+func TestHintOutlivesTheConversation(t *testing.T) {
+	s := Settings{}
+	w := newWorld(t, 1, false)
+	w.good = true
+	w.begin(s, w.sign(40*time.Minute), true)
+	w.going = Job{}
+	w.feed(Done{Kind: Renew, Err: fault.New(fault.Exhausted, "rate_limited", "slow down").NotBefore(time.Minute)})
+	until := w.machine.notBefore
+	w.feed(Accepted{})
+	if w.machine.notBefore != until || until < w.boot+time.Minute {
+		t.Errorf("the next attempt is in %v", w.machine.notBefore-w.boot)
+	}
+}

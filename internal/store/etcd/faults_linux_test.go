@@ -1,16 +1,116 @@
 package etcd
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/storetest"
 )
+
+// R73, R78: each of three members is killed, or frozen for a while, under 50
+// writers. No acknowledged write is lost, none that was refused is there, and the
+// log tells the same as a snapshot.
+func TestMembersLost(t *testing.T) {
+	e, c := cluster(t, 3)
+	check := opened(t, c)
+	_, begin := storetest.State(t, check)
+	var stores [2]*Store
+	for i := range stores {
+		stores[i] = openStore(t, c, defaultLimits()) // a lost member must cost seconds
+		defer stores[i].Close()
+	}
+	const writers = 50
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	acked, refused := make([]map[string]uint64, writers), make([]map[string]error, writers)
+	var count atomic.Int64
+	for w := range writers {
+		acked[w], refused[w] = make(map[string]uint64), make(map[string]error)
+		wg.Go(func() {
+			for i := 0; !stop.Load(); i++ {
+				key := fmt.Sprintf("%d/%d", w, i)
+				r := stores[w%2].Commit(context.Background(), []store.Txn{create(key, key)})[0]
+				if r.Err == nil {
+					acked[w][key] = r.Position.Revision
+					count.Add(1)
+				} else if fault.ReasonOf(r.Err) != "outcome_unknown" {
+					refused[w][key] = r.Err
+				}
+			}
+		})
+	}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	more := func() { // some commits succeed
+		t.Helper()
+		for until, ctx := count.Load()+100, limited(t); count.Load() < until; {
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				t.Fatal("no commits succeed any more")
+			}
+		}
+	}
+	defer func() { stop.Store(true); wg.Wait() }()
+	for i := range 3 {
+		more()
+		if err := e.Kill(i); err != nil {
+			t.Fatal(err)
+		}
+		more() // while it is away
+		if err := e.Start(t.Context(), i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 3 {
+		if err := e.Freeze(i); err != nil {
+			t.Fatal(err)
+		}
+		more()
+		if err := e.Thaw(i); err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Ready(t.Context(), i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+	rows, end := storetest.State(t, check)
+	failed := 0
+	for w := range writers {
+		for key, rev := range acked[w] {
+			if rows[key] != (storetest.Row{Rev: rev, Value: key}) {
+				t.Errorf("%s was acknowledged at %d; there is %v", key, rev, rows[key])
+			}
+		}
+		for key, err := range refused[w] {
+			if _, there := rows[key]; there {
+				t.Errorf("%s was refused (%v), and is there", key, err)
+			}
+		}
+		failed += len(refused[w])
+	}
+	replayed := make(map[string]storetest.Row)
+	for _, b := range storetest.Replay(t, check, begin, end) {
+		storetest.Apply(replayed, b)
+	}
+	if diff := cmp.Diff(rows, replayed); diff != "" {
+		t.Error(diff)
+	}
+	t.Logf("%d acknowledged, %d refused, %d keys", count.Load(), failed, len(rows))
+}
 
 // A cluster over its quota refuses writes in one sentence, reads go on, and
 // writing goes on once there is room.

@@ -24,7 +24,7 @@ func TestNobodyWaitsForAServerThatIsAway(t *testing.T) {
 			ID: id, SPIFFEID: spiffeid.RequireFromPath(td, "/"+id), ParentID: spiffeid.RequireFromPath(td, "/spire/agent/a"), Selectors: selectors,
 		})
 	}
-	m.grants["g0"].own.cert = &cert{id: m.grants["g0"].entry.SPIFFEID, issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}
+	m.grants["g0"].own.cert = &cert{id: m.grants["g0"].entry.SPIFFEID, span: span{issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}}
 	m.bundles[td.Name()] = &trust{bundle: &bundle.Bundle{TrustDomain: td}}
 	g := m.join(entry.Facts{Selectors: selectors}, now)
 

@@ -20,7 +20,7 @@ func large(n, cacheSize int, now time.Time) *machine {
 			Selectors: []entry.Selector{{Type: "unix", Value: fmt.Sprintf("path:/opt/service-%d", i)}, {Type: "unix", Value: "uid:1000"}},
 		})
 		if i < m.cacheSize {
-			g.own.cert = &cert{issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}
+			g.own.cert = &cert{span: span{issuedAt: now, expiresAt: now.Add(time.Hour), renewAt: now.Add(30 * time.Minute)}}
 		}
 		m.grants[id] = g
 	}

@@ -87,7 +87,8 @@ func (m *machine) keep(t *tokens) (kept, error) {
 // restore takes over what an earlier life has kept, all of it checked as if it
 // came from the server (R36). trusted is the own trust domain's bundle as it is
 // known from elsewhere: what it does not hold any more is not trusted (R55).
-func (m *machine) restore(data []byte, trusted *bundle.Bundle, t *tokens, now time.Time, seed uint64) (Restored, error) {
+func (m *machine) restore(data []byte, trusted *bundle.Bundle, t *tokens, at moment, seed uint64) (Restored, error) {
+	now := at.wall
 	var k kept
 	var r Restored
 	if err := json.Unmarshal(data, &k); err != nil {
@@ -116,14 +117,14 @@ func (m *machine) restore(data []byte, trusted *bundle.Bundle, t *tokens, now ti
 	m.position, m.synced, m.now = position, true, now
 	r.Grants = len(m.grants)
 	for i, s := range k.SVIDs {
-		if m.restoreSVID(s, now, seed, i) {
+		if m.restoreSVID(s, at, seed, i) {
 			r.X509SVIDs++
 		} else {
 			r.Left++
 		}
 	}
 	for i, s := range k.Tokens {
-		if m.restoreToken(s, t, now, seed, i) {
+		if m.restoreToken(s, t, at, seed, i) {
 			r.JWTSVIDs++
 		} else {
 			r.Left++
@@ -133,7 +134,8 @@ func (m *machine) restore(data []byte, trusted *bundle.Bundle, t *tokens, now ti
 }
 
 // restoreSVID takes over one X.509-SVID, if it may still be handed out.
-func (m *machine) restoreSVID(s keptSVID, now time.Time, seed uint64, n int) bool {
+func (m *machine) restoreSVID(s keptSVID, at moment, seed uint64, n int) bool {
+	now := at.wall
 	id, e, ok := m.gives(s.Grant, s.Facts, now)
 	if !ok || s.IssuedAt.After(now) {
 		return false
@@ -153,7 +155,7 @@ func (m *machine) restoreSVID(s keptSVID, now time.Time, seed uint64, n int) boo
 	for _, c := range certificates {
 		chain = append(chain, c.Raw)
 	}
-	c, err := verify(want{grantID: s.Grant, id: id, revision: s.Asked}, chain, key, s.Key, s.Revision, m.own().bundle.Roots(), now)
+	c, err := verify(want{grantID: s.Grant, id: id, revision: s.Asked}, chain, key, s.Key, s.Revision, m.own().bundle.Roots(), at)
 	if err != nil {
 		return false
 	}
@@ -171,17 +173,18 @@ func (m *machine) restoreSVID(s keptSVID, now time.Time, seed uint64, n int) boo
 }
 
 // restoreToken takes over one JWT-SVID, if it may still be handed out.
-func (m *machine) restoreToken(s keptToken, t *tokens, now time.Time, seed uint64, n int) bool {
+func (m *machine) restoreToken(s keptToken, t *tokens, at moment, seed uint64, n int) bool {
+	now := at.wall
 	id, e, ok := m.gives(s.Grant, s.Facts, now)
 	if !ok || e.JWTIncludeJTI || s.Revision != e.Revision || s.IssuedAt.After(now) || s.Used.After(now) {
 		return false
 	}
-	tok := &token{text: s.Token, of: subject{id, s.Revision}, issuedAt: s.IssuedAt}
+	tok := &token{text: s.Token, of: subject{id, s.Revision}}
 	claims, err := verifyJWT(tok, m.own(), s.Audience, now)
 	if err != nil || claims.ID != id || audienceKey(claims.Audience) != audienceKey(s.Audience) || !m.goodKey(tok.keyID) {
 		return false
 	}
-	tok.expiresAt = claims.Expiry
+	tok.span = lasting(s.IssuedAt, claims.Expiry, at)
 	tok.renewAt = tok.issuedAt.Add(jitter(tok.expiresAt.Sub(tok.issuedAt)/2, seed, n))
 	if !tok.usable(tok.of, now) {
 		return false

@@ -349,6 +349,7 @@ func (w *model) deliver(n int) {
 // feed steps the mirror's machine, and does what follows.
 func (w *model) feed(what any) {
 	a := w.agent
+	a.m.follow(moment{w.at.Add(w.skew), w.boot})
 	fx := a.m.step(event{now: w.at.Add(w.skew), seed: w.rnd.Uint64(), what: what})
 	if _, dull := what.(tick); !dull {
 		w.logf("  %s", readable(what))
@@ -638,6 +639,8 @@ func (w *model) checkServed(key string, sub *modelSub, told *state, now time.Tim
 			w.Fatalf("%s is served %s, which was signed for %v", key, id.ID, signed.id)
 		case !now.Before(id.ExpiresAt): // R35
 			w.Fatalf("%s is served an SVID that ended at %s", key, id.ExpiresAt)
+		case !w.at.Before(signed.end): // R35, R107
+			w.Fatalf("%s is served an SVID that has ended, whatever the agent's clock shows", key)
 		case !w.holds(v.Bundle, signed.ca): // R58
 			w.Fatalf("%s is served an SVID whose authority is not in the bundle beside it", key)
 		}
@@ -647,7 +650,7 @@ func (w *model) checkServed(key string, sub *modelSub, told *state, now time.Tim
 	for name, id := range sub.served {
 		m := granted[id.GrantID]
 		_, still := served[name]
-		ended := !now.Before(id.ExpiresAt.Add(-expiryMargin))
+		ended := !now.Before(id.ExpiresAt.Add(-expiryMargin)) || !w.at.Before(w.issued[string(id.Chain)].end.Add(-expiryMargin))
 		if !still && !ended && m.ID == id.ID && w.holds(v.Bundle, w.issued[string(id.Chain)].ca) {
 			w.Fatalf("%s is not served %s any more, which is good until %s", key, name, id.ExpiresAt)
 		}

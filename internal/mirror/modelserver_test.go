@@ -377,8 +377,9 @@ func (w *model) ownSVID(s *modelServer) (*agentid.Own, registry.Credential) {
 
 // issued is an X.509-SVID that a server has signed.
 type issued struct {
-	id spiffeid.ID
-	ca int
+	id  spiffeid.ID
+	ca  int
+	end time.Time // by the right clock, as long from its arrival as the agent's showed then
 }
 
 // x509 has the server sign one item, by what it has now, which may not be what
@@ -408,8 +409,8 @@ func (w *model) x509(s *modelServer, i want) signedItem {
 	default:
 		w.serial++
 		chain := fmt.Sprintf("svid %d", w.serial)
-		w.issued[chain] = issued{id, ca}
-		item.cert = &cert{id: id, asked: i.revision, revision: max(g.Revision, i.revision), chain: []byte(chain), issuedAt: now, expiresAt: until,
+		w.issued[chain] = issued{id, ca, w.at.Add(until.Sub(now))}
+		item.cert = &cert{id: id, asked: i.revision, revision: max(g.Revision, i.revision), chain: []byte(chain), span: lasting(now, until, moment{now, w.boot}),
 			authority: w.parsed[ca].SubjectKeyId, authName: w.parsed[ca].RawSubject}
 	}
 	return item

@@ -31,12 +31,50 @@ const (
 
 // cert is an X.509-SVID with its key.
 type cert struct {
-	id                  spiffeid.ID
-	asked, revision     uint64 // of the grant: that we knew, and that the server signed for
-	chain, key          []byte
-	issuedAt, expiresAt time.Time
-	renewAt             time.Time
+	id              spiffeid.ID
+	asked, revision uint64 // of the grant: that we knew, and that the server signed for
+	chain, key      []byte
+	span
 	authority, authName []byte // the authority that signed the last certificate: key id and subject
+}
+
+// span is the life of something that ends, by our wall clock as it goes now.
+type span struct {
+	issuedAt, expiresAt, renewAt time.Time
+	notAfter                     time.Time     // as it is written in the document
+	ends                         time.Duration // when that is by the clock that cannot be set
+}
+
+// lasting returns the life of a document that came at a moment.
+func lasting(issuedAt, notAfter time.Time, at moment) span {
+	return span{issuedAt: issuedAt, expiresAt: notAfter, notAfter: notAfter, ends: at.boot + notAfter.Sub(at.wall)}
+}
+
+// moment is a time by both clocks.
+type moment struct {
+	wall time.Time
+	boot time.Duration // sleep included; it cannot be set
+}
+
+// follow fits the life to a wall clock that was set: what is held lives as long as
+// it did, so that nothing outlives its end because the clock was put back (R35,
+// R107), and never longer than the document says.
+func (s *span) follow(at moment) {
+	to := at.wall.Add(s.ends - at.boot)
+	if to.After(s.notAfter) {
+		to = s.notAfter
+	}
+	by := to.Sub(s.expiresAt)
+	s.issuedAt, s.expiresAt, s.renewAt = s.issuedAt.Add(by), to, s.renewAt.Add(by)
+}
+
+// follow tells the machine that the wall clock was set.
+func (m *machine) follow(at moment) {
+	for p := range m.pairs() {
+		if p.cert != nil {
+			p.cert.follow(at)
+		}
+	}
 }
 
 // usable reports whether the SVID may still be handed out.
@@ -63,10 +101,10 @@ type signedItem struct {
 // verify checks what the server signed before anyone sees it (R36): it chains
 // to the roots, names the ID that was asked for, holds the key that was sent,
 // and is valid now.
-func verify(w want, chain [][]byte, key crypto.Signer, pkcs8 []byte, revision uint64, roots []*x509.Certificate, now time.Time) (*cert, error) {
-	id, err := svid.VerifyX509(chain, roots, w.id.TrustDomain(), now)
+func verify(w want, chain [][]byte, key crypto.Signer, pkcs8 []byte, revision uint64, roots []*x509.Certificate, at moment) (*cert, error) {
+	id, err := svid.VerifyX509(chain, roots, w.id.TrustDomain(), at.wall)
 	if err != nil {
-		return nil, skewed(err, chain, roots, w.id.TrustDomain(), now)
+		return nil, skewed(err, chain, roots, w.id.TrustDomain(), at.wall)
 	}
 	if id != w.id {
 		return nil, fault.New(fault.Invalid, "svid_wrong_id", "the server signed %s instead of %s", id, w.id)
@@ -85,7 +123,7 @@ func verify(w want, chain [][]byte, key crypto.Signer, pkcs8 []byte, revision ui
 		}
 	}
 	return &cert{id: id, asked: w.revision, revision: max(revision, w.revision), chain: bytes.Join(chain, nil), key: pkcs8,
-		issuedAt: now, expiresAt: leaf.NotAfter, authority: last.AuthorityKeyId, authName: last.RawIssuer}, nil
+		span: lasting(at.wall, leaf.NotAfter, at), authority: last.AuthorityKeyId, authName: last.RawIssuer}, nil
 }
 
 // skewed says that it is the clock, if what was just signed would have verified

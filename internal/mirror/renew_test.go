@@ -24,7 +24,7 @@ func TestSoonestEndFirst(t *testing.T) {
 			id := fmt.Sprintf("g%04d", i)
 			m.grants[id] = hold(entry.Entry{ID: id, SPIFFEID: spiffeid.RequireFromPath(td, "/"+id), Selectors: []entry.Selector{{Type: "unix", Value: "uid:1"}}})
 			left := time.Duration(1+(i*7)%n) * time.Minute // each another
-			m.grants[id].own.cert = &cert{issuedAt: now.Add(-24 * time.Hour), expiresAt: now.Add(left), renewAt: now.Add(-time.Minute)}
+			m.grants[id].own.cert = &cert{span: span{issuedAt: now.Add(-24 * time.Hour), expiresAt: now.Add(left), renewAt: now.Add(-time.Minute)}}
 		}
 		fx := m.step(event{now: now, what: tick{}})
 		if len(fx.sign) != batch {

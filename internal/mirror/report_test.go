@@ -17,7 +17,7 @@ func TestReportNamesWhatEndsFirst(t *testing.T) {
 	for i := range 20 {
 		id := fmt.Sprintf("g%02d", i)
 		m.grants[id] = hold(entry.Entry{ID: id, SPIFFEID: spiffeid.RequireFromPath(td, "/"+id)})
-		m.grants[id].own.cert = &cert{id: m.grants[id].entry.SPIFFEID, expiresAt: now.Add(time.Duration(i*7%20/2) * time.Hour)} // two end together
+		m.grants[id].own.cert = &cert{id: m.grants[id].entry.SPIFFEID, span: span{expiresAt: now.Add(time.Duration(i*7%20/2) * time.Hour)}} // two end together
 	}
 	m.grants["g00"].own.cert = nil
 	for n, want := range map[int]string{0: "[]", 1: "[g03]", 5: "[g03 g06 g09 g12 g15]"} {

@@ -28,6 +28,9 @@ const (
 	followCeiling = 4 * time.Second
 	// pulse is how soon it is noticed that the machine slept: timers do not count sleep (R57).
 	pulse = 2 * time.Second
+	// clockStep is by how much the wall clock has to leave the other one between two
+	// looks to count as set.
+	clockStep = 100 * time.Millisecond
 )
 
 // Link is the way to the server.
@@ -69,6 +72,9 @@ type Config struct {
 	// Hint asks the server whether an entry that does not reach this agent fits a
 	// process: a code of package reason, or nothing. nil: it is not asked.
 	Hint func(ctx context.Context, selectors []entry.Selector) (string, error)
+	// Boot is a clock that counts a machine's sleep and cannot be set; nil: the
+	// process's own, which does not count sleep.
+	Boot func() time.Duration
 	Log  *slog.Logger
 }
 
@@ -87,12 +93,17 @@ type Mirror struct {
 	recent      recent
 	asking      map[string]chan struct{} // tokens being signed; closed when done
 	out         *outbox                  // of the conversation under way, or nil
+	last        moment                   // when the clocks were looked at
 }
 
 // New returns a mirror that holds nothing yet.
 func New(cfg Config) *Mirror {
 	if cfg.JWTCacheSize <= 0 {
 		cfg.JWTCacheSize = DefaultCacheSize
+	}
+	if cfg.Boot == nil {
+		start := time.Now()
+		cfg.Boot = func() time.Duration { return time.Since(start) }
 	}
 	m := &Mirror{
 		cfg: cfg, kick: make(chan struct{}, 1), batch: make(chan []want, 1), synced: make(chan struct{}),
@@ -132,7 +143,7 @@ func (m *Mirror) Keep() ([]byte, error) {
 func (m *Mirror) Restore(data []byte, trusted *bundle.Bundle) (Restored, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	r, err := m.machine.restore(data, trusted, m.tokens, wallClock(), random())
+	r, err := m.machine.restore(data, trusted, m.tokens, m.moment(), random())
 	if err == nil {
 		close(m.synced)
 	}
@@ -243,7 +254,7 @@ func (m *Mirror) follow(ctx context.Context) (good bool, err error) {
 // step feeds one event to the machine and does what follows.
 func (m *Mirror) step(what any) effects {
 	m.mu.Lock()
-	fx := m.machine.step(event{now: wallClock(), seed: random(), what: what})
+	fx := m.machine.step(event{now: m.nowLocked(), seed: random(), what: what})
 	if m.out != nil {
 		m.out.add(fx.send)
 	}
@@ -388,7 +399,7 @@ func (m *Mirror) signBatch(ctx context.Context, batch []want) (signed, error) {
 		}
 		pkcs8, err := made[i].PKCS8()
 		if err == nil {
-			items[i].cert, err = verify(batch[i], r.Chain, made[i], pkcs8, r.Revision, roots, wallClock())
+			items[i].cert, err = verify(batch[i], r.Chain, made[i], pkcs8, r.Revision, roots, m.moment())
 		}
 		items[i].err = err
 	}
@@ -407,7 +418,7 @@ type Subscription struct {
 // open, the mirror sees to it that every grant that matches has an SVID.
 func (m *Mirror) Subscribe(facts entry.Facts) *Subscription {
 	m.mu.Lock()
-	now := wallClock()
+	now := m.nowLocked()
 	s := &Subscription{mirror: m, group: m.machine.join(facts, now), changed: make(chan struct{}, 1)}
 	if m.subscribers[s.group] == nil {
 		m.subscribers[s.group] = map[*Subscription]bool{}
@@ -428,7 +439,7 @@ func (s *Subscription) Changed() <-chan struct{} { return s.changed }
 func (s *Subscription) View() View {
 	s.mirror.mu.Lock()
 	defer s.mirror.mu.Unlock()
-	return s.mirror.machine.view(s.group, wallClock())
+	return s.mirror.machine.view(s.group, s.mirror.nowLocked())
 }
 
 // Close ends the subscription.
@@ -441,7 +452,7 @@ func (s *Subscription) Close() {
 		if len(m.subscribers[s.group]) == 0 {
 			delete(m.subscribers, s.group)
 		}
-		m.machine.leave(s.group, wallClock())
+		m.machine.leave(s.group, m.nowLocked())
 		if m.machine.full {
 			m.look()
 		}
@@ -461,7 +472,7 @@ func (s *Subscription) signal() {
 func (m *Mirror) Why(ctx context.Context, facts entry.Facts, fresh bool) Why {
 	facts.Selectors = normalised(facts.Selectors)
 	m.mu.Lock()
-	now, all := wallClock(), groupKey(facts)
+	now, all := m.nowLocked(), groupKey(facts)
 	held := m.recent.current(m.machine.steps, now)
 	w, known := held[all]
 	if fresh || !known {
@@ -528,6 +539,20 @@ func (o *outbox) take() []*syncv1.AgentMessage {
 // the machine sleeps.
 func wallClock() time.Time { return time.Now().Round(0) }
 
+func (m *Mirror) moment() moment { return moment{wallClock(), m.cfg.Boot()} }
+
+// nowLocked returns the wall clock's time. If it was set since the last look, what
+// is held follows.
+func (m *Mirror) nowLocked() time.Time {
+	at := m.moment()
+	if by := at.wall.Sub(m.last.wall) - (at.boot - m.last.boot); by.Abs() > clockStep && !m.last.wall.IsZero() {
+		m.machine.follow(at)
+		m.tokens.follow(at)
+	}
+	m.last = at
+	return at.wall
+}
+
 func random() uint64 {
 	var b [8]byte
 	rand.Read(b[:]) // never fails (crypto/rand)
@@ -561,7 +586,7 @@ func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []stri
 	key := askKey(grantID, facts, audience)
 	for {
 		m.mu.Lock()
-		now := wallClock()
+		now := m.nowLocked()
 		id, e, ok := m.machine.gives(grantID, facts, now)
 		if !ok {
 			m.mu.Unlock()
@@ -594,7 +619,7 @@ func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []stri
 			close(m.asking[key])
 			delete(m.asking, key)
 			if err == nil && m.machine.goodKey(tok.keyID) {
-				m.tokens.keep(grantID, facts, audience, tok, wallClock())
+				m.tokens.keep(grantID, facts, audience, tok, m.nowLocked())
 				m.changedLocked(false)
 			}
 			m.mu.Unlock()
@@ -612,7 +637,7 @@ func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []stri
 func (m *Mirror) renewTokens(ctx context.Context, workers *sync.WaitGroup) time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := wallClock()
+	now := m.nowLocked()
 	asks, next := m.tokens.due(now, tokenWorkers, func(a *ask) (subject, bool) {
 		id, e, ok := m.machine.gives(a.grantID, a.facts, now)
 		return subject{id, e.Revision}, ok && !e.JWTIncludeJTI
@@ -637,7 +662,7 @@ func (m *Mirror) renewToken(ctx context.Context, a *ask) {
 		m.changedLocked(false)
 	case err == nil: // tainted in this moment; it is tried again at once
 	default:
-		m.tokens.failed(a, err, wallClock(), random())
+		m.tokens.failed(a, err, m.nowLocked(), random())
 	}
 	m.mu.Unlock()
 	m.look()
@@ -646,7 +671,7 @@ func (m *Mirror) renewToken(ctx context.Context, a *ask) {
 // signJWT has a token signed and verifies it before anyone sees it (R36).
 func (m *Mirror) signJWT(ctx context.Context, grantID string, facts map[string]string, audience []string) (*token, error) {
 	m.mu.Lock()
-	id, e, ok := m.machine.gives(grantID, facts, wallClock())
+	id, e, ok := m.machine.gives(grantID, facts, m.nowLocked())
 	m.mu.Unlock()
 	if !ok {
 		return nil, errGrantGone
@@ -661,10 +686,11 @@ func (m *Mirror) signJWT(ctx context.Context, grantID string, facts map[string]s
 	if own == nil {
 		return nil, fault.New(fault.Unavailable, "not_synced", "the agent has not been told yet what there is")
 	}
-	tok := &token{text: r.Token, of: subject{id, e.Revision}, issuedAt: wallClock()}
-	claims, err := verifyJWT(tok, own, audience, tok.issuedAt)
+	at := m.moment()
+	tok := &token{text: r.Token, of: subject{id, e.Revision}}
+	claims, err := verifyJWT(tok, own, audience, at.wall)
 	if err != nil {
-		if _, then := verifyJWT(tok, own, audience, tok.issuedAt.Add(skew)); then == nil {
+		if _, then := verifyJWT(tok, own, audience, at.wall.Add(skew)); then == nil {
 			return nil, reason.ClockSkew.Because(err)
 		}
 		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token that does not verify").Because(err)
@@ -675,7 +701,7 @@ func (m *Mirror) signJWT(ctx context.Context, grantID string, facts map[string]s
 	if !own.goodKey(tok.keyID) {
 		return nil, fault.New(fault.Unavailable, "jwt_refused", "the server signed a token with a key that is tainted")
 	}
-	tok.expiresAt = claims.Expiry
+	tok.span = lasting(at.wall, claims.Expiry, at)
 	tok.renewAt = tok.issuedAt.Add(jitter(tok.expiresAt.Sub(tok.issuedAt)/2, random(), 0))
 	return tok, nil
 }

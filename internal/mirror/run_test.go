@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -405,6 +406,40 @@ func TestGrantEnds(t *testing.T) {
 		if v := sub.View(); len(v.Matched) != 0 || !woken(sub) {
 			t.Errorf("after its end: %s", mirrortest.Describe(v))
 		}
+	})
+}
+
+// With the wall clock put back nothing lives longer than it would have (R35, R107):
+// what has ended by the clock that cannot be set is not handed out.
+func TestClockPutBack(t *testing.T) {
+	start := time.Now()
+	var back atomic.Int64 // how far the other clock is ahead of the wall clock
+	bubble(t, func(t *testing.T, s *mirrortest.Server, m *mirror.Mirror) {
+		s.SetTTL(10 * time.Minute)
+		s.Put(s.Grant("a", "/a", "unix:uid:1"))
+		sub := m.Subscribe(selectors("unix:uid:1"))
+		defer sub.Close()
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a" })
+		matched := entry.Matched{GrantID: "a"}
+		if _, err := m.JWT(t.Context(), matched, []string{"x"}); err != nil {
+			t.Fatal(err)
+		}
+		s.Down(true)
+		back.Store(int64(8 * time.Minute))
+		if v := sub.View(); ids(v) != "/a" {
+			t.Errorf("eight minutes of ten: %s", mirrortest.Describe(v))
+		}
+		time.Sleep(3 * time.Minute)
+		if v := sub.View(); ids(v) != "" {
+			t.Errorf("after eleven minutes of ten: %s", mirrortest.Describe(v))
+		}
+		if jwt, err := m.JWT(t.Context(), matched, []string{"x"}); err == nil {
+			t.Errorf("after eleven minutes of ten: a token of %s", jwt.ID)
+		}
+		s.Down(false)
+		mirrortest.Until(t, sub, func(v mirror.View) bool { return ids(v) == "/a" })
+	}, func(c *mirror.Config) {
+		c.Boot = func() time.Duration { return time.Since(start) + time.Duration(back.Load()) }
 	})
 }
 

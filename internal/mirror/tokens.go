@@ -46,11 +46,10 @@ type ask struct {
 
 // token is one JWT-SVID.
 type token struct {
-	text                string
-	keyID               string
-	of                  subject
-	issuedAt, expiresAt time.Time
-	renewAt             time.Time
+	text  string
+	keyID string
+	of    subject
+	span
 }
 
 // subject is what a grant gave when the token was asked for.
@@ -152,6 +151,15 @@ func (t *tokens) drop(good func(keyID string) bool) {
 	for _, a := range t.asked {
 		if a.token != nil && !good(a.token.keyID) {
 			a.token = nil
+		}
+	}
+}
+
+// follow tells the tokens that the wall clock was set.
+func (t *tokens) follow(at moment) {
+	for _, a := range t.asked {
+		if a.token != nil {
+			a.token.follow(at)
 		}
 	}
 }

@@ -38,8 +38,8 @@ With -config it examines what that file configures, with -socketPath what answer
 admin socket. With neither it takes each of conf/server/server.conf, conf/agent/agent.conf
 and the usual admin sockets that is there.
 
-A running server is asked to read its whole store, which takes about a second for each
-100 MB. The exit status is 0 if all is well, 2 if there are warnings only, 1 if a check
+A running server is asked to read its whole store, which takes the longer the larger
+that is. The exit status is 0 if all is well, 2 if there are warnings only, 1 if a check
 fails or there is nothing to examine.`,
 	}
 	var path, socketPath string

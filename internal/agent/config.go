@@ -127,7 +127,7 @@ type Settings struct {
 	// identity that has the most loses the one unused for longest. Default 1000.
 	JWTSVIDCacheMaxSize int `hcl:"jwt_svid_cache_max_size"`
 	// WorkloadKeyType is the type of workloads' keys: ec-p256 (default), ec-p384 or
-	// rsa-2048. RSA keys take a hundred times longer to make.
+	// rsa-2048. RSA keys take far longer to make.
 	WorkloadKeyType string `hcl:"workload_x509_svid_key_type"`
 
 	// AllowUnauthenticatedVerifiers gives the trust domain's bundles to processes

@@ -20,6 +20,9 @@ import (
 // format is what this version writes, and the newest that it can read.
 const format = 1
 
+// Format is the newest envelope format that this version reads.
+const Format = format
+
 // seal wraps a message into the envelope in which values are stored.
 func seal(m proto.Message) ([]byte, error) {
 	payload, err := proto.Marshal(m)
@@ -298,7 +301,36 @@ func readAuthority(name string, payload []byte) (Authority, error) {
 }
 
 func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {
-	return &statev1.Server{Id: s.ID, Version: s.Version, StartedAt: unixOf(s.StartedAt), TrustDomain: td.Name()}
+	m := &statev1.Server{
+		Id: s.ID, Version: s.Version, StartedAt: unixOf(s.StartedAt), TrustDomain: td.Name(),
+		Instance: s.Instance, Beat: s.Beat, BeatAtMs: millisOf(s.BeatAt), LeaseMs: s.Lease.Milliseconds(), Stopped: s.Stopped,
+		UpMs: s.Up.Milliseconds(), Reads: uint32(s.Reads), Revision: s.Position.Revision, Addresses: s.Addresses,
+		Agents: uint32(s.Agents), Acknowledged: s.Acknowledged,
+	}
+	if s.Position != (store.Position{}) {
+		m.Epoch, m.Digest = s.Position.Epoch[:], s.Digest[:]
+	}
+	for _, l := range s.Laggards {
+		m.Laggards = append(m.Laggards, &statev1.Laggard{AgentId: l.Agent, Acknowledged: l.Acknowledged})
+	}
+	if p := s.Place; p != (Place{}) {
+		m.Place = &statev1.Place{Host: p.Host, DataDir: p.DataDir, BootId: p.BootID, Device: p.Device, Inode: p.Inode}
+	}
+	return m
+}
+
+func millisOf(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMilli()
+}
+
+func timeOfMillis(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms).UTC()
 }
 
 // Owner returns the trust domain that a store belongs to, if this is the row that
@@ -327,7 +359,23 @@ func readServer(td spiffeid.TrustDomain, payload []byte) (Server, error) {
 	if m.TrustDomain != td.Name() {
 		return Server{}, foreignStore(m.TrustDomain, td)
 	}
-	return Server{ID: m.Id, Version: m.Version, StartedAt: timeOf(m.StartedAt)}, nil
+	s := Server{
+		ID: m.Id, Version: m.Version, StartedAt: timeOf(m.StartedAt),
+		Instance: m.Instance, Beat: m.Beat, BeatAt: timeOfMillis(m.BeatAtMs), Lease: time.Duration(m.LeaseMs) * time.Millisecond, Stopped: m.Stopped,
+		Up: time.Duration(m.UpMs) * time.Millisecond, Reads: int(m.Reads), Addresses: m.Addresses,
+		Agents: int(m.Agents), Acknowledged: m.Acknowledged,
+	}
+	if len(m.Epoch) == len(s.Position.Epoch) && len(m.Digest) == len(s.Digest) {
+		s.Position = store.Position{Epoch: store.Epoch(m.Epoch), Revision: m.Revision}
+		s.Digest = [32]byte(m.Digest)
+	}
+	for _, l := range m.Laggards {
+		s.Laggards = append(s.Laggards, Laggard{Agent: l.AgentId, Acknowledged: l.Acknowledged})
+	}
+	if p := m.Place; p != nil {
+		s.Place = Place{Host: p.Host, DataDir: p.DataDir, BootID: p.BootId, Device: p.Device, Inode: p.Inode}
+	}
+	return s, nil
 }
 
 // foreignStore is the refusal of R122.

@@ -118,7 +118,11 @@ func TestUpdateAndView(t *testing.T) {
 	tok := Token{Hash: []byte{1, 2}, ExpiresAt: created, Consumer: []byte{3}, NodeID: "x", Epoch: r.Position().Epoch}
 	auth := Authority{Server: "s1", Kind: "x509", Slots: []Slot{{Name: "A", State: SlotActive, AuthorityID: "i", KeyID: "k",
 		NotBefore: created, NotAfter: created, Certificate: []byte{1}, PublicKey: []byte{2}, PublishedAt: created, LastExpiry: created}}}
-	srv := Server{ID: "s1", Version: "v", StartedAt: created}
+	srv := Server{ID: "s1", Version: "v", StartedAt: created,
+		Instance: []byte{9}, Beat: 7, BeatAt: created.Add(5 * time.Millisecond), Lease: time.Hour, Stopped: true, Up: time.Minute, Reads: Format,
+		Place:    Place{Host: "h", DataDir: "/d", BootID: "b", Device: 1, Inode: 2},
+		Position: store.Position{Epoch: r.Position().Epoch, Revision: 3}, Digest: [32]byte{4}, Addresses: []string{"h:1"},
+		Agents: 5, Acknowledged: 6, Laggards: []Laggard{{Agent: "spiffe://example.org/spire/agent/a", Acknowledged: 2}}}
 	p := update(t, r, func(tx *Tx) error {
 		return errors.Join(tx.PutEntry(e), tx.PutNode(n), tx.PutBundle(b), tx.PutToken(tok), tx.PutAuthority(auth), tx.PutServer(srv))
 	})

@@ -216,6 +216,15 @@ func (v *Snapshot) Authorities(server string) []Authority {
 	return out
 }
 
+// Server returns the row of a server, or fault.NotFound.
+func (v *Snapshot) Server(id string) (Server, error) {
+	val, ok := v.s.values[kindServer][id]
+	if !ok {
+		return Server{}, notFound("server", id)
+	}
+	return readServer(v.s.td, val.payload)
+}
+
 // Servers returns the servers of the trust domain.
 func (v *Snapshot) Servers() []Server {
 	var out []Server

@@ -430,6 +430,11 @@ func (tx *Tx) PutAuthority(a Authority) error {
 	return tx.put(kindAuthority, authorityName(a.Server, a.Kind), authorityMessage(&a))
 }
 
+// DeleteAuthority deletes the signing keys of a server, of one kind.
+func (tx *Tx) DeleteAuthority(server, what string) error {
+	return tx.delete(kindAuthority, authorityName(server, what), "authority")
+}
+
 // Server returns the row of a server.
 func (tx *Tx) Server(id string) (Server, error) {
 	m, payload, err := tx.get(kindServer, id, "server")
@@ -449,6 +454,9 @@ func (tx *Tx) PutServer(v Server) error {
 	}
 	return tx.put(kindServer, v.ID, serverMessage(tx.s.td, &v))
 }
+
+// DeleteServer deletes the row of a server that will not come back.
+func (tx *Tx) DeleteServer(id string) error { return tx.delete(kindServer, id, "server") }
 
 // marshalled returns a message written in this transaction as it will be stored.
 func marshalled(m proto.Message) []byte {

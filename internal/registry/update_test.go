@@ -178,6 +178,29 @@ func TestWhatMayNotBeStored(t *testing.T) {
 	isFault(t, err, fault.Conflict, "bundle_sequence")
 }
 
+// What a server that is gone leaves can be removed, and is then not there.
+func TestDeleteServer(t *testing.T) {
+	r := start(t, openStore(t, t.TempDir()))
+	update(t, r, func(tx *Tx) error {
+		return errors.Join(tx.PutServer(Server{ID: "s"}), tx.PutAuthority(Authority{Server: "s", Kind: "jwt"}))
+	})
+	update(t, r, func(tx *Tx) error { return errors.Join(tx.DeleteAuthority("s", "jwt"), tx.DeleteServer("s")) })
+	r.View(func(v *Snapshot) {
+		_, err := v.Server("s")
+		isFault(t, err, fault.NotFound, "server_not_found")
+		if n := len(v.Servers()) + len(v.Authorities("")); n != 0 {
+			t.Errorf("%d rows are left", n)
+		}
+	})
+	for reason, f := range map[string]func(*Tx) error{
+		"server_not_found":    func(tx *Tx) error { return tx.DeleteServer("s") },
+		"authority_not_found": func(tx *Tx) error { return tx.DeleteAuthority("s", "jwt") },
+	} {
+		_, err := r.Update(t.Context(), "test", f)
+		isFault(t, err, fault.NotFound, reason)
+	}
+}
+
 // A closure runs again when what it read was changed meanwhile, and not for
 // what it did not read.
 func TestConflictRunsAgain(t *testing.T) {

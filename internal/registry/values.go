@@ -76,11 +76,49 @@ const (
 	SlotOld
 )
 
-// Server is one server of the trust domain.
+// Server is what a server says of itself. Only it writes its row.
 type Server struct {
 	ID        string
 	Version   string
-	StartedAt time.Time
+	StartedAt time.Time // of the instance
+
+	Instance []byte        // random: one life of the process; empty: never said
+	Beat     uint64        // counts writes of the row, over all instances
+	BeatAt   time.Time     // the writer's clock, in milliseconds
+	Lease    time.Duration // for how long after this beat the instance may sign
+	Stopped  bool          // signs no more: it ended in order
+	Up       time.Duration // for how long it has run, by a clock that cannot be set
+	Place    Place
+	Reads    int // newest envelope format that it reads
+
+	Position store.Position // before this beat
+	Digest   [32]byte       // at that position
+
+	Addresses    []string // HOST:PORT
+	Agents       int      // that follow it
+	Acknowledged uint64   // the lowest revision that they have acknowledged
+	Laggards     []Laggard
+}
+
+// MaxLaggards is how many a server names in its row.
+const MaxLaggards = 100
+
+// Laggard is an agent that has not acknowledged what others have.
+type Laggard struct {
+	Agent        string // SPIFFE ID
+	Acknowledged uint64 // revision
+}
+
+// Place is where a server keeps its identity: a directory of a running kernel.
+type Place struct {
+	Host, DataDir string // for people
+	BootID        string // of the running kernel; empty: not known
+	Device, Inode uint64 // of the directory
+}
+
+// Same reports whether both are one directory of one running kernel.
+func (p Place) Same(o Place) bool {
+	return p.BootID != "" && p.Inode != 0 && p.BootID == o.BootID && p.Device == o.Device && p.Inode == o.Inode
 }
 
 // sumOf is what a body adds to a state hash.

@@ -1181,13 +1181,28 @@ func (x *Slot) GetLastExpiry() int64 {
 	return 0
 }
 
-// Server is stored under /server/ID.
+// Server is stored under /server/ID, and written by that server alone.
 type Server struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt     int64                  `protobuf:"varint,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	StartedAt     int64                  `protobuf:"varint,3,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"` // of this instance
 	TrustDomain   string                 `protobuf:"bytes,4,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Instance      []byte                 `protobuf:"bytes,5,opt,name=instance,proto3" json:"instance,omitempty"`                    // random: one life of the process
+	Beat          uint64                 `protobuf:"varint,6,opt,name=beat,proto3" json:"beat,omitempty"`                           // counts writes of this row, over all instances
+	BeatAtMs      int64                  `protobuf:"varint,7,opt,name=beat_at_ms,json=beatAtMs,proto3" json:"beat_at_ms,omitempty"` // the writer's clock, Unix milliseconds
+	LeaseMs       int64                  `protobuf:"varint,8,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`      // for how long after this beat the instance may sign
+	Stopped       bool                   `protobuf:"varint,9,opt,name=stopped,proto3" json:"stopped,omitempty"`                     // signs no more: it ended in order
+	Epoch         []byte                 `protobuf:"bytes,10,opt,name=epoch,proto3" json:"epoch,omitempty"`                         // with revision: the position before this beat
+	Revision      uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
+	Digest        []byte                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`              // over everything stored at that position
+	Agents        uint32                 `protobuf:"varint,13,opt,name=agents,proto3" json:"agents,omitempty"`             // that follow it
+	Acknowledged  uint64                 `protobuf:"varint,14,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"` // the lowest revision that its agents have acknowledged
+	Laggards      []*Laggard             `protobuf:"bytes,15,rep,name=laggards,proto3" json:"laggards,omitempty"`          // at most 100
+	Reads         uint32                 `protobuf:"varint,16,opt,name=reads,proto3" json:"reads,omitempty"`               // newest envelope format that it reads
+	Addresses     []string               `protobuf:"bytes,17,rep,name=addresses,proto3" json:"addresses,omitempty"`        // HOST:PORT
+	Place         *Place                 `protobuf:"bytes,18,opt,name=place,proto3" json:"place,omitempty"`
+	UpMs          int64                  `protobuf:"varint,19,opt,name=up_ms,json=upMs,proto3" json:"up_ms,omitempty"` // for how long it has run, by a clock that cannot be set
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1248,6 +1263,241 @@ func (x *Server) GetTrustDomain() string {
 		return x.TrustDomain
 	}
 	return ""
+}
+
+func (x *Server) GetInstance() []byte {
+	if x != nil {
+		return x.Instance
+	}
+	return nil
+}
+
+func (x *Server) GetBeat() uint64 {
+	if x != nil {
+		return x.Beat
+	}
+	return 0
+}
+
+func (x *Server) GetBeatAtMs() int64 {
+	if x != nil {
+		return x.BeatAtMs
+	}
+	return 0
+}
+
+func (x *Server) GetLeaseMs() int64 {
+	if x != nil {
+		return x.LeaseMs
+	}
+	return 0
+}
+
+func (x *Server) GetStopped() bool {
+	if x != nil {
+		return x.Stopped
+	}
+	return false
+}
+
+func (x *Server) GetEpoch() []byte {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *Server) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Server) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *Server) GetAgents() uint32 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
+func (x *Server) GetAcknowledged() uint64 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
+func (x *Server) GetLaggards() []*Laggard {
+	if x != nil {
+		return x.Laggards
+	}
+	return nil
+}
+
+func (x *Server) GetReads() uint32 {
+	if x != nil {
+		return x.Reads
+	}
+	return 0
+}
+
+func (x *Server) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Server) GetPlace() *Place {
+	if x != nil {
+		return x.Place
+	}
+	return nil
+}
+
+func (x *Server) GetUpMs() int64 {
+	if x != nil {
+		return x.UpMs
+	}
+	return 0
+}
+
+// Laggard is an agent that has not acknowledged what others have.
+type Laggard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	Acknowledged  uint64                 `protobuf:"varint,2,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"` // revision
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Laggard) Reset() {
+	*x = Laggard{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Laggard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Laggard) ProtoMessage() {}
+
+func (x *Laggard) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
+func (*Laggard) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Laggard) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *Laggard) GetAcknowledged() uint64 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
+// Place is where a server keeps its identity. Equal places are one directory.
+type Place struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	DataDir       string                 `protobuf:"bytes,2,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
+	BootId        string                 `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"` // of the running kernel; empty: not known
+	Device        uint64                 `protobuf:"varint,4,opt,name=device,proto3" json:"device,omitempty"`              // of data_dir
+	Inode         uint64                 `protobuf:"varint,5,opt,name=inode,proto3" json:"inode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Place) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *Place) GetDataDir() string {
+	if x != nil {
+		return x.DataDir
+	}
+	return ""
+}
+
+func (x *Place) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *Place) GetDevice() uint64 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *Place) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
 }
 
 var File_plastron_state_v1_state_proto protoreflect.FileDescriptor
@@ -1374,13 +1624,39 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x0eSTATE_INTENDED\x10\x01\x12\x12\n" +
 	"\x0eSTATE_PREPARED\x10\x02\x12\x10\n" +
 	"\fSTATE_ACTIVE\x10\x03\x12\r\n" +
-	"\tSTATE_OLD\x10\x04\"t\n" +
+	"\tSTATE_OLD\x10\x04\"\xae\x04\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
 	"started_at\x18\x03 \x01(\x03R\tstartedAt\x12!\n" +
-	"\ftrust_domain\x18\x04 \x01(\tR\vtrustDomainBEZCgithub.com/plastron/plastron/internal/api/plastron/state/v1;statev1b\x06proto3"
+	"\ftrust_domain\x18\x04 \x01(\tR\vtrustDomain\x12\x1a\n" +
+	"\binstance\x18\x05 \x01(\fR\binstance\x12\x12\n" +
+	"\x04beat\x18\x06 \x01(\x04R\x04beat\x12\x1c\n" +
+	"\n" +
+	"beat_at_ms\x18\a \x01(\x03R\bbeatAtMs\x12\x19\n" +
+	"\blease_ms\x18\b \x01(\x03R\aleaseMs\x12\x18\n" +
+	"\astopped\x18\t \x01(\bR\astopped\x12\x14\n" +
+	"\x05epoch\x18\n" +
+	" \x01(\fR\x05epoch\x12\x1a\n" +
+	"\brevision\x18\v \x01(\x04R\brevision\x12\x16\n" +
+	"\x06digest\x18\f \x01(\fR\x06digest\x12\x16\n" +
+	"\x06agents\x18\r \x01(\rR\x06agents\x12\"\n" +
+	"\facknowledged\x18\x0e \x01(\x04R\facknowledged\x126\n" +
+	"\blaggards\x18\x0f \x03(\v2\x1a.plastron.state.v1.LaggardR\blaggards\x12\x14\n" +
+	"\x05reads\x18\x10 \x01(\rR\x05reads\x12\x1c\n" +
+	"\taddresses\x18\x11 \x03(\tR\taddresses\x12.\n" +
+	"\x05place\x18\x12 \x01(\v2\x18.plastron.state.v1.PlaceR\x05place\x12\x13\n" +
+	"\x05up_ms\x18\x13 \x01(\x03R\x04upMs\"H\n" +
+	"\aLaggard\x12\x19\n" +
+	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\"\n" +
+	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\"}\n" +
+	"\x05Place\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x19\n" +
+	"\bdata_dir\x18\x02 \x01(\tR\adataDir\x12\x17\n" +
+	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\x04R\x06device\x12\x14\n" +
+	"\x05inode\x18\x05 \x01(\x04R\x05inodeBEZCgithub.com/plastron/plastron/internal/api/plastron/state/v1;statev1b\x06proto3"
 
 var (
 	file_plastron_state_v1_state_proto_rawDescOnce sync.Once
@@ -1395,7 +1671,7 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
@@ -1412,6 +1688,8 @@ var file_plastron_state_v1_state_proto_goTypes = []any{
 	(*Authority)(nil),     // 12: plastron.state.v1.Authority
 	(*Slot)(nil),          // 13: plastron.state.v1.Slot
 	(*Server)(nil),        // 14: plastron.state.v1.Server
+	(*Laggard)(nil),       // 15: plastron.state.v1.Laggard
+	(*Place)(nil),         // 16: plastron.state.v1.Place
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	2,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
@@ -1423,11 +1701,13 @@ var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	11, // 6: plastron.state.v1.Bundle.jwt_authorities:type_name -> plastron.state.v1.JWTAuthority
 	13, // 7: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
 	0,  // 8: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	15, // 9: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
+	16, // 10: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_plastron_state_v1_state_proto_init() }
@@ -1441,7 +1721,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

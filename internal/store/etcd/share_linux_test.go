@@ -261,7 +261,13 @@ func TestEpochs(t *testing.T) {
 	if _, now := storetest.State(t, s); now.Epoch == at.Epoch {
 		t.Fatalf("loaded at %v", now)
 	}
-	commit(t, s, put("k", "2"))
+	// R76: who loads in the new epoch follows it from there, whether or not
+	// anything has been written since.
+	for range 2 {
+		_, from := storetest.State(t, s)
+		to := commit(t, s, put("k", "2"))
+		storetest.Replay(t, s, from, to)
+	}
 	elsewhere := meta{s.position().Epoch, resp.Header.ClusterId + 1}
 	if _, err := s.client.Put(t.Context(), s.keys.meta, elsewhere.text()); err != nil {
 		t.Fatal(err)

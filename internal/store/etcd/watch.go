@@ -165,6 +165,12 @@ func (w *watcher) pass(events []*clientv3.Event) error {
 	return nil
 }
 
+// current tells whether meta says the epoch that is watched.
+func (w *watcher) current(stored []byte) bool {
+	m, err := parseMeta(stored, w.s.keys.prefix)
+	return err == nil && m.epoch == w.at.Epoch
+}
+
 // batch makes a batch of one revision's events, or one without writes if they
 // are no batch.
 func (w *watcher) batch(events []*clientv3.Event) (b store.Batch, err error) {
@@ -180,7 +186,7 @@ func (w *watcher) batch(events []*clientv3.Event) (b store.Batch, err error) {
 		case key == k.head && put:
 			head = e.Kv.Value
 		case key == k.meta:
-			if put && e.IsCreate() { // before the first batch
+			if put && w.current(e.Kv.Value) { // made, or renewed before what comes now
 				continue
 			}
 			return b, fault.New(fault.Precondition, "epoch_changed", "the store is no longer that of epoch %s", w.at.Epoch)

@@ -39,7 +39,9 @@ func (r *Registry) Run(ctx context.Context) error {
 
 // Update runs f over the current state and commits what it asks for, again
 // after a conflict, so f may run several times; it must not block or call the
-// registry. Update returns once this replica shows the change: a fault
+// registry. That something is not there, or is there already, is not said before
+// the store has confirmed it: another server's change may not be seen here yet,
+// and what it was told must hold (R74). Update returns once this replica shows the change: a fault
 // "committed_not_visible" says that it is durable but not seen here yet, and
 // comes with its position. A closure that writes nothing commits nothing.
 func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error) (store.Position, error) {
@@ -54,12 +56,14 @@ func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error)
 		}
 		r.mu.RLock()
 		at := r.state.position
-		txn, err := plan(r.state, caller, f)
+		txn, no := plan(r.state, caller, f)
 		r.mu.RUnlock()
-		if err != nil {
-			return store.Position{}, err
-		}
-		if len(txn.Puts)+len(txn.Deletes) == 0 {
+		changes := len(txn.Puts) + len(txn.Deletes)
+		switch {
+		case changes+len(txn.Conditions) > 0:
+		case no != nil:
+			return store.Position{}, no
+		default:
 			return at, nil
 		}
 		result, err := r.submit(ctx, txn)
@@ -67,6 +71,10 @@ func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error)
 			return store.Position{}, err
 		}
 		switch {
+		case result.Err == nil && no != nil:
+			return store.Position{}, no
+		case result.Err == nil && changes == 0:
+			return at, nil
 		case result.Err == nil:
 			if !r.waitFor(ctx, result.Position) {
 				return result.Position, fault.New(fault.Unavailable, "committed_not_visible",

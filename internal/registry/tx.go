@@ -26,6 +26,8 @@ type Tx struct {
 	reads  map[string]uint64 // key -> revision
 	writes map[string]write
 	order  []string // keys of writes, as first written
+
+	confirm bool
 }
 
 type write struct {
@@ -35,15 +37,21 @@ type write struct {
 }
 
 // plan runs a closure over the state and returns the transaction that it asks
-// for. It changes nothing.
+// for: without changes or conditions if there is nothing to commit or to confirm.
+// With the closure's error come the conditions on which it says no. plan changes
+// nothing.
 func plan(s *state, caller string, f func(*Tx) error) (store.Txn, error) {
 	tx := &Tx{s: s, reads: make(map[string]uint64), writes: make(map[string]write)}
-	if err := f(tx); err != nil {
-		return store.Txn{}, err
-	}
+	err := f(tx)
 	txn := store.Txn{Caller: caller}
+	if err == nil && len(tx.order) == 0 && !tx.confirm || err != nil && !byState(err) {
+		return txn, err
+	}
 	for key, rev := range tx.reads {
 		txn.Conditions = append(txn.Conditions, store.Condition{Key: key, Revision: rev})
+	}
+	if err != nil {
+		return txn, err
 	}
 	for _, key := range tx.order {
 		w := tx.writes[key]
@@ -61,6 +69,20 @@ func plan(s *state, caller string, f func(*Tx) error) (store.Txn, error) {
 	}
 	return txn, nil
 }
+
+// byState tells whether a refusal is about what is stored, which another server
+// may have changed a moment ago.
+func byState(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.NotFound, fault.Exists, fault.Conflict:
+		return true
+	}
+	return false
+}
+
+// Confirm asks that what was read is compared with the store even if nothing is
+// written: for a closure that keeps its refusals to itself.
+func (tx *Tx) Confirm() { tx.confirm = true }
 
 // Epoch returns the store's epoch.
 func (tx *Tx) Epoch() store.Epoch { return tx.s.position.Epoch }

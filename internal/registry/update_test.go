@@ -271,6 +271,70 @@ func TestConcurrentCreates(t *testing.T) {
 	}
 }
 
+// R74: what another server changed and this one has not seen yet is not the
+// reason of a refusal: neither an entry that is gone, nor a token that has been made.
+func TestRefusalIsConfirmed(t *testing.T) {
+	inner := openStore(t, t.TempDir())
+	behind := make(chan struct{}) // closed: the replica catches up
+	st := &hooked{Store: inner}
+	st.watch = func(ctx context.Context, after store.Position) iter.Seq2[store.Batch, error] {
+		return func(yield func(store.Batch, error) bool) {
+			for b, err := range inner.Watch(ctx, after) {
+				select {
+				case <-behind:
+				case <-ctx.Done():
+					return
+				}
+				if !yield(b, err) {
+					return
+				}
+			}
+		}
+	}
+	a := start(t, inner)
+	e := grant("e1", "/spire/agent/a", "/web", "unix:uid:1")
+	update(t, a, func(tx *Tx) error { return tx.PutEntry(e) })
+	replica := start(t, st)
+	update(t, a, func(tx *Tx) error { return tx.DeleteEntry("e1") })
+	update(t, a, func(tx *Tx) error { return tx.PutToken(Token{Hash: []byte{1}}) })
+
+	var once sync.Once
+	st.commit = func(txns []store.Txn) []store.Result {
+		results := inner.Commit(t.Context(), txns)
+		once.Do(func() { close(behind) })
+		return results
+	}
+	e.ID = "e2"
+	runs := 0
+	if _, err := replica.Update(t.Context(), "test", func(tx *Tx) error { runs++; return tx.PutEntry(e) }); err != nil || runs != 2 {
+		t.Errorf("creation after a deletion that was not seen yet: %v after %d runs", err, runs)
+	}
+
+	behind, once = make(chan struct{}), sync.Once{}
+	update(t, a, func(tx *Tx) error { return tx.PutToken(Token{Hash: []byte{2}}) })
+	if _, err := replica.Update(t.Context(), "test", func(tx *Tx) error { _, err := tx.Token([]byte{2}); return err }); err != nil {
+		t.Errorf("use of a token that was not seen yet: %v", err)
+	}
+	_, err := replica.Update(t.Context(), "test", func(tx *Tx) error { _, err := tx.Token([]byte{3}); return err })
+	isFault(t, err, fault.NotFound, "token_not_found")
+
+	// A closure that keeps its refusal to itself asks for the same.
+	behind, once = make(chan struct{}), sync.Once{}
+	update(t, a, func(tx *Tx) error { return tx.DeleteEntry("e2") })
+	var last error
+	if _, err := replica.Update(t.Context(), "test", func(tx *Tx) error { tx.Confirm(); _, last = tx.Entry("e2"); return nil }); err != nil {
+		t.Error(err)
+	}
+	isFault(t, last, fault.NotFound, "entry_not_found")
+
+	// Nothing is said about what cannot be confirmed.
+	st.commit = func(txns []store.Txn) []store.Result {
+		return []store.Result{{Err: fault.New(fault.Unavailable, "store_unavailable", "away")}}
+	}
+	_, err = replica.Update(t.Context(), "test", func(tx *Tx) error { return tx.DeleteEntry("none") })
+	isFault(t, err, fault.Unavailable, "store_unavailable")
+}
+
 // Both replicas have the same digest at the same position, and subscribers see
 // every batch once, in order (R78).
 func TestReplicasAgree(t *testing.T) {

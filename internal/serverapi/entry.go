@@ -237,6 +237,7 @@ func write[T any](ctx context.Context, s *Server, items []T, one func(*registry.
 			for i := range part {
 				part[i].entry, part[i].err = one(tx, items[from+i])
 			}
+			tx.Confirm()
 			return nil
 		})
 		if ctxErr := ctx.Err(); err != nil && ctxErr != nil {
@@ -247,11 +248,13 @@ func write[T any](ctx context.Context, s *Server, items []T, one func(*registry.
 	return all, nil
 }
 
-// stamp completes the outcomes of one transaction.
+// stamp completes the outcomes of one transaction. A refusal that follows from
+// what is stored is not told when the store could not confirm it.
 func stamp(part []outcome, at store.Position, err error) {
+	confirmed := err == nil || fault.ReasonOf(err) == "committed_not_visible"
 	for i := range part {
 		switch {
-		case part[i].err != nil:
+		case part[i].err != nil && (confirmed || fault.KindOf(part[i].err) == fault.Invalid):
 		case err != nil:
 			part[i] = outcome{err: err}
 		case part[i].entry != nil:

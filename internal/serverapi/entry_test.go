@@ -49,6 +49,38 @@ func TestEntryRoundTrip(t *testing.T) {
 	}
 }
 
+// R74: without the store nobody is told what is there and what is not, since
+// another server may have changed it; what is wrong in itself is told.
+func TestRefusalsWithoutStore(t *testing.T) {
+	r := newRig(t)
+	client := entryv1.NewEntryClient(r.admin)
+	made := r.create(entryUnder(someAgent, "/x"))[0]
+	for _, away := range []bool{false, true} {
+		r.store.away.Store(away)
+		created, err := client.BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*spiretypes.Entry{made, {Id: "no id"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		deleted, err := client.BatchDeleteEntry(t.Context(), &entryv1.BatchDeleteEntryRequest{Ids: []string{"none"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []codes.Code{codes.AlreadyExists, codes.InvalidArgument, codes.NotFound}
+		if away {
+			want[0], want[2] = codes.Unavailable, codes.Unavailable
+		}
+		for i, status := range []*spiretypes.Status{created.Results[0].Status, created.Results[1].Status, deleted.Results[0].Status} {
+			if codes.Code(status.Code) != want[i] {
+				t.Errorf("store away %v, item %d: %v, want %v", away, i, status, want[i])
+			}
+		}
+		if shown := created.Results[0].Entry != nil; shown == away {
+			t.Errorf("store away %v, and the entry is shown: %v", away, shown)
+		}
+	}
+	r.store.away.Store(false)
+}
+
 func TestCreateRefuses(t *testing.T) { // the E list at the wire; each rule has its own test in package entry
 	r := newRig(t)
 	client := entryv1.NewEntryClient(r.admin)

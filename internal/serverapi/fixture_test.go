@@ -22,6 +22,7 @@ import (
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/authority"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/memkeys"
@@ -68,6 +69,7 @@ type rig struct {
 type countingStore struct {
 	store.Store
 	reads, writes atomic.Int64
+	away          atomic.Bool // commits are refused
 }
 
 func (c *countingStore) Load(ctx context.Context, f func(string, uint64, []byte) error) (store.Position, error) {
@@ -77,6 +79,13 @@ func (c *countingStore) Load(ctx context.Context, f func(string, uint64, []byte)
 
 func (c *countingStore) Commit(ctx context.Context, txns []store.Txn) []store.Result {
 	c.writes.Add(1)
+	if c.away.Load() {
+		results := make([]store.Result, len(txns))
+		for i := range results {
+			results[i].Err = fault.New(fault.Unavailable, "store_unavailable", "the store is away")
+		}
+		return results
+	}
 	return c.Store.Commit(ctx, txns)
 }
 

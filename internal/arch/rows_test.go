@@ -185,6 +185,7 @@ var parties = map[string][]string{
 	"golang.org/x/sys": {"internal/process", "internal/localsocket", "internal/doctor", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
 		"internal/store/sqlite", "internal/store/postgres", "internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent", "cmd"},
 
+	"github.com/anishathalye/porcupine":         {},
 	"github.com/google/go-cmp":                  {},
 	"github.com/rogpeppe/go-internal":           {},
 	"golang.org/x/net/http2":                    {},

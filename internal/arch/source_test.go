@@ -117,7 +117,7 @@ func embeds(doc *ast.CommentGroup) bool {
 }
 
 // engines decide in pure steps; only run.go of each knows what time it is.
-var engines = []string{"internal/agentid", "internal/authority", "internal/nodes", "internal/mirror"}
+var engines = []string{"internal/agentid", "internal/authority", "internal/nodes", "internal/mirror", "internal/servers"}
 
 func checkEngines(t *tree) (breaches []string) {
 	impure := []string{"context", "crypto/rand", "math/rand", "math/rand/v2"}

@@ -1,0 +1,452 @@
+package servers
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Caller is who writes beats, in the batches of the log; the start, the end and
+// what is removed of others have callers of their own, for they are on record.
+const Caller = "plastron beat"
+
+const (
+	startCaller = "plastron start"
+	stopCaller  = "plastron stop"
+	pruneCaller = "plastron servers"
+
+	look = time.Second // while a former life's lease runs out: timers do not count sleep
+)
+
+// Config is what the engine works with.
+type Config struct {
+	TrustDomain spiffeid.TrustDomain
+	ID          string // of this server, kept with its data
+	Registry    *registry.Registry
+	// Shared says that other servers can use the store at the same time.
+	Shared bool
+	// Lease is for how long this server may sign without its store; MinLease at least.
+	Lease   time.Duration
+	Place   registry.Place // where its identity is kept, locked by this process
+	Version string
+	Started time.Time
+	// Report says what goes into the row besides; nil: nothing.
+	Report func() Report
+	// Boot is a clock that counts a machine's sleep and cannot be set.
+	Boot func() time.Duration
+	Log  *slog.Logger
+}
+
+// Report is what a server says of its agents.
+type Report struct {
+	Addresses    []string
+	Agents       int
+	Acknowledged uint64 // the lowest revision that they have acknowledged
+	Laggards     []registry.Laggard
+}
+
+// Servers turns the machine. All methods may be called concurrently.
+type Servers struct {
+	cfg  Config
+	wake chan struct{} // room for one: something was folded or is asked for
+
+	// mu guards everything below.
+	mu      sync.Mutex
+	machine *machine
+	clockOK bool // as it was logged last
+	freshOK bool
+}
+
+// New returns an engine that has taken nothing yet.
+func New(cfg Config) *Servers {
+	instance := make([]byte, 16)
+	rand.Read(instance) // never fails (crypto/rand)
+	return &Servers{
+		cfg: cfg, wake: make(chan struct{}, 1), clockOK: true, freshOK: true,
+		machine: newMachine(settings{
+			id: cfg.ID, shared: cfg.Shared, lease: max(cfg.Lease, MinLease), instance: instance, began: cfg.Boot(),
+		}),
+	}
+}
+
+// MaySign says why this server may not sign, or nil. It is asked before each signature.
+func (s *Servers) MaySign(now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine.maySign(now, s.cfg.Boot())
+}
+
+// MayPrune says why this server may not remove what time has ended, or nil: by
+// a clock that is off, or from a state that is old, nothing is removed (R70).
+func (s *Servers) MayPrune(now time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine.mayPrune(now, s.cfg.Boot())
+}
+
+// Fresh is how long ago this server's view of the trust domain was surely
+// complete: since its last own beat that came back from the store.
+func (s *Servers) Fresh() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine.fresh(s.cfg.Boot())
+}
+
+// Stale says that the view is too old to grant from what was not granted before, or nil (R77).
+func (s *Servers) Stale() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine.stale(s.cfg.Boot())
+}
+
+// Poke has a beat written soon, once a second at most.
+func (s *Servers) Poke() {
+	s.mu.Lock()
+	s.machine.poked = true
+	s.mu.Unlock()
+	s.stir()
+}
+
+func (s *Servers) stir() {
+	select {
+	case s.wake <- struct{}{}:
+	default: // it will look anyway
+	}
+}
+
+// Start takes the row of this server, or refuses (R68). It may have to wait for
+// the lease of a former life. The registry must be running. Nothing may be
+// signed before Start has returned.
+func (s *Servers) Start(ctx context.Context) error {
+	s.cfg.Registry.Batches(s.batch)
+	s.reload()
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	return s.hear(ctx)
+}
+
+// take waits until the identity is free and writes the first beat.
+func (s *Servers) take(ctx context.Context) error {
+	told := false
+	for {
+		row := s.row(s.cfg.ID)
+		s.mu.Lock()
+		v := s.machine.judge(row, s.cfg.Place, s.cfg.Boot())
+		waiting := s.machine.maySign(time.Now(), s.cfg.Boot())
+		s.mu.Unlock()
+		switch {
+		case v.err != nil:
+			return v.err
+		case v.until == 0:
+			err := s.beat(ctx, startCaller)
+			switch {
+			case err == nil:
+				return nil
+			case fault.ReasonOf(err) == "server_row_moved":
+				continue
+			case !s.cfg.Shared:
+				// Holding the store is the lease; what is granted is signed without the row.
+				s.cfg.Log.WarnContext(ctx, "the row of this server is not written", "err", err)
+				s.Poke()
+				return nil
+			}
+			return fmt.Errorf("take the identity of this server: %w", err)
+		case !told:
+			told = true
+			s.cfg.Log.WarnContext(ctx, "waiting for the lease of a former life to end", "id", s.cfg.ID, "err", waiting)
+		}
+		if err := s.pause(ctx, min(look, v.until-s.cfg.Boot())); err != nil {
+			return fmt.Errorf("wait for the lease of a former life: %w", err)
+		}
+	}
+}
+
+// hear waits for the clocks of the other servers.
+func (s *Servers) hear(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		wait := s.machine.hearing(s.cfg.Boot())
+		s.mu.Unlock()
+		if wait == 0 {
+			return s.MaySign(time.Now())
+		}
+		if err := s.pause(ctx, wait); err != nil {
+			return fmt.Errorf("wait for the other servers: %w", err)
+		}
+	}
+}
+
+// pause waits until something happens, or for a while.
+func (s *Servers) pause(ctx context.Context, most time.Duration) error {
+	timer := time.NewTimer(max(most, time.Millisecond))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.wake:
+	case <-timer.C:
+	}
+	return nil
+}
+
+// Run writes beats and removes what vanished servers left, until ctx is done or
+// another process has taken over the identity of this server.
+func (s *Servers) Run(ctx context.Context) error {
+	for {
+		s.tell(ctx)
+		s.mu.Lock()
+		rival := s.machine.rival
+		act, wait := s.machine.due(s.cfg.Boot())
+		s.mu.Unlock()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case rival != nil:
+			return s.MaySign(time.Now())
+		case act == write:
+			if err := s.beat(ctx, Caller); err != nil && ctx.Err() == nil {
+				s.cfg.Log.WarnContext(ctx, "beat not written", "err", err)
+			}
+		case act == clear:
+			if err := s.prune(ctx); err != nil && ctx.Err() == nil {
+				s.cfg.Log.WarnContext(ctx, "what vanished servers left is not removed", "err", err)
+			}
+		default:
+			_ = s.pause(ctx, wait)
+		}
+	}
+}
+
+// Stop gives the right to sign back, so that whoever comes next need not wait.
+// It comes after the last signature.
+func (s *Servers) Stop(ctx context.Context) error {
+	s.mu.Lock()
+	s.machine.stopped = true
+	taken := s.machine.first != 0 && s.machine.rival == nil
+	s.mu.Unlock()
+	if !taken {
+		return nil
+	}
+	if err := s.beat(ctx, stopCaller); err != nil && fault.ReasonOf(err) != "committed_not_visible" {
+		return fmt.Errorf("give the lease back: %w", err)
+	}
+	return nil
+}
+
+// beat writes the row once.
+func (s *Servers) beat(ctx context.Context, caller string) error {
+	say := registry.Server{Version: s.cfg.Version, StartedAt: s.cfg.Started, Place: s.cfg.Place, Reads: registry.Format}
+	if s.cfg.Report != nil {
+		r := s.cfg.Report()
+		say.Addresses, say.Agents, say.Acknowledged = r.Addresses, r.Agents, r.Acknowledged
+		say.Laggards = r.Laggards[:min(len(r.Laggards), registry.MaxLaggards)]
+	}
+	s.mu.Lock()
+	s.machine.try(s.cfg.Boot())
+	s.mu.Unlock()
+	_, err := s.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
+		stored, err := optional(tx.Server(s.cfg.ID))
+		if err != nil {
+			return err
+		}
+		snap := tx.Snapshot()
+		say.Position, say.Digest = snap.Position(), snap.Digest()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		row, err := s.machine.next(stored, say, time.Now(), s.cfg.Boot())
+		if err != nil {
+			return err
+		}
+		return tx.PutServer(row)
+	})
+	if err == nil {
+		s.fold(s.row(s.cfg.ID), false) // the watch may not have come to it yet
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.machine.tried(err == nil || fault.ReasonOf(err) == "committed_not_visible")
+	return err
+}
+
+// row returns the row of a server as it is now, or nil.
+func (s *Servers) row(id string) (row *registry.Server) {
+	s.cfg.Registry.View(func(snap *registry.Snapshot) {
+		if found, err := snap.Server(id); err == nil {
+			row = &found
+		}
+	})
+	return row
+}
+
+// fold takes note of a row.
+func (s *Servers) fold(row *registry.Server, live bool) {
+	if row == nil {
+		return
+	}
+	s.mu.Lock()
+	s.machine.fold(row, s.cfg.Boot(), live)
+	s.mu.Unlock()
+	s.stir()
+}
+
+// batch takes note of what the log brings. It is called by the registry.
+func (s *Servers) batch(b store.Batch) {
+	if len(b.Writes) == 0 { // loaded afresh
+		s.reload()
+		return
+	}
+	for _, w := range b.Writes {
+		for _, c := range w.Changes {
+			if id, ok := strings.CutPrefix(c.Key, "/server/"); ok && !c.Deleted {
+				s.fold(s.row(id), true)
+			} else if ok {
+				s.mu.Lock()
+				s.machine.forget(id)
+				s.mu.Unlock()
+			}
+		}
+	}
+	s.note()
+}
+
+// reload takes note of everything, after a load.
+func (s *Servers) reload() {
+	var rows []registry.Server
+	s.cfg.Registry.View(func(snap *registry.Snapshot) { rows = snap.Servers() })
+	s.mu.Lock()
+	for id := range s.machine.peers {
+		if !slices.ContainsFunc(rows, func(r registry.Server) bool { return r.ID == id }) {
+			s.machine.forget(id)
+		}
+	}
+	s.mu.Unlock()
+	for i := range rows {
+		s.fold(&rows[i], false)
+	}
+	s.note()
+}
+
+// note remembers the digest at the position that was reached.
+func (s *Servers) note() {
+	s.cfg.Registry.View(func(snap *registry.Snapshot) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.machine.past.note(snap.Position(), snap.Digest())
+	})
+}
+
+// tell logs when the clock or the view becomes bad or good.
+func (s *Servers) tell(ctx context.Context) {
+	now := time.Now()
+	s.mu.Lock()
+	clock, stale := s.machine.clock(now, s.cfg.Boot()).err(maxSkew), s.machine.stale(s.cfg.Boot())
+	clockTurned, freshTurned := s.clockOK != (clock == nil), s.freshOK != (stale == nil)
+	s.clockOK, s.freshOK = clock == nil, stale == nil
+	s.mu.Unlock()
+	switch {
+	case clockTurned && clock != nil:
+		s.cfg.Log.ErrorContext(ctx, "the clock is off", "reason", fault.ReasonOf(clock), "err", clock)
+	case clockTurned:
+		s.cfg.Log.InfoContext(ctx, "the clock is right again")
+	}
+	switch {
+	case freshTurned && stale != nil:
+		s.cfg.Log.ErrorContext(ctx, "the state is stale", "reason", fault.ReasonOf(stale), "err", stale)
+	case freshTurned:
+		s.cfg.Log.InfoContext(ctx, "the state is fresh again")
+	}
+}
+
+// prune removes what servers that are gone have left and nobody needs any more.
+func (s *Servers) prune(ctx context.Context) error {
+	left := map[string]bool{}
+	s.cfg.Registry.View(func(snap *registry.Snapshot) {
+		for _, r := range snap.Servers() {
+			left[r.ID] = r.ID != s.cfg.ID
+		}
+		for _, a := range snap.Authorities("") {
+			left[a.Server] = a.Server != s.cfg.ID
+		}
+	})
+	s.mu.Lock()
+	s.machine.looked = s.cfg.Boot()
+	s.mu.Unlock()
+	var errs []error
+	for id, others := range left {
+		if !others {
+			continue
+		}
+		_, err := s.cfg.Registry.Update(ctx, pruneCaller, func(tx *registry.Tx) error { return s.remove(tx, id) })
+		if err != nil {
+			errs = append(errs, fmt.Errorf("server %s: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// remove removes what one server left, its authorities and the change of the
+// bundle in one transaction, on condition that the server does not come back.
+func (s *Servers) remove(tx *registry.Tx, id string) error {
+	row, err := optional(tx.Server(id))
+	if err != nil {
+		return err
+	}
+	was, err := tx.Bundle(s.cfg.TrustDomain)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	boot := s.cfg.Boot()
+	if s.machine.mayPrune(now, boot) != nil || !s.machine.gone(id, row, boot) {
+		return nil
+	}
+	is, kept := was, false
+	for _, known := range tx.Snapshot().Authorities(id) {
+		a, err := tx.Authority(id, known.Kind)
+		if err != nil {
+			return err
+		}
+		left, ok := withdraw(is, a, now)
+		if !ok {
+			kept = true
+			continue
+		}
+		is = left
+		if err := tx.DeleteAuthority(id, a.Kind); err != nil {
+			return err
+		}
+	}
+	if row != nil && !kept && s.machine.forgotten(id, boot) {
+		if err := tx.DeleteServer(id); err != nil {
+			return err
+		}
+	}
+	if is.Sequence == was.Sequence {
+		return nil
+	}
+	return tx.PutBundle(is)
+}
+
+func optional[T any](row T, err error) (*T, error) {
+	switch {
+	case err == nil:
+		return &row, nil
+	case fault.KindOf(err) == fault.NotFound:
+		return nil, nil
+	}
+	return nil, err
+}

@@ -100,7 +100,7 @@ func retried(node *registry.Node, token *registry.Token, c Candidate) (*registry
 // used (R33): the agent is at work with it, and the answer may be lost.
 func reattested(node *registry.Node, c Candidate) *registry.Node {
 	again := admitted(c)
-	again.AgentVersion = node.AgentVersion
+	again.AgentVersion, again.Follows = node.AgentVersion, node.Follows
 	if c.Now.Before(node.Current.ExpiresAt) {
 		again.Current, again.Next = node.Current, c.Credential
 	}

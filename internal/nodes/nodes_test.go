@@ -101,8 +101,8 @@ func TestAdmitWithoutToken(t *testing.T) {
 	if again, _, err = nodes.Admit(node, nil, c); err != nil || again.Current.Serial != "2" || again.Next.Serial != "" {
 		t.Errorf("re-attestation after expiry: %+v, %v, want 2 as the only certificate", again, err)
 	}
-	node.AgentVersion, node.Evidence, c.Holder = "1.0", []byte("one"), []byte("one")
-	if again, _, err = nodes.Admit(node, nil, c); err != nil || again.AgentVersion != "1.0" || string(again.Evidence) != "one" || nodes.Changed(node, c) {
+	node.AgentVersion, node.Evidence, node.Follows, c.Holder = "1.0", []byte("one"), true, []byte("one")
+	if again, _, err = nodes.Admit(node, nil, c); err != nil || again.AgentVersion != "1.0" || !again.Follows || string(again.Evidence) != "one" || nodes.Changed(node, c) {
 		t.Errorf("re-attestation of the same holder: %+v, %v", again, err)
 	}
 	if c.Holder = []byte("two"); !nodes.Changed(node, c) { // F22

@@ -384,15 +384,15 @@ func (e *Engine) CreateToken(ctx context.Context, caller string, r TokenRequest)
 	return token, expiry, nil
 }
 
-// Report keeps the version that an agent says it runs.
-func (e *Engine) Report(ctx context.Context, id spiffeid.ID, version string) error {
+// Report keeps the version that an agent says it runs, and whether it follows.
+func (e *Engine) Report(ctx context.Context, id spiffeid.ID, version string, follows bool) error {
 	if len(version) > maxVersion || strings.ContainsFunc(version, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return fault.New(fault.Invalid, "agent_version_invalid", "the agent's version is not printable text of at most %d bytes", maxVersion)
 	}
 	same := false
 	e.cfg.Registry.View(func(s *registry.Snapshot) {
 		n, err := s.Node(id)
-		same = err == nil && n.AgentVersion == version
+		same = err == nil && n.AgentVersion == version && n.Follows == follows
 	})
 	if same {
 		return nil
@@ -402,7 +402,7 @@ func (e *Engine) Report(ctx context.Context, id spiffeid.ID, version string) err
 		if err != nil {
 			return err
 		}
-		n.AgentVersion = version
+		n.AgentVersion, n.Follows = version, follows
 		return tx.PutNode(n)
 	})
 	return err

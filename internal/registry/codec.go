@@ -172,7 +172,7 @@ func nodeMessage(n *Node) *statev1.Node {
 		Id: n.ID.String(), AttestationType: n.AttestationType, Selectors: selectorMessages(n.Selectors),
 		Current: credentialMessage(n.Current), Next: credentialMessage(n.Next), Lineage: n.Lineage,
 		Banned: n.Banned, CanReattest: n.CanReattest, AgentVersion: n.AgentVersion,
-		AttestedAt: unixOf(n.AttestedAt), Evidence: n.Evidence,
+		AttestedAt: unixOf(n.AttestedAt), Evidence: n.Evidence, Follows: n.Follows,
 	}
 }
 
@@ -189,7 +189,7 @@ func readNode(td spiffeid.TrustDomain, name string, payload []byte) (Node, error
 		ID: id, AttestationType: m.AttestationType, Selectors: selectorsOf(m.Selectors),
 		Current: credentialOf(m.Current), Next: credentialOf(m.Next), Lineage: m.Lineage,
 		Banned: m.Banned, CanReattest: m.CanReattest, AgentVersion: m.AgentVersion,
-		AttestedAt: timeOf(m.AttestedAt), Evidence: m.Evidence,
+		AttestedAt: timeOf(m.AttestedAt), Evidence: m.Evidence, Follows: m.Follows,
 	}
 	if nodeName(id.Path()) != name {
 		return Node{}, fmt.Errorf("the node says that it is %q", m.Id)
@@ -305,7 +305,7 @@ func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {
 		Id: s.ID, Version: s.Version, StartedAt: unixOf(s.StartedAt), TrustDomain: td.Name(),
 		Instance: s.Instance, Beat: s.Beat, BeatAtMs: millisOf(s.BeatAt), LeaseMs: s.Lease.Milliseconds(), Stopped: s.Stopped,
 		UpMs: s.Up.Milliseconds(), Reads: uint32(s.Reads), Revision: s.Position.Revision, Addresses: s.Addresses,
-		Agents: uint32(s.Agents), Acknowledged: s.Acknowledged,
+		Agents: uint32(s.Agents), Acknowledged: s.Acknowledged, Beats: s.Beats,
 	}
 	if s.Position != (store.Position{}) {
 		m.Epoch, m.Digest = s.Position.Epoch[:], s.Digest[:]
@@ -363,7 +363,7 @@ func readServer(td spiffeid.TrustDomain, payload []byte) (Server, error) {
 		ID: m.Id, Version: m.Version, StartedAt: timeOf(m.StartedAt),
 		Instance: m.Instance, Beat: m.Beat, BeatAt: timeOfMillis(m.BeatAtMs), Lease: time.Duration(m.LeaseMs) * time.Millisecond, Stopped: m.Stopped,
 		Up: time.Duration(m.UpMs) * time.Millisecond, Reads: int(m.Reads), Addresses: m.Addresses,
-		Agents: int(m.Agents), Acknowledged: m.Acknowledged,
+		Agents: int(m.Agents), Acknowledged: m.Acknowledged, Beats: m.Beats,
 	}
 	if len(m.Epoch) == len(s.Position.Epoch) && len(m.Digest) == len(s.Digest) {
 		s.Position = store.Position{Epoch: store.Epoch(m.Epoch), Revision: m.Revision}

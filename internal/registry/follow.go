@@ -94,6 +94,15 @@ func (f *Follower) Close() {
 	}
 }
 
+// Told returns the position that the last Delta or Inventory led to, and whether
+// nothing that the agent holds has changed between there and the snapshot: then
+// whoever has acknowledged the one holds the other. It is called in a View.
+func (f *Follower) Told(v *Snapshot) (upTo store.Position, all bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.position, !f.resync && len(f.pending) == 0 && f.position.Epoch == v.s.position.Epoch
+}
+
 // Delta returns what changed since the last Delta or Inventory. An item that
 // did not change, or that the agent never had, may be among it.
 func (f *Follower) Delta() Delta {

@@ -21,12 +21,13 @@ const (
 	kindBundle
 	kindAuthority
 	kindServer
+	kindRoster
 	kindTrustDomain
 	kinds
 )
 
 func prefixOf(k kind) string {
-	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/trust-domain"}[k]
+	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/trust-domain"}[k]
 }
 
 // split returns the kind of a key and the name after its prefix.

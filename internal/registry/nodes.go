@@ -16,9 +16,12 @@ type nodes struct {
 
 type node struct {
 	path      string
+	hash      uint64 // of path, as in rosters
 	revision  uint64
 	payload   []byte // a statev1.Node
 	live      bool   // not banned
+	follows   bool
+	until     int64  // Unix seconds; when the last of its certificates ends
 	sym       uint32 // of path
 	selectors []uint32
 	aliases   map[uint32]struct{} // handles of the aliases that name it; kept by reach

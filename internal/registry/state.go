@@ -210,8 +210,9 @@ func (s *state) putNode(n *Node, rev uint64, payload []byte, on observer) {
 		syms[i] = s.rows.sets.texts.intern(sel.String())
 	}
 	row := &node{
-		path: path, revision: rev, payload: payload, live: !n.Banned,
-		sym: s.rows.paths.intern(path), selectors: syms, aliases: make(map[uint32]struct{}),
+		path: path, hash: hashPath(path), revision: rev, payload: payload, live: !n.Banned, follows: n.Follows,
+		until: max(unixOf(n.Current.ExpiresAt), unixOf(n.Next.ExpiresAt)),
+		sym:   s.rows.paths.intern(path), selectors: syms, aliases: make(map[uint32]struct{}),
 	}
 	h, known := s.nodes.byPath[path]
 	var before []uint32

@@ -22,6 +22,7 @@ type Node struct {
 	AgentVersion    string
 	AttestedAt      time.Time
 	Evidence        []byte // hash of the one-time evidence that admitted it
+	Follows         bool   // it is told what changes; SPIRE's agents do not follow, they ask
 }
 
 // Credential is one agent certificate that is accepted.
@@ -85,6 +86,7 @@ type Server struct {
 	Instance []byte        // random: one life of the process; empty: never said
 	Beat     uint64        // counts writes of the row, over all instances
 	BeatAt   time.Time     // the writer's clock, in milliseconds
+	Beats    bool          // it writes the row every few seconds, whether or not anything changed
 	Lease    time.Duration // for how long after this beat the instance may sign
 	Stopped  bool          // signs no more: it ended in order
 	Up       time.Duration // for how long it has run, by a clock that cannot be set
@@ -96,14 +98,14 @@ type Server struct {
 
 	Addresses    []string // HOST:PORT
 	Agents       int      // that follow it
-	Acknowledged uint64   // the lowest revision that they have acknowledged
+	Acknowledged uint64   // what they all hold but the laggards, in the epoch of Position
 	Laggards     []Laggard
 }
 
 // MaxLaggards is how many a server names in its row.
 const MaxLaggards = 100
 
-// Laggard is an agent that has not acknowledged what others have.
+// Laggard is an agent that holds less than the others of its server.
 type Laggard struct {
 	Agent        string // SPIFFE ID
 	Acknowledged uint64 // revision

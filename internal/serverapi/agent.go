@@ -177,9 +177,10 @@ func (a agents) CreateJoinToken(ctx context.Context, req *agentv1.CreateJoinToke
 	return &spiretypes.JoinToken{Value: token.Reveal(), ExpiresAt: expiry.Unix()}, nil
 }
 
-// PostStatus keeps the version that an agent reports.
+// PostStatus keeps the version that an agent reports, which is one that asks what is
+// granted to it: those that follow say so with their Hello.
 func (a agents) PostStatus(ctx context.Context, req *agentv1.PostStatusRequest) (*agentv1.PostStatusResponse, error) {
-	if err := a.server.cfg.Nodes.Report(ctx, callerFrom(ctx).id, req.AgentVersion); err != nil {
+	if err := a.server.cfg.Nodes.Report(ctx, callerFrom(ctx).id, req.AgentVersion, false); err != nil {
 		return nil, err
 	}
 	return &agentv1.PostStatusResponse{}, nil

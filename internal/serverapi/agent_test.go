@@ -449,6 +449,32 @@ func TestPostStatus(t *testing.T) { // Q9
 	if err != nil || got.AgentVersion != "1.2.3" {
 		t.Errorf("GetAgent() = %v, %v", got, err)
 	}
+
+	// Who reports itself here asks what is granted to it; who follows is told.
+	polls := func() (polls bool) {
+		t.Helper()
+		r.registry.View(func(s *registry.Snapshot) {
+			if all := s.Unacknowledged(s.Position(), time.Now()); len(all) != 1 || all[0].ID != agent.id {
+				t.Errorf("Unacknowledged() = %+v", all)
+			} else {
+				polls = all[0].Polls
+			}
+		})
+		return polls
+	}
+	if !polls() {
+		t.Error("an agent that never followed does not count as one that polls")
+	}
+	follow(t, r.connect(&agent), nil).sync()
+	if polls() {
+		t.Error("an agent that follows counts as one that polls")
+	}
+	if _, err := client.PostStatus(t.Context(), &agentv1.PostStatusRequest{AgentVersion: "test"}); err != nil {
+		t.Fatal(err)
+	}
+	if !polls() {
+		t.Error("an agent that polls again counts as one that follows")
+	}
 }
 
 func TestListAgents(t *testing.T) {

@@ -81,8 +81,8 @@ func (a syncs) Follow(stream grpc.BidiStreamingServer[syncv1.AgentMessage, syncv
 	if err != nil {
 		return err
 	}
-	// Which version an agent runs is good to know, but not worth its stream.
-	if err := a.server.cfg.Nodes.Report(ctx, f.caller.id, hello.AgentVersion); err != nil && fault.KindOf(err) != fault.Unavailable {
+	// Which version an agent runs, and that it follows, is good to know, but not worth its stream.
+	if err := a.server.cfg.Nodes.Report(ctx, f.caller.id, hello.AgentVersion, true); err != nil && fault.KindOf(err) != fault.Unavailable {
 		return err
 	}
 	f.follower = a.server.cfg.Registry.Follow(f.caller.id, slices.Contains(hello.Capabilities, capabilityRules))

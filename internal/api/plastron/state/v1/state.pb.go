@@ -635,6 +635,7 @@ type Node struct {
 	AgentVersion    string                 `protobuf:"bytes,9,opt,name=agent_version,json=agentVersion,proto3" json:"agent_version,omitempty"`
 	AttestedAt      int64                  `protobuf:"varint,10,opt,name=attested_at,json=attestedAt,proto3" json:"attested_at,omitempty"`
 	Evidence        []byte                 `protobuf:"bytes,11,opt,name=evidence,proto3" json:"evidence,omitempty"` // hash of the one-time evidence that admitted it
+	Follows         bool                   `protobuf:"varint,12,opt,name=follows,proto3" json:"follows,omitempty"`  // it is told what changes; one that does not has to ask
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -744,6 +745,13 @@ func (x *Node) GetEvidence() []byte {
 		return x.Evidence
 	}
 	return nil
+}
+
+func (x *Node) GetFollows() bool {
+	if x != nil {
+		return x.Follows
+	}
+	return false
 }
 
 // Token is stored under /token/HASH.
@@ -1197,12 +1205,13 @@ type Server struct {
 	Revision      uint64                 `protobuf:"varint,11,opt,name=revision,proto3" json:"revision,omitempty"`
 	Digest        []byte                 `protobuf:"bytes,12,opt,name=digest,proto3" json:"digest,omitempty"`              // over everything stored at that position
 	Agents        uint32                 `protobuf:"varint,13,opt,name=agents,proto3" json:"agents,omitempty"`             // that follow it
-	Acknowledged  uint64                 `protobuf:"varint,14,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"` // the lowest revision that its agents have acknowledged
+	Acknowledged  uint64                 `protobuf:"varint,14,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"` // the revision up to which all its agents but the laggards hold what they are granted
 	Laggards      []*Laggard             `protobuf:"bytes,15,rep,name=laggards,proto3" json:"laggards,omitempty"`          // at most 100
 	Reads         uint32                 `protobuf:"varint,16,opt,name=reads,proto3" json:"reads,omitempty"`               // newest envelope format that it reads
 	Addresses     []string               `protobuf:"bytes,17,rep,name=addresses,proto3" json:"addresses,omitempty"`        // HOST:PORT
 	Place         *Place                 `protobuf:"bytes,18,opt,name=place,proto3" json:"place,omitempty"`
 	UpMs          int64                  `protobuf:"varint,19,opt,name=up_ms,json=upMs,proto3" json:"up_ms,omitempty"` // for how long it has run, by a clock that cannot be set
+	Beats         bool                   `protobuf:"varint,21,opt,name=beats,proto3" json:"beats,omitempty"`           // it writes this row every few seconds, whether or not anything changed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1370,7 +1379,14 @@ func (x *Server) GetUpMs() int64 {
 	return 0
 }
 
-// Laggard is an agent that has not acknowledged what others have.
+func (x *Server) GetBeats() bool {
+	if x != nil {
+		return x.Beats
+	}
+	return false
+}
+
+// Laggard is an agent that holds less than the others of its server.
 type Laggard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	AgentId       string                 `protobuf:"bytes,1,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
@@ -1500,6 +1516,51 @@ func (x *Place) GetInode() uint64 {
 	return 0
 }
 
+// Roster is stored under /roster/SERVER: which agents are attached to that server.
+type Roster struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agents        []byte                 `protobuf:"bytes,1,opt,name=agents,proto3" json:"agents,omitempty"` // 8 bytes for each, big endian and ascending: the first 8 of SHA-256 of the ID's path
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Roster) Reset() {
+	*x = Roster{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Roster) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Roster) ProtoMessage() {}
+
+func (x *Roster) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Roster.ProtoReflect.Descriptor instead.
+func (*Roster) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Roster) GetAgents() []byte {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
 var File_plastron_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_plastron_state_v1_state_proto_rawDesc = "" +
@@ -1564,7 +1625,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x02 \x01(\x03R\texpiresAt\x12\x19\n" +
-	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\"\x9f\x03\n" +
+	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\"\xb9\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
 	"\x10attestation_type\x18\x02 \x01(\tR\x0fattestationType\x129\n" +
@@ -1578,7 +1639,8 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\vattested_at\x18\n" +
 	" \x01(\x03R\n" +
 	"attestedAt\x12\x1a\n" +
-	"\bevidence\x18\v \x01(\fR\bevidence\"q\n" +
+	"\bevidence\x18\v \x01(\fR\bevidence\x12\x18\n" +
+	"\afollows\x18\f \x01(\bR\afollows\"q\n" +
 	"\x05Token\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x01 \x01(\x03R\texpiresAt\x12\x1a\n" +
@@ -1624,7 +1686,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x0eSTATE_INTENDED\x10\x01\x12\x12\n" +
 	"\x0eSTATE_PREPARED\x10\x02\x12\x10\n" +
 	"\fSTATE_ACTIVE\x10\x03\x12\r\n" +
-	"\tSTATE_OLD\x10\x04\"\xae\x04\n" +
+	"\tSTATE_OLD\x10\x04\"\xc4\x04\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
@@ -1647,7 +1709,8 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x05reads\x18\x10 \x01(\rR\x05reads\x12\x1c\n" +
 	"\taddresses\x18\x11 \x03(\tR\taddresses\x12.\n" +
 	"\x05place\x18\x12 \x01(\v2\x18.plastron.state.v1.PlaceR\x05place\x12\x13\n" +
-	"\x05up_ms\x18\x13 \x01(\x03R\x04upMs\"H\n" +
+	"\x05up_ms\x18\x13 \x01(\x03R\x04upMs\x12\x14\n" +
+	"\x05beats\x18\x15 \x01(\bR\x05beats\"H\n" +
 	"\aLaggard\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\"}\n" +
@@ -1656,7 +1719,9 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\bdata_dir\x18\x02 \x01(\tR\adataDir\x12\x17\n" +
 	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12\x16\n" +
 	"\x06device\x18\x04 \x01(\x04R\x06device\x12\x14\n" +
-	"\x05inode\x18\x05 \x01(\x04R\x05inodeBEZCgithub.com/plastron/plastron/internal/api/plastron/state/v1;statev1b\x06proto3"
+	"\x05inode\x18\x05 \x01(\x04R\x05inode\" \n" +
+	"\x06Roster\x12\x16\n" +
+	"\x06agents\x18\x01 \x01(\fR\x06agentsBEZCgithub.com/plastron/plastron/internal/api/plastron/state/v1;statev1b\x06proto3"
 
 var (
 	file_plastron_state_v1_state_proto_rawDescOnce sync.Once
@@ -1671,7 +1736,7 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
@@ -1690,6 +1755,7 @@ var file_plastron_state_v1_state_proto_goTypes = []any{
 	(*Server)(nil),        // 14: plastron.state.v1.Server
 	(*Laggard)(nil),       // 15: plastron.state.v1.Laggard
 	(*Place)(nil),         // 16: plastron.state.v1.Place
+	(*Roster)(nil),        // 17: plastron.state.v1.Roster
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	2,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
@@ -1721,7 +1787,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -75,10 +75,10 @@ func checkRoster(agents []byte) error {
 // its beats are apart, and by as much more as clocks may differ (R108).
 const silence = time.Minute
 
-// Live reports whether a server goes on, as far as its row tells. One that beats only
-// when there is something to say is the only one of its store.
+// Live reports whether a server goes on, as far as its row tells. One without a lease
+// is the only one of its store, and writes its row when there is something to say.
 func (s *Server) Live(now time.Time) bool {
-	return !s.Stopped && (!s.Beats || now.Sub(s.BeatAt) < silence)
+	return !s.Stopped && (s.Lease == 0 || now.Sub(s.BeatAt) < silence)
 }
 
 // Attachment is what the servers say of an agent.

@@ -60,7 +60,7 @@ func TestUnacknowledged(t *testing.T) {
 		var rows []Server
 		rosters := map[string][]spiffeid.ID{}
 		for _, name := range servers {
-			row := Server{ID: name, Stopped: r.IntN(4) == 0, Beats: r.IntN(4) > 0, BeatAt: now.Add(-time.Duration(r.IntN(4)) * silence / 2),
+			row := Server{ID: name, Stopped: r.IntN(4) == 0, Lease: time.Duration(r.IntN(4)) * time.Hour, BeatAt: now.Add(-time.Duration(r.IntN(4)) * silence / 2),
 				Position: store.Position{Epoch: epochs[min(r.IntN(6), 1)^1], Revision: 40}, Acknowledged: uint64(30 + r.IntN(10))}
 			if r.IntN(3) > 0 {
 				row.Position.Epoch = epochs[0]
@@ -100,7 +100,7 @@ func TestUnacknowledged(t *testing.T) {
 			u := Unacknowledged{ID: n.ID, Until: until, Polls: !n.Follows}
 			has := false
 			for _, row := range rows {
-				if row.Stopped || row.Beats && now.Sub(row.BeatAt) >= time.Minute || !slices.Contains(rosters[row.ID], n.ID) {
+				if row.Stopped || row.Lease > 0 && now.Sub(row.BeatAt) >= time.Minute || !slices.Contains(rosters[row.ID], n.ID) {
 					seen["not attached"]++
 					continue
 				}

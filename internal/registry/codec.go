@@ -305,7 +305,7 @@ func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {
 		Id: s.ID, Version: s.Version, StartedAt: unixOf(s.StartedAt), TrustDomain: td.Name(),
 		Instance: s.Instance, Beat: s.Beat, BeatAtMs: millisOf(s.BeatAt), LeaseMs: s.Lease.Milliseconds(), Stopped: s.Stopped,
 		UpMs: s.Up.Milliseconds(), Reads: uint32(s.Reads), Revision: s.Position.Revision, Addresses: s.Addresses,
-		Agents: uint32(s.Agents), Acknowledged: s.Acknowledged, Beats: s.Beats,
+		Agents: uint32(s.Agents), Acknowledged: s.Acknowledged,
 	}
 	if s.Position != (store.Position{}) {
 		m.Epoch, m.Digest = s.Position.Epoch[:], s.Digest[:]
@@ -363,7 +363,7 @@ func readServer(td spiffeid.TrustDomain, payload []byte) (Server, error) {
 		ID: m.Id, Version: m.Version, StartedAt: timeOf(m.StartedAt),
 		Instance: m.Instance, Beat: m.Beat, BeatAt: timeOfMillis(m.BeatAtMs), Lease: time.Duration(m.LeaseMs) * time.Millisecond, Stopped: m.Stopped,
 		Up: time.Duration(m.UpMs) * time.Millisecond, Reads: int(m.Reads), Addresses: m.Addresses,
-		Agents: int(m.Agents), Acknowledged: m.Acknowledged, Beats: m.Beats,
+		Agents: int(m.Agents), Acknowledged: m.Acknowledged,
 	}
 	if len(m.Epoch) == len(s.Position.Epoch) && len(m.Digest) == len(s.Digest) {
 		s.Position = store.Position{Epoch: store.Epoch(m.Epoch), Revision: m.Revision}

@@ -119,7 +119,7 @@ func TestUpdateAndView(t *testing.T) {
 	auth := Authority{Server: "s1", Kind: "x509", Slots: []Slot{{Name: "A", State: SlotActive, AuthorityID: "i", KeyID: "k",
 		NotBefore: created, NotAfter: created, Certificate: []byte{1}, PublicKey: []byte{2}, PublishedAt: created, LastExpiry: created}}}
 	srv := Server{ID: "s1", Version: "v", StartedAt: created,
-		Instance: []byte{9}, Beat: 7, BeatAt: created.Add(5 * time.Millisecond), Lease: time.Hour, Stopped: true, Up: time.Minute, Beats: true, Reads: Format,
+		Instance: []byte{9}, Beat: 7, BeatAt: created.Add(5 * time.Millisecond), Lease: time.Hour, Stopped: true, Up: time.Minute, Reads: Format,
 		Place:    Place{Host: "h", DataDir: "/d", BootID: "b", Device: 1, Inode: 2},
 		Position: store.Position{Epoch: r.Position().Epoch, Revision: 3}, Digest: [32]byte{4}, Addresses: []string{"h:1"},
 		Agents: 5, Acknowledged: 6, Laggards: []Laggard{{Agent: "spiffe://example.org/spire/agent/a", Acknowledged: 2}}}

@@ -86,7 +86,6 @@ type Server struct {
 	Instance []byte        // random: one life of the process; empty: never said
 	Beat     uint64        // counts writes of the row, over all instances
 	BeatAt   time.Time     // the writer's clock, in milliseconds
-	Beats    bool          // it writes the row every few seconds, whether or not anything changed
 	Lease    time.Duration // for how long after this beat the instance may sign
 	Stopped  bool          // signs no more: it ended in order
 	Up       time.Duration // for how long it has run, by a clock that cannot be set

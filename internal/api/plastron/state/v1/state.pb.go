@@ -1211,7 +1211,6 @@ type Server struct {
 	Addresses     []string               `protobuf:"bytes,17,rep,name=addresses,proto3" json:"addresses,omitempty"`        // HOST:PORT
 	Place         *Place                 `protobuf:"bytes,18,opt,name=place,proto3" json:"place,omitempty"`
 	UpMs          int64                  `protobuf:"varint,19,opt,name=up_ms,json=upMs,proto3" json:"up_ms,omitempty"` // for how long it has run, by a clock that cannot be set
-	Beats         bool                   `protobuf:"varint,21,opt,name=beats,proto3" json:"beats,omitempty"`           // it writes this row every few seconds, whether or not anything changed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1377,13 +1376,6 @@ func (x *Server) GetUpMs() int64 {
 		return x.UpMs
 	}
 	return 0
-}
-
-func (x *Server) GetBeats() bool {
-	if x != nil {
-		return x.Beats
-	}
-	return false
 }
 
 // Laggard is an agent that holds less than the others of its server.
@@ -1686,7 +1678,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x0eSTATE_INTENDED\x10\x01\x12\x12\n" +
 	"\x0eSTATE_PREPARED\x10\x02\x12\x10\n" +
 	"\fSTATE_ACTIVE\x10\x03\x12\r\n" +
-	"\tSTATE_OLD\x10\x04\"\xc4\x04\n" +
+	"\tSTATE_OLD\x10\x04\"\xae\x04\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
@@ -1709,8 +1701,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x05reads\x18\x10 \x01(\rR\x05reads\x12\x1c\n" +
 	"\taddresses\x18\x11 \x03(\tR\taddresses\x12.\n" +
 	"\x05place\x18\x12 \x01(\v2\x18.plastron.state.v1.PlaceR\x05place\x12\x13\n" +
-	"\x05up_ms\x18\x13 \x01(\x03R\x04upMs\x12\x14\n" +
-	"\x05beats\x18\x15 \x01(\bR\x05beats\"H\n" +
+	"\x05up_ms\x18\x13 \x01(\x03R\x04upMs\"H\n" +
 	"\aLaggard\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\"}\n" +

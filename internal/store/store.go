@@ -105,6 +105,16 @@ type Batch struct {
 	Writes     []Write
 }
 
+// Stats is what an engine tells of itself.
+type Stats struct {
+	Engine  string    // its name in configuration files
+	Bytes   int64     // on its disk; with etcd those of a member of the whole cluster
+	Begin   Position  // batches after it, up to End, are in the log: a watcher may begin here
+	End     Position  // the newest
+	Batches uint64    // how many these are
+	Oldest  time.Time // when the first of them was written, by its writer's clock; zero if there is none
+}
+
 // Store is an ordered key-value log. All methods may be called concurrently.
 type Store interface {
 	// Load calls f for each live key in byte order, with the revision that wrote
@@ -131,8 +141,16 @@ type Store interface {
 	Watch(ctx context.Context, after Position) iter.Seq2[Batch, error]
 
 	// Compact drops the log's batches up to and including revision before. Live
-	// keys are untouched.
+	// keys are untouched. Several may do it at once.
 	Compact(ctx context.Context, before uint64) error
+
+	// Compactable returns the newest revision that was written before a time, by
+	// its writer's clock, and that at least keep batches follow; 0 if there is none
+	// in the log.
+	Compactable(ctx context.Context, keep uint64, before time.Time) (uint64, error)
+
+	// Stats measures the store.
+	Stats(ctx context.Context) (Stats, error)
 
 	// Close releases the store. Commits under way are finished first; every later
 	// call answers fault.Unavailable, "closed".

@@ -80,7 +80,7 @@ func (w *watcher) begin(ctx context.Context) (int64, error) {
 	if errors.Is(err, rpctypes.ErrCompacted) && v.at == w.at {
 		return v.now + 1, nil // by others, beyond head: nothing is lost
 	} else if errors.Is(err, rpctypes.ErrCompacted) {
-		return 0, fault.New(fault.Precondition, "compacted", "the log after revision %d is gone", w.at.Revision)
+		return w.s.behind(ctx, w.at.Revision)
 	}
 	if err == nil && revision(resp, 0) != w.at.Revision {
 		err = fault.New(fault.Precondition, "position_unknown", "the log has no batch at revision %d", w.at.Revision)

@@ -41,7 +41,7 @@ const schema = `
 
 // statements are the SQL of one store, with the schema's name in it.
 type statements struct {
-	commit, lock, fetch, find, head, load, epoch, compact, forget string
+	commit, lock, fetch, find, head, load, epoch, compact, forget, stats, compactable string
 }
 
 func newStatements(schema string) statements {
@@ -59,6 +59,11 @@ func newStatements(schema string) statements {
 		compact: in("UPDATE {s}.plastron_head SET compacted = greatest(compacted, least($1, rev)) RETURNING compacted"),
 		forget: in(`DELETE FROM {s}.plastron_log WHERE rev IN
 			(SELECT rev FROM {s}.plastron_log WHERE rev <= $1 ORDER BY rev LIMIT 256)`),
+		stats: in(`SELECT epoch, compacted, rev, coalesce((SELECT time FROM {s}.plastron_log l WHERE l.rev = compacted + 1), 0),
+			pg_total_relation_size(($1 || '.plastron_head')::regclass) + pg_total_relation_size(($1 || '.plastron_log')::regclass)
+				+ pg_total_relation_size(($1 || '.plastron_kv')::regclass) FROM {s}.plastron_head`),
+		compactable: in(`SELECT rev FROM {s}.plastron_log WHERE rev <= (SELECT rev FROM {s}.plastron_head) - $1 AND time < $2
+			ORDER BY rev DESC LIMIT 1`),
 	}
 }
 

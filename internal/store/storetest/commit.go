@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
@@ -439,6 +440,10 @@ func closeStore(t *testing.T, open Open) {
 	_, err = s.Load(t.Context(), func(string, uint64, []byte) error { return nil })
 	must(t, "Load after Close", err, fault.Unavailable, "closed")
 	must(t, "Compact after Close", s.Compact(t.Context(), 1), fault.Unavailable, "closed")
+	_, err = s.Stats(t.Context())
+	must(t, "Stats after Close", err, fault.Unavailable, "closed")
+	_, err = s.Compactable(t.Context(), 0, time.Now())
+	must(t, "Compactable after Close", err, fault.Unavailable, "closed")
 	for _, err := range s.Watch(t.Context(), at) {
 		must(t, "Watch after Close", err, fault.Unavailable, "closed")
 	}

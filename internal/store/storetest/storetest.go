@@ -39,6 +39,7 @@ func Run(t *testing.T, create func(t *testing.T) Open) {
 		{"WriteNothing", writeNothing},
 		{"WatchWithoutHoleOrDuplicate", watchComplete},
 		{"WatchBehindCompaction", watchCompacted},
+		{"Stats", stats},
 		{"WatchOtherEpochAndFuture", watchForeign},
 		{"LoadThenWatch", loadThenWatch},
 		{"Cancel", cancel},

@@ -3,9 +3,11 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
@@ -86,6 +88,63 @@ func watchComplete(t *testing.T, open Open) {
 	last = commit(t, s, txn)[0]
 	close(end)
 	watching.Wait()
+}
+
+// What is said of the log is what a watcher finds there.
+func stats(t *testing.T, open Open) {
+	s := opened(t, open)
+	check := func(begin store.Position, batches int) {
+		t.Helper()
+		_, end := State(t, s)
+		got, err := s.Stats(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Engine == "" || got.Bytes <= 0 || got.Begin != begin || got.End != end || got.Batches != uint64(batches) {
+			t.Fatalf("Stats() = %+v, want %d batches after %v up to %v", got, batches, begin, end)
+		}
+		log := Replay(t, s, got.Begin, end)
+		switch {
+		case len(log) != batches:
+			t.Fatalf("%d batches in the log, want %d", len(log), batches)
+		case batches == 0 && !got.Oldest.IsZero() || batches > 0 && !got.Oldest.Equal(log[0].WriterTime):
+			t.Fatalf("Stats() = %+v, the log is %v", got, log)
+		}
+	}
+	compactable := func(keep uint64, before time.Time, want uint64) {
+		t.Helper()
+		if got, err := s.Compactable(t.Context(), keep, before); err != nil || got != want {
+			t.Fatalf("Compactable(%d, %v) = %d, %v, want %d", keep, before, got, err, want)
+		}
+	}
+	_, begin := State(t, s)
+	ever := time.Now().Add(24 * time.Hour)
+	check(begin, 0)
+	compactable(0, ever, 0)
+	var at []store.Position
+	for i := range 30 {
+		at = append(at, commit(t, s, put(fmt.Sprintf("k%d", i%3), fmt.Sprint(i)))...)
+	}
+	check(begin, 30)
+	log := Replay(t, s, begin, at[29])
+	compactable(0, ever, at[29].Revision)
+	compactable(10, ever, at[19].Revision)
+	compactable(29, ever, at[0].Revision)
+	compactable(30, ever, 0)
+	compactable(math.MaxUint64, ever, 0)
+	compactable(0, log[0].WriterTime, 0)
+	compactable(5, log[12].WriterTime, at[11].Revision)
+	if err := s.Compact(t.Context(), at[19].Revision); err != nil {
+		t.Fatal(err)
+	}
+	check(at[19], 10)
+	compactable(10, ever, 0)
+	compactable(9, ever, at[20].Revision)
+	if err := s.Compact(t.Context(), at[29].Revision); err != nil {
+		t.Fatal(err)
+	}
+	check(at[29], 0)
+	compactable(0, ever, 0)
 }
 
 func watchCompacted(t *testing.T, open Open) {

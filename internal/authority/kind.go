@@ -17,11 +17,17 @@ const (
 type kind struct {
 	name string
 	key  string // the keeper's key ids are this with -A and -B
-	// publish and withdraw change the bundle; published reports whether the key is
-	// in it and untainted; count is how many of the kind are in it.
-	publish, withdraw func(*bundle.Bundle, registry.Slot) *bundle.Bundle
-	published         func(*bundle.Bundle, registry.Slot) bool
-	count             func(*bundle.Bundle) int
+	// publish, mark (as tainted) and withdraw change the bundle; find looks the key
+	// up in it; count is how many of the kind are in it.
+	publish, mark, withdraw func(*bundle.Bundle, registry.Slot) *bundle.Bundle
+	find                    func(*bundle.Bundle, registry.Slot) (found, tainted bool)
+	count                   func(*bundle.Bundle) int
+}
+
+// published reports whether the key is in the bundle and untainted.
+func (k kind) published(b *bundle.Bundle, s registry.Slot) bool {
+	found, tainted := k.find(b, s)
+	return found && !tainted
 }
 
 func x509Kind() kind {
@@ -30,14 +36,17 @@ func x509Kind() kind {
 		publish: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle {
 			return b.WithX509(bundle.X509Authority{ASN1: s.Certificate})
 		},
+		mark: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle {
+			return b.WithX509(bundle.X509Authority{ASN1: s.Certificate, Tainted: true})
+		},
 		withdraw: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle { return b.WithoutX509(s.Certificate) },
-		published: func(b *bundle.Bundle, s registry.Slot) bool {
+		find: func(b *bundle.Bundle, s registry.Slot) (found, tainted bool) {
 			for _, a := range b.X509 {
 				if bytes.Equal(a.ASN1, s.Certificate) {
-					return !a.Tainted
+					return true, a.Tainted
 				}
 			}
-			return false
+			return false, false
 		},
 		count: func(b *bundle.Bundle) int { return len(b.X509) },
 	}
@@ -49,14 +58,17 @@ func jwtKind() kind {
 		publish: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle {
 			return b.WithJWT(bundle.JWTAuthority{KeyID: s.AuthorityID, PublicKey: s.PublicKey, ExpiresAt: s.NotAfter})
 		},
+		mark: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle {
+			return b.WithJWT(bundle.JWTAuthority{KeyID: s.AuthorityID, PublicKey: s.PublicKey, ExpiresAt: s.NotAfter, Tainted: true})
+		},
 		withdraw: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle { return b.WithoutJWT(s.AuthorityID) },
-		published: func(b *bundle.Bundle, s registry.Slot) bool {
+		find: func(b *bundle.Bundle, s registry.Slot) (found, tainted bool) {
 			for _, a := range b.JWT {
 				if a.KeyID == s.AuthorityID && bytes.Equal(a.PublicKey, s.PublicKey) {
-					return !a.Tainted
+					return true, a.Tainted
 				}
 			}
-			return false
+			return false, false
 		},
 		count: func(b *bundle.Bundle) int { return len(b.JWT) },
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,8 +27,8 @@ const (
 	// into one second.
 	MinTTL = 6 * time.Second
 
-	maxSteps   = 64               // of one round; a rotation from nothing takes five
-	maxWait    = 10 * time.Minute // so that a clock that was set is noticed
+	maxSteps   = 64               // of one round; a rotation from nothing takes six
+	maxSleep   = 10 * time.Minute // so that a clock that was set is noticed
 	retryFirst = time.Second
 	retryMost  = time.Minute
 )
@@ -41,16 +42,29 @@ type Config struct {
 	TTL         time.Duration // life of a key, whole seconds; ca_ttl
 	KeyType     keys.Type     // of X.509 authorities; default ec-p256
 	JWTKeyType  keys.Type     // default: as KeyType
-	Log         *slog.Logger
+	MaxWait     time.Duration // of a prepared key, for who is silent; default DefaultMaxWait
+	// Peers says who is not known to have what is committed up to a position. Nil:
+	// everyone has it at once.
+	Peers func(s *registry.Snapshot, at store.Position, now time.Time) Peers
+	// Revoked is what this server remembers as revoked, whatever the store was
+	// restored to; Remember, which may be nil, keeps it.
+	Revoked  []bundle.Revocation
+	Remember func([]bundle.Revocation) error
+	Log      *slog.Logger
 }
 
 // Authority turns the machine for each kind of this server's keys and hands out
 // the signers that are active.
 type Authority struct {
 	Config
-	lines    []*line // owned by whoever runs Start and then Run
+	// lines, revoked and running are owned by whoever runs Start and then Run.
+	lines    []*line
+	revoked  []bundle.Revocation
+	running  bool
 	wake     chan struct{}
 	requests chan request
+	waits    atomic.Bool // some prepared key waits for acknowledgements
+	changed  moment
 	x509     atomic.Pointer[svid.X509Issuer]
 	jwt      atomic.Pointer[svid.JWTIssuer]
 }
@@ -63,14 +77,49 @@ type line struct {
 	install func(key keys.Key, s registry.Slot) error  // makes it the one that signs
 	clear   func()                                     // nothing signs
 	made    *registry.Slot                             // made, not published yet
-	replace string                                     // what Rotate wants replaced
+	ask     *ask                                       // what an operator wants
+	done    answer                                     // to ask
+	waits   bool                                       // the prepared key waits for acknowledgements
 	active  string                                     // the authority that is installed
 	wait    time.Duration                              // until the next try, after a failure
 }
 
 type request struct {
 	line *line
-	done chan error
+	ask  *ask
+	done chan answer
+}
+
+// answer is what became of a request.
+type answer struct {
+	slot   registry.Slot // the key that it was about
+	passed []Missing     // who a key that was activated did not wait for
+	err    error
+}
+
+// moment is something that happens again and again.
+type moment struct {
+	mu   sync.Mutex
+	next chan struct{}
+}
+
+// wait returns what is closed when it happens next.
+func (m *moment) wait() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.next == nil {
+		m.next = make(chan struct{})
+	}
+	return m.next
+}
+
+func (m *moment) happen() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.next != nil {
+		close(m.next)
+		m.next = nil
+	}
 }
 
 // New checks the configuration. Nothing is made before Start.
@@ -87,16 +136,23 @@ func New(c Config) (*Authority, error) {
 	if c.JWTKeyType == "" {
 		c.JWTKeyType = c.KeyType
 	}
-	a := &Authority{Config: c, wake: make(chan struct{}, 1), requests: make(chan request)}
+	if c.MaxWait == 0 {
+		c.MaxWait = DefaultMaxWait
+	}
+	a := &Authority{Config: c, revoked: c.Revoked, wake: make(chan struct{}, 1), requests: make(chan request)}
 	// X.509 comes first: the server itself needs it.
 	a.lines = []*line{
 		{kind: x509Kind(), keyType: c.KeyType, create: a.createX509, install: a.installX509, clear: func() { a.x509.Store(nil) }},
 		{kind: jwtKind(), keyType: c.JWTKeyType, create: a.createJWT, install: a.installJWT, clear: func() { a.jwt.Store(nil) }},
 	}
-	// A bundle that others change may end the use of a key.
+	// A bundle that others change may end the use of a key; what servers say of
+	// themselves and their agents may be what a prepared key waits for.
 	c.Registry.Batches(func(b store.Batch) {
 		for _, w := range b.Writes {
-			if slices.ContainsFunc(w.Changes, func(c store.Change) bool { return strings.HasPrefix(c.Key, "/bundle/") }) {
+			if slices.ContainsFunc(w.Changes, func(c store.Change) bool {
+				return strings.HasPrefix(c.Key, "/bundle/") ||
+					a.waits.Load() && (strings.HasPrefix(c.Key, "/server/") || strings.HasPrefix(c.Key, "/roster/"))
+			}) {
 				a.poke()
 				return
 			}
@@ -114,6 +170,7 @@ func (a *Authority) poke() {
 	case a.wake <- struct{}{}:
 	default: // it will look anyway
 	}
+	a.changed.happen()
 }
 
 // X509 returns the active X.509 authority.
@@ -146,20 +203,41 @@ func (a *Authority) unavailable(what string) error {
 		Fix("retry; if it lasts, see the server's log and clock")
 }
 
-// Start brings every kind to an active key, making what is missing. The
-// registry must be running. Nothing is served before Start has returned.
+// Start brings every kind to an active key, making what is missing. Where other
+// servers are, a first key waits until they and their agents have it, a minute at
+// the longest. The registry must be running. Nothing is served before Start has
+// returned.
 func (a *Authority) Start(ctx context.Context) error {
-	for _, l := range a.lines {
-		if _, err := a.settle(ctx, l); err != nil {
-			return fmt.Errorf("prepare %s authority: %w", l.name, err)
+	for {
+		var next time.Time
+		for _, l := range a.lines {
+			due, err := a.settle(ctx, l)
+			if err != nil {
+				return fmt.Errorf("prepare %s authority: %w", l.name, err)
+			}
+			if l.active == "" && (next.IsZero() || due.Before(next)) {
+				next = due
+			}
 		}
+		if next.IsZero() {
+			return nil
+		}
+		timer := time.NewTimer(time.Until(next))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("wait for others to have the first key: %w", ctx.Err())
+		case <-timer.C:
+		case <-a.wake:
+		}
+		timer.Stop()
 	}
-	return nil
 }
 
 // Run keeps the keys in order until ctx is done. A step that fails is tried
 // again; what signs goes on signing meanwhile (R67).
 func (a *Authority) Run(ctx context.Context) error {
+	a.running = true
 	for {
 		timer := time.NewTimer(a.round(ctx))
 		select {
@@ -169,7 +247,7 @@ func (a *Authority) Run(ctx context.Context) error {
 		case <-timer.C:
 		case <-a.wake:
 		case r := <-a.requests:
-			r.done <- a.rotate(ctx, r.line)
+			r.done <- a.answer(ctx, r)
 		}
 		timer.Stop()
 	}
@@ -177,7 +255,7 @@ func (a *Authority) Run(ctx context.Context) error {
 
 // round takes every step that is due and returns how long to wait.
 func (a *Authority) round(ctx context.Context) time.Duration {
-	wait := maxWait
+	wait := maxSleep
 	for _, l := range a.lines {
 		next, err := a.settle(ctx, l)
 		if ctx.Err() != nil {
@@ -197,33 +275,124 @@ func (a *Authority) round(ctx context.Context) time.Duration {
 	return max(wait, 0)
 }
 
-// Rotate replaces the active key of a kind now: prepares, publishes and
-// activates another. It needs Run to be running.
-func (a *Authority) Rotate(ctx context.Context, kind string) error {
+// request has Run do what an operator asks for.
+func (a *Authority) request(ctx context.Context, kind string, q *ask) (answer, error) {
 	i := slices.IndexFunc(a.lines, func(l *line) bool { return l.name == kind })
 	if i < 0 {
-		return fault.New(fault.Invalid, "authority_kind_invalid", "%q is not a kind of authority", kind).Fix("use %s or %s", X509, JWT)
+		return answer{}, fault.New(fault.Invalid, "authority_kind_invalid", "%q is not a kind of authority", kind).Fix("use %s or %s", X509, JWT)
 	}
-	r := request{a.lines[i], make(chan error, 1)}
+	r := request{a.lines[i], q, make(chan answer, 1)}
 	select {
 	case a.requests <- r:
-		return <-r.done
+		done := <-r.done
+		return done, done.err
 	case <-ctx.Done():
-		return fmt.Errorf("wait to rotate: %w", ctx.Err())
+		return answer{}, fmt.Errorf("wait for the authority: %w", ctx.Err())
 	}
 }
 
-func (a *Authority) rotate(ctx context.Context, l *line) error {
-	l.replace = l.active
-	defer func() { l.replace = "" }()
-	if _, err := a.settle(ctx, l); err != nil {
-		return fmt.Errorf("rotate %s authority: %w", l.name, err)
+// Prepare makes and publishes another key of a kind, in place of one that was
+// prepared before. Like all that follows it needs Run to be running.
+func (a *Authority) Prepare(ctx context.Context, kind string) (registry.Slot, error) {
+	q := &ask{do: askPrepare}
+	if s, ok := a.slot(kind, registry.SlotPrepared); ok {
+		q.id = s.AuthorityID
 	}
-	if l.active == l.replace {
-		return fault.New(fault.Exhausted, "authorities_exhausted", "the bundle holds too many keys of kind %s to add one", l.name).
-			Fix("wait until old ones have ended")
+	done, err := a.request(ctx, kind, q)
+	if err != nil {
+		return registry.Slot{}, fmt.Errorf("prepare %s authority: %w", kind, err)
 	}
-	return nil
+	return done.slot, nil
+}
+
+// Activate lets a prepared key sign, once all who could meet its documents have
+// acknowledged it: it waits for them until ctx is done, and then says who is
+// missing. With force it does not wait, and returns whom it passed over.
+func (a *Authority) Activate(ctx context.Context, kind, id string, force bool) (registry.Slot, []Missing, error) {
+	for {
+		changed := a.changed.wait()
+		done, err := a.request(context.WithoutCancel(ctx), kind, &ask{do: askActivate, id: id, force: force})
+		if err == nil {
+			return done.slot, done.passed, nil
+		}
+		if fault.ReasonOf(err) != "authority_not_acknowledged" || ctx.Err() != nil {
+			return registry.Slot{}, nil, err
+		}
+		timer := time.NewTimer(fault.AfterOf(err))
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+	}
+}
+
+// Rotate replaces the active key of a kind: it prepares another, unless one is
+// prepared, and activates it as Activate does.
+func (a *Authority) Rotate(ctx context.Context, kind string, force bool) (registry.Slot, []Missing, error) {
+	s, prepared := a.slot(kind, registry.SlotPrepared)
+	if !prepared {
+		var err error
+		if s, err = a.Prepare(ctx, kind); err != nil {
+			return registry.Slot{}, nil, err
+		}
+	}
+	return a.Activate(ctx, kind, s.AuthorityID, force)
+}
+
+// Taint marks an old key, so that everything under it is replaced.
+func (a *Authority) Taint(ctx context.Context, kind, id string) (registry.Slot, error) {
+	done, err := a.request(ctx, kind, &ask{do: askTaint, id: id})
+	return done.slot, err
+}
+
+// Revoke takes a tainted old key out of the bundle for ever.
+func (a *Authority) Revoke(ctx context.Context, kind, id string) (registry.Slot, error) {
+	done, err := a.request(ctx, kind, &ask{do: askRevoke, id: id})
+	return done.slot, err
+}
+
+// Slots returns this server's keys of a kind, as committed.
+func (a *Authority) Slots(kind string) (slots []registry.Slot) {
+	a.Registry.View(func(s *registry.Snapshot) {
+		for _, stored := range s.Authorities(a.ServerID) {
+			if stored.Kind == kind {
+				slots = stored.Slots
+			}
+		}
+	})
+	return slots
+}
+
+func (a *Authority) slot(kind string, state registry.SlotState) (registry.Slot, bool) {
+	return find(a.Slots(kind), func(s registry.Slot) bool { return s.State == state })
+}
+
+func find(slots []registry.Slot, is func(registry.Slot) bool) (registry.Slot, bool) {
+	if i := slices.IndexFunc(slots, is); i >= 0 {
+		return slots[i], true
+	}
+	return registry.Slot{}, false
+}
+
+// answer does what an operator asks for.
+func (a *Authority) answer(ctx context.Context, r request) answer {
+	l := r.line
+	l.ask, l.done = r.ask, answer{}
+	_, err := a.settle(ctx, l)
+	l.ask = nil
+	switch {
+	case l.done.slot.AuthorityID != "":
+		if err != nil { // what failed comes after it
+			err = nil
+			a.poke()
+		}
+	case err == nil: // it was so before
+		l.done.slot, _ = find(a.Slots(l.name), func(s registry.Slot) bool { return s.AuthorityID == r.ask.id })
+	}
+	l.done.err = err
+	return l.done
 }
 
 // settle takes steps until none is due, and returns when the next one is.
@@ -246,11 +415,16 @@ func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 				return time.Time{}, err
 			}
 		case s.Rule == "":
-			return s.Wake, nil
+			a.await(ctx, l, s.Missing)
+			return s.At, nil
 		default:
 			log := a.Log.With("kind", l.name, "reason", s.Rule)
 			if l.active != "" { // there is none before the first
 				log = log.With("key_id", l.active)
+			}
+			if len(s.Missing) > 0 {
+				log.WarnContext(ctx, "authority goes on without some who have not acknowledged it", "count", len(s.Missing), "agent", names(s.Missing))
+				break
 			}
 			log.InfoContext(ctx, "authority changed")
 		}
@@ -278,7 +452,7 @@ func (a *Authority) held(ctx context.Context, l *line) (map[string]keys.Key, err
 // in the transaction in which it was decided. A step that cannot be written is
 // not taken (R66).
 func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Key) (step, error) {
-	e := event{Lifetime: a.TTL, Replace: l.replace, Held: map[string][]byte{}}
+	e := event{Lifetime: a.TTL, MaxWait: a.MaxWait, Ask: l.ask, Held: map[string][]byte{}, Revoked: a.revoked}
 	for id, key := range held {
 		spki, err := x509.MarshalPKIXPublicKey(key.Public())
 		if err != nil {
@@ -302,6 +476,7 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		}
 		l.made = still(l.made, stored.Slots)
 		e.Made = l.made
+		e.Peers = a.peers(tx.Snapshot(), stored.Slots, e.Now)
 		if s, err = next(l.kind, stored.Slots, e); err != nil {
 			return err
 		}
@@ -309,14 +484,65 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 			s.Slots = stored.Slots
 			return nil
 		}
-		if s.Bundle.Sequence != e.Bundle.Sequence {
+		if s.Bundle.Sequence != e.Bundle.Sequence || !slices.Equal(s.Bundle.Revoked, e.Bundle.Revoked) {
 			if err := tx.PutBundle(s.Bundle); err != nil {
 				return err
 			}
 		}
 		return tx.PutAuthority(registry.Authority{Server: a.ServerID, Kind: l.name, Slots: s.Slots})
 	})
-	return s, err
+	if err != nil {
+		return step{}, err
+	}
+	if s.Bundle == nil {
+		s.Bundle = e.Bundle
+	}
+	if l.ask != nil && l.ask.rule() == s.Rule {
+		l.ask, l.done = nil, answer{slot: s.About, passed: s.Missing}
+	}
+	return s, a.remember(s.Bundle)
+}
+
+// peers asks who is missing, if a prepared key waits to know.
+func (a *Authority) peers(snap *registry.Snapshot, slots []registry.Slot, now time.Time) Peers {
+	at, known := snap.BundleVersion(a.TrustDomain)
+	if a.Peers == nil || !known || !slices.ContainsFunc(slots, func(s registry.Slot) bool {
+		return s.State == registry.SlotPrepared && s.ReadyAt.IsZero()
+	}) {
+		return Peers{}
+	}
+	p := a.Peers(snap, at, now)
+	if !a.running { // whoever was attached here in an earlier life is not now
+		for i := range p.Missing {
+			if p.Missing[i].Server == a.ServerID {
+				p.Missing[i].Server = ""
+			}
+		}
+	}
+	return p
+}
+
+// remember keeps what was revoked, besides the store.
+func (a *Authority) remember(b *bundle.Bundle) error {
+	fresh := slices.DeleteFunc(slices.Clone(b.Revoked), func(r bundle.Revocation) bool { return slices.Contains(a.revoked, r) })
+	if len(fresh) == 0 || a.Remember == nil {
+		return nil
+	}
+	all := b.WithRevoked(a.revoked...).Forgotten(time.Now()).Revoked
+	if err := a.Remember(all); err != nil {
+		return fmt.Errorf("remember what was revoked: %w", err)
+	}
+	a.revoked = all
+	return nil
+}
+
+// await notes whether the prepared key of a line waits for others.
+func (a *Authority) await(ctx context.Context, l *line, missing []Missing) {
+	if len(missing) > 0 && !l.waits {
+		a.Log.InfoContext(ctx, "prepared key waits for acknowledgements", "kind", l.name, "count", len(missing), "agent", names(missing))
+	}
+	l.waits = len(missing) > 0
+	a.waits.Store(slices.ContainsFunc(a.lines, func(l *line) bool { return l.waits }))
 }
 
 // follow makes the active slot the one that signs. Every step but retire leaves

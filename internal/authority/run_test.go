@@ -307,7 +307,7 @@ func TestRotate(t *testing.T) {
 		}
 		seen[x], seen[j] = true, true
 		for _, kind := range []string{X509, JWT} {
-			if err := a.Rotate(t.Context(), kind); err != nil {
+			if _, _, err := a.Rotate(t.Context(), kind, false); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -317,7 +317,7 @@ func TestRotate(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := a.Rotate(t.Context(), "wit"); fault.KindOf(err) != fault.Invalid {
+	if _, _, err := a.Rotate(t.Context(), "wit", true); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("Rotate(wit) = %v", err)
 	}
 }
@@ -334,8 +334,10 @@ func TestTwoServers(t *testing.T) {
 		var group sync.WaitGroup
 		for _, a := range []*Authority{first, second} {
 			group.Go(func() {
-				if err := errors.Join(a.Rotate(t.Context(), X509), a.Rotate(t.Context(), JWT)); err != nil {
-					t.Error(err)
+				for _, kind := range []string{X509, JWT} {
+					if _, _, err := a.Rotate(t.Context(), kind, true); err != nil {
+						t.Error(err)
+					}
 				}
 			})
 		}

@@ -27,21 +27,38 @@ const (
 // event is all that a step may depend on.
 type event struct {
 	Now      time.Time
-	Lifetime time.Duration     // of a key that is made now
-	Bundle   *bundle.Bundle    // the own trust domain's, as committed
-	Held     map[string][]byte // the public key (PKIX) of each key id that the keeper holds
-	Made     *registry.Slot    // the intended slot with its key, once that is made
-	Replace  string            // the authority that an operator wants replaced now, or ""
-	Acked    bool              // all agents are known to have the bundle with the prepared key
+	Lifetime time.Duration       // of a key that is made now
+	MaxWait  time.Duration       // for who is silent
+	Bundle   *bundle.Bundle      // the own trust domain's, as committed
+	Held     map[string][]byte   // the public key (PKIX) of each key id that the keeper holds
+	Made     *registry.Slot      // the intended slot with its key, once that is made
+	Ask      *ask                // what an operator wants now, or nil
+	Peers    Peers               // with regard to Bundle
+	Revoked  []bundle.Revocation // what this server remembers besides the bundle
 }
+
+// ask is what an operator wants.
+type ask struct {
+	do    string // askPrepare, askActivate, askTaint or askRevoke
+	id    string // of the authority; with askPrepare the prepared one to be replaced, if there is one
+	force bool   // askActivate: whoever is not ready
+}
+
+const (
+	askPrepare  = "prepare"
+	askActivate = "activate"
+	askTaint    = "taint"
+	askRevoke   = "revoke"
+)
 
 // step is what to do next.
 type step struct {
-	Rule   string          // the rule that applied; "" when there is nothing to do before Wake
+	Rule   string          // the rule that applied; "" when there is nothing to do before Due
 	Slots  []registry.Slot // to be stored, with Bundle, in one transaction
 	Bundle *bundle.Bundle
 	Make   *registry.Slot // a key to be made for this slot; nothing is stored
-	Wake   time.Time
+	About  registry.Slot  // the key that an operator's wish was about
+	Outlook
 }
 
 // rule changes slots and bundle, or reports that it does not apply.
@@ -54,15 +71,21 @@ type rule struct {
 type machine struct {
 	kind
 	event
-	slots []registry.Slot
-	make  *registry.Slot
+	slots  []registry.Slot
+	make   *registry.Slot
+	about  registry.Slot
+	passed []Missing // who the step does not wait for any longer
 }
 
 // rules are tried in this order; the first that applies is the step.
 func rules() []rule {
 	return []rule{
+		{"purge", (*machine).purge},
+		{"revoke", (*machine).revoke},
+		{"taint", (*machine).taint},
 		{"retire", (*machine).retire},
 		{"drop", (*machine).drop},
+		{"ready", (*machine).ready},
 		{"activate", (*machine).activate},
 		{"publish", (*machine).publishMade},
 		{"make", (*machine).makeKey},
@@ -71,23 +94,27 @@ func rules() []rule {
 	}
 }
 
-// next decides what to do about one kind of keys. It changes nothing that it is given.
+// next decides what to do about one kind of keys. It changes nothing that it is
+// given. What an operator asks for and cannot have is an error.
 func next(k kind, slots []registry.Slot, e event) (step, error) {
 	if err := checkClock(e.Now); err != nil {
 		return step{}, err
 	}
 	m := &machine{kind: k, event: e, slots: slices.Clone(slots)}
+	if err := m.checkAsk(); err != nil {
+		return step{}, err
+	}
 	for _, r := range rules() {
 		if r.apply(m) {
-			return step{Rule: r.name, Slots: m.slots, Bundle: m.Bundle, Make: m.make}, nil
+			return step{Rule: r.name, Slots: m.slots, Bundle: m.Bundle, Make: m.make, About: m.about, Outlook: Outlook{Missing: m.passed}}, nil
 		}
 	}
-	if m.at(registry.SlotActive) < 0 && m.full() {
+	if m.full() && (m.at(registry.SlotActive) < 0 && m.at(registry.SlotPrepared) < 0 || m.asks(askPrepare)) {
 		return step{}, fault.New(fault.Exhausted, "authorities_exhausted",
 			"the bundle holds %d keys of kind %s, no more are added", k.count(e.Bundle), k.name).
 			Fix(`keep keys over restarts (KeyManager "disk"), or wait until old ones have ended`)
 	}
-	return step{Wake: m.due()}, nil
+	return step{Outlook: m.outlook()}, nil
 }
 
 // checkClock refuses a clock that was never set (F26): a machine without a
@@ -120,17 +147,6 @@ func prepareAt(s registry.Slot) time.Time { return s.NotAfter.Add(-min(life(s)/2
 
 func activateAt(s registry.Slot) time.Time { return s.NotAfter.Add(-min(life(s)/6, activateMost)) }
 
-// spreadAt is when everyone who follows the bundle has had the time to see a
-// prepared key: three refresh hints after it was published (R64), less for keys
-// of a short life.
-func (m *machine) spreadAt(s registry.Slot) time.Time {
-	hint := m.Bundle.RefreshHint
-	if hint == 0 {
-		hint = DefaultRefreshHint
-	}
-	return s.PublishedAt.Add(min(3*hint, life(s)/12))
-}
-
 // reached reports whether the time has come.
 func (m *machine) reached(t time.Time) bool { return !m.Now.Before(t) }
 
@@ -140,15 +156,18 @@ func (m *machine) retire() bool {
 	if i < 0 || m.usable(m.slots[i]) {
 		return false
 	}
-	m.slots[i].State = registry.SlotOld
+	m.old(i)
 	return true
 }
 
-// drop forgets a prepared key that may not sign, or of whose life too little is
-// left to be worth a change (RG21). Nobody has a document under it.
+func (m *machine) old(i int) { m.slots[i].State, m.slots[i].RetiredAt = registry.SlotOld, m.Now }
+
+// drop forgets a prepared key that may not sign, of whose life too little is left
+// to be worth a change (RG21), or that an operator wants another for. Nobody has
+// a document under it.
 func (m *machine) drop() bool {
 	i := m.at(registry.SlotPrepared)
-	if i < 0 || m.usable(m.slots[i]) && !m.reached(activateAt(m.slots[i])) {
+	if i < 0 || m.usable(m.slots[i]) && !m.reached(activateAt(m.slots[i])) && !(m.asks(askPrepare) && m.Ask.id == m.slots[i].AuthorityID) {
 		return false
 	}
 	m.forget(i)
@@ -161,24 +180,48 @@ func (m *machine) forget(i int) {
 	m.slots = slices.Delete(m.slots, i, i+1)
 }
 
-// activate lets the prepared key sign: when nothing else does, when the time
-// has come, or when an operator wants the active one replaced.
+// ready notes that nobody is waited for any longer. From here on every server
+// hands out bundles that hold the key, so that nobody new has to be asked.
+func (m *machine) ready() bool {
+	i := m.at(registry.SlotPrepared)
+	if i < 0 || !m.slots[i].ReadyAt.IsZero() {
+		return false
+	}
+	if missing, _ := m.awaited(m.slots[i]); len(missing) > 0 {
+		return false
+	}
+	m.slots[i].ReadyAt = m.Now
+	m.pass(&m.slots[i])
+	return true
+}
+
+// activate lets the prepared key sign: when it is ready and nothing else signs,
+// when it is ready and the time has come, or when an operator wants it.
 func (m *machine) activate() bool {
 	i, active := m.at(registry.SlotPrepared), m.at(registry.SlotActive)
 	if i < 0 {
 		return false
 	}
-	if active >= 0 {
-		due := m.reached(activateAt(m.slots[active])) && (m.Acked || m.reached(m.spreadAt(m.slots[i])))
-		if !due && m.slots[active].AuthorityID != m.Replace {
-			return false
+	s := &m.slots[i]
+	asked := m.asks(askActivate) && m.Ask.id == s.AuthorityID
+	switch ready := !s.ReadyAt.IsZero(); {
+	case asked && m.Ask.force:
+		if !ready {
+			m.pass(s)
 		}
-		m.slots[active].State = registry.SlotOld
+	case !ready:
+		return false
+	case active < 0, asked, m.reached(later(activateAt(m.slots[active]), m.spreadAt(*s))):
+	default:
+		return false
 	}
-	m.slots[i].State = registry.SlotActive
+	if active >= 0 {
+		m.old(active)
+	}
 	// Everything under a key ends with it at the latest: that is the promise
 	// which pruning keeps.
-	m.slots[i].LastExpiry = m.slots[i].NotAfter
+	s.State, s.ActivatedAt, s.LastExpiry = registry.SlotActive, m.Now, s.NotAfter
+	m.about = *s
 	return true
 }
 
@@ -201,7 +244,8 @@ func (m *machine) publishMade() bool {
 	}
 	m.slots[i] = *m.Made
 	m.slots[i].State, m.slots[i].PublishedAt = registry.SlotPrepared, m.Now
-	m.Bundle = m.publish(m.Bundle, m.slots[i])
+	m.Bundle = m.publish(m.Bundle.Forgotten(m.Now), m.slots[i])
+	m.about = m.slots[i]
 	return true
 }
 
@@ -231,7 +275,7 @@ func (m *machine) intend() bool {
 	name := slotNames()[0]
 	if active >= 0 {
 		s := m.slots[active]
-		if !m.reached(prepareAt(s)) && s.AuthorityID != m.Replace {
+		if !m.reached(prepareAt(s)) && !m.asks(askPrepare) {
 			return false
 		}
 		if s.Name == name {
@@ -258,40 +302,4 @@ func (m *machine) prune() bool {
 	}
 	m.forget(i)
 	return true
-}
-
-// due is when a rule will apply next, if nothing else happens. It is zero if
-// that is never.
-func (m *machine) due() time.Time {
-	var first time.Time
-	at := func(t time.Time) {
-		if first.IsZero() || t.Before(first) {
-			first = t
-		}
-	}
-	prepared := m.at(registry.SlotPrepared)
-	for _, s := range m.slots {
-		switch s.State {
-		case registry.SlotActive:
-			at(s.NotAfter)
-			if prepared < 0 && !m.reached(prepareAt(s)) { // reached: the bundle is full
-				at(prepareAt(s))
-			}
-			if prepared >= 0 {
-				at(later(activateAt(s), m.spreadAt(m.slots[prepared])))
-			}
-		case registry.SlotPrepared:
-			at(activateAt(s))
-		case registry.SlotOld:
-			at(s.LastExpiry.Add(pruneAfter))
-		}
-	}
-	return first
-}
-
-func later(a, b time.Time) time.Time {
-	if a.After(b) {
-		return a
-	}
-	return b
 }

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -21,7 +22,7 @@ func start() time.Time { return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC) }
 func slotAt(name string, state registry.SlotState, made time.Time) registry.Slot {
 	return registry.Slot{
 		Name: name, State: state, AuthorityID: "id-" + name, KeyID: "x509-CA-" + name,
-		NotBefore: made.Add(-svid.Backdate), NotAfter: made.Add(24 * time.Hour), PublishedAt: made, LastExpiry: made.Add(24 * time.Hour),
+		NotBefore: made.Add(-svid.Backdate), NotAfter: made.Add(24 * time.Hour), PublishedAt: made, ReadyAt: made, LastExpiry: made.Add(24 * time.Hour),
 		Certificate: []byte("certificate " + name), PublicKey: []byte("key " + name),
 	}
 }
@@ -39,14 +40,16 @@ func TestRules(t *testing.T) {
 		at    time.Duration // since start
 		edit  func(e *event)
 		rule  string
-		want  string // the slots after it: name and state
-		inB   string // the certificates in the bundle after it
+		// refused is the reason with which what an operator asks for is refused.
+		refused string
+		want    string // the slots after it: name and state
+		inB     string // the certificates in the bundle after it
 	}{
 		{name: "nothing yet", rule: "intend", want: "A1"},
 		{name: "active, half of its life left", slots: slots(active), at: 12*hour - time.Second, rule: "", want: "A3", inB: "A"},
 		{name: "active, less than half", slots: slots(active), at: 12 * hour, rule: "intend", want: "A3 B1", inB: "A"},
-		{name: "operator wants another", slots: slots(active), edit: func(e *event) { e.Replace = "id-A" }, rule: "intend", want: "A3 B1", inB: "A"},
-		{name: "operator wanted one that is gone", slots: slots(active), edit: func(e *event) { e.Replace = "id-X" }, rule: "", want: "A3", inB: "A"},
+		{name: "operator wants another", slots: slots(active), edit: func(e *event) { e.Ask = &ask{do: askPrepare} }, rule: "intend", want: "A3 B1", inB: "A"},
+		{name: "operator wants another, none active", edit: func(e *event) { e.Ask = &ask{do: askPrepare} }, refused: "authority_unavailable"},
 		{name: "intended", slots: append(slots(active), intended), rule: "make", want: "A3 B1", inB: "A"},
 		{name: "made", slots: append(slots(active), intended), edit: func(e *event) { e.Made = &made }, rule: "publish", want: "A3 B2", inB: "A B"},
 		{name: "prepared, too early", slots: slots(active, prepared), at: 20*hour - time.Second, rule: "", want: "A3 B2", inB: "A B"},
@@ -54,10 +57,42 @@ func TestRules(t *testing.T) {
 		{name: "prepared later, a sixth left", slots: slotsMade(0, 12*hour), at: 20 * hour, rule: "activate", want: "A4 B3", inB: "A B"},
 		{name: "R64 published just now", slots: slotsMade(0, 20*hour), at: 20*hour + 14*time.Minute, rule: "", want: "A3 B2", inB: "A B"},
 		{name: "R64 published three hints ago", slots: slotsMade(0, 20*hour), at: 20*hour + 15*time.Minute, rule: "activate", want: "A4 B3", inB: "A B"},
-		{name: "R64 published just now, acknowledged by all", slots: slotsMade(0, 20*hour), at: 20 * hour, edit: func(e *event) { e.Acked = true }, rule: "activate", want: "A4 B3", inB: "A B"},
-		{name: "acknowledged, but not due", slots: slotsMade(0, 12*hour), at: 13 * hour, edit: func(e *event) { e.Acked = true }, rule: "", want: "A3 B2", inB: "A B"},
-		{name: "prepared, operator wants another", slots: slotsMade(0, hour), at: 2 * hour, edit: func(e *event) { e.Replace = "id-A" }, rule: "activate", want: "A4 B3", inB: "A B"},
+		{name: "R64 nobody is missing", slots: unready(slotsMade(0, 12*hour)), at: 13 * hour, rule: "ready", want: "A3 B2", inB: "A B"},
+		{name: "R64 an agent is missing", slots: unready(slotsMade(0, 12*hour)), at: 22*hour - time.Second, edit: missing(Missing{Name: "a"}), rule: "", want: "A3 B2"},
+		{name: "R64 an agent is missing, a twelfth left", slots: unready(slotsMade(0, 12*hour)), at: 22 * hour, edit: missing(Missing{Name: "a"}), rule: "ready", want: "A3 B2"},
+		{name: "R64 an agent is missing until its certificate ends", slots: unready(slotsMade(0, 12*hour)), at: 14*hour - time.Second, edit: missing(Missing{Name: "a", Until: start().Add(14 * hour)}), rule: "", want: "A3 B2"},
+		{name: "R64 its certificate has ended", slots: unready(slotsMade(0, 12*hour)), at: 14 * hour, edit: missing(Missing{Name: "a", Until: start().Add(14 * hour)}), rule: "ready", want: "A3 B2"},
+		{name: "R64 an agent is missing for longer than maxWait", slots: unready(slotsMade(0, 12*hour)), at: 15 * hour, edit: both(missing(Missing{Name: "a"}), func(e *event) { e.MaxWait = 3 * hour }), rule: "ready", want: "A3 B2"},
+		{name: "R64 who asks has not had time", slots: unready(slotsMade(0, 12*hour)), at: 12*hour + 14*time.Minute, edit: missing(Missing{Name: "a", ByTime: true}), rule: "", want: "A3 B2"},
+		{name: "R64 who asks has had time", slots: unready(slotsMade(0, 12*hour)), at: 12*hour + 15*time.Minute, edit: missing(Missing{Name: "a", ByTime: true}), rule: "ready", want: "A3 B2"},
+		{name: "R64 published late, an agent is missing", slots: unready(slotsMade(0, 23*hour)), at: 23*hour + 59*time.Second, edit: missing(Missing{Name: "a"}), rule: "", want: "A3 B2"},
+		{name: "R64 published late, waited for a minute", slots: unready(slotsMade(0, 23*hour)), at: 23*hour + time.Minute, edit: missing(Missing{Name: "a"}), rule: "ready", want: "A3 B2"},
+		{name: "due, but not ready", slots: unready(slotsMade(0, 12*hour)), at: 21 * hour, edit: missing(Missing{Name: "a"}), rule: "", want: "A3 B2"},
+		{name: "ready, but not due", slots: slotsMade(0, 12*hour), at: 13 * hour, rule: "", want: "A3 B2", inB: "A B"},
+		{name: "operator wants the prepared one", slots: slotsMade(0, hour), at: 2 * hour, edit: asks(askActivate, "id-B", false), rule: "activate", want: "A4 B3"},
+		{name: "operator wants the prepared one, an agent is missing", slots: unready(slotsMade(0, hour)), at: 2 * hour, edit: both(missing(Missing{Name: "a"}), asks(askActivate, "id-B", false)), refused: "authority_not_acknowledged"},
+		{name: "operator forces the prepared one, an agent is missing", slots: unready(slotsMade(0, hour)), at: 2 * hour, edit: both(missing(Missing{Name: "a"}), asks(askActivate, "id-B", true)), rule: "activate", want: "A4 B3"},
+		{name: "operator wants the active one", slots: slots(active), at: hour, edit: asks(askActivate, "id-A", false), rule: "", want: "A3"},
+		{name: "operator wants an old one", slots: slotsOld(20 * hour), at: 21 * hour, edit: asks(askActivate, "id-A", true), refused: "authority_not_prepared"},
+		{name: "operator wants an unknown one", slots: slots(active), at: hour, edit: asks(askActivate, "id-X", true), refused: "authority_unknown"},
+		{name: "operator wants none", slots: slots(active), at: hour, edit: asks(askTaint, "", false), refused: "authority_id_missing"},
+		{name: "operator wants another prepared one", slots: slotsMade(0, hour), at: 2 * hour, edit: asks(askPrepare, "id-B", false), rule: "drop", want: "A3"},
+		{name: "operator taints the active one", slots: slots(active), at: hour, edit: asks(askTaint, "id-A", false), refused: "authority_in_use"},
+		{name: "operator taints the prepared one", slots: slotsMade(0, hour), at: 2 * hour, edit: asks(askTaint, "id-B", false), refused: "authority_in_use"},
+		{name: "R69 operator taints the old one", slots: slotsOld(20 * hour), at: 21 * hour, edit: asks(askTaint, "id-A", false), rule: "taint", want: "A4 B3"},
+		{name: "operator taints the tainted one", slots: slotsOld(20 * hour), at: 21 * hour, edit: both(taintA, asks(askTaint, "id-A", false)), rule: "", want: "A4 B3"},
+		{name: "operator taints one that is not in the bundle", slots: slotsOld(20 * hour), at: 21 * hour, edit: both(func(e *event) { e.Bundle.X509 = e.Bundle.X509[1:] }, asks(askTaint, "id-A", false)), refused: "authority_not_published"},
+		{name: "operator revokes the active one", slots: slots(active), at: hour, edit: asks(askRevoke, "id-A", false), refused: "authority_in_use"},
+		{name: "operator revokes the old one", slots: slotsOld(20 * hour), at: 21 * hour, edit: asks(askRevoke, "id-A", false), refused: "authority_not_tainted"},
+		{name: "R69 operator revokes the tainted one", slots: slotsOld(20 * hour), at: 21 * hour, edit: both(taintA, asks(askRevoke, "id-A", false)), rule: "revoke", want: "B3"},
+		{name: "R69 the store forgot a revocation", slots: slotsOld(20 * hour), at: 21 * hour, edit: forgotten("A", 40*hour), rule: "purge", want: "A4 B3"},
+		{name: "the store forgot a revocation of what has ended", slots: slotsOld(20 * hour), at: 21 * hour, edit: forgotten("A", 21*hour), rule: "", want: "A4 B3"},
 		{name: "prepared, none active", slots: slotsMade(-1, hour), at: 2 * hour, rule: "activate", want: "B3", inB: "B"},
+		{name: "first start, who is away cannot be told by anyone", slots: unready(slotsMade(-1, hour)), at: hour, edit: missing(Missing{Name: "a"}), rule: "ready", want: "B2"},
+		{name: "R64 none active, an agent that is attached is missing", slots: unready(slotsMade(-1, hour)), at: hour + 59*time.Second, edit: missing(Missing{Name: "a", Server: "s"}), rule: "", want: "B2"},
+		{name: "R64 none active, waited for a minute", slots: unready(slotsMade(-1, hour)), at: hour + time.Minute, edit: missing(Missing{Name: "a", Server: "s"}), rule: "ready", want: "B2"},
+		{name: "R64 a server joins, an agent is missing", slots: unready(slotsMade(-1, hour)), at: hour + 59*time.Second, edit: both(missing(Missing{Name: "a"}), func(e *event) { e.Peers.Others = true }), rule: "", want: "B2"},
+		{name: "R64 a server joins, everyone has it", slots: unready(slotsMade(-1, hour)), at: hour, edit: func(e *event) { e.Peers.Others = true }, rule: "ready", want: "B2"},
 		{name: "active has ended", slots: slots(active), at: 24 * hour, rule: "retire", want: "A4", inB: "A"},
 		{name: "active has not begun: the clock went back", slots: slots(active), at: -hour, rule: "retire", want: "A4", inB: "A"},
 		{name: "R63 active is not in the bundle", slots: slots(active), edit: func(e *event) { e.Bundle = &bundle.Bundle{} }, rule: "retire", want: "A4"},
@@ -73,7 +108,7 @@ func TestRules(t *testing.T) {
 		{name: "the bundle is full", slots: slots(active), at: 13 * hour, edit: full, rule: "", want: "A3"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e := event{Now: start().Add(c.at), Lifetime: 24 * time.Hour, Bundle: &bundle.Bundle{}, Held: map[string][]byte{}}
+			e := event{Now: start().Add(c.at), Lifetime: 24 * time.Hour, MaxWait: DefaultMaxWait, Bundle: &bundle.Bundle{}, Held: map[string][]byte{}}
 			for _, s := range c.slots {
 				if s.State != registry.SlotIntended {
 					e.Bundle = k.publish(e.Bundle, s)
@@ -95,12 +130,18 @@ func TestRules(t *testing.T) {
 				}
 				return
 			}
+			if c.refused != "" {
+				if fault.ReasonOf(err) != c.refused {
+					t.Errorf("next() = %+v, %v", s, err)
+				}
+				return
+			}
 			if err != nil || s.Rule != c.rule {
 				t.Fatalf("rule %q, %v, want %q", s.Rule, err, c.rule)
 			}
 			if c.rule == "" {
-				if !s.Wake.After(e.Now) {
-					t.Errorf("nothing to do, and wakes at %v, now is %v", s.Wake, e.Now)
+				if !s.At.After(e.Now) || s.Next == "" {
+					t.Errorf("nothing to do, and %q at %v, now is %v", s.Next, s.At, e.Now)
 				}
 				s.Slots, s.Bundle = c.slots, e.Bundle
 			}
@@ -115,6 +156,31 @@ func TestRules(t *testing.T) {
 			}
 		})
 	}
+}
+
+func asks(do, id string, force bool) func(*event) {
+	return func(e *event) { e.Ask = &ask{do, id, force} }
+}
+
+func missing(who ...Missing) func(*event) { return func(e *event) { e.Peers.Missing = who } }
+
+func both(a, b func(*event)) func(*event) { return func(e *event) { a(e); b(e) } }
+
+func taintA(e *event) { e.Bundle.X509[0].Tainted = true }
+
+// forgotten has the server remember the key of a slot as revoked.
+func forgotten(name string, until time.Duration) func(*event) {
+	return func(e *event) {
+		e.Revoked = []bundle.Revocation{{KeyHash: sha256.Sum256([]byte("key " + name)), Until: start().Add(until)}}
+	}
+}
+
+// unready makes the prepared key one that waits to be acknowledged.
+func unready(slots []registry.Slot) []registry.Slot {
+	for i := range slots {
+		slots[i].ReadyAt = time.Time{}
+	}
+	return slots
 }
 
 // slots are A, made at start, and B, made a second later, in these states.
@@ -205,16 +271,17 @@ type sim struct {
 	held    map[string][]byte
 	durable bool
 	// The process.
-	made    *registry.Slot
-	signer  *registry.Slot
-	replace string
+	made   *registry.Slot
+	signer *registry.Slot
+	ask    *ask
 
 	now       time.Time
 	lifetime  time.Duration
 	ttl       time.Duration
 	keys      int             // made so far
 	issued    []document      // not ended yet
-	withdrawn map[string]bool // authorities that the outside took away
+	withdrawn map[string]bool // authorities that the outside took away, or an operator revoked
+	peers     Peers
 	begun     map[string]bool // authorities that became active
 }
 
@@ -238,7 +305,7 @@ func (s *sim) chance(percent int) bool { return s.random.IntN(100) < percent }
 // crash loses what the process had in memory.
 func (s *sim) crash(where string) {
 	s.logf("crash %s", where)
-	s.made, s.signer, s.replace = nil, nil, ""
+	s.made, s.signer, s.ask = nil, nil, nil
 	if !s.durable {
 		s.held = map[string][]byte{}
 	}
@@ -248,8 +315,13 @@ func (s *sim) crash(where string) {
 func (s *sim) turn(faults bool) bool {
 	for range maxSteps {
 		s.made = still(s.made, s.slots)
-		e := event{Now: s.now, Lifetime: s.lifetime, Bundle: s.bundle, Held: s.held, Made: s.made, Replace: s.replace}
+		e := event{Now: s.now, Lifetime: s.lifetime, MaxWait: DefaultMaxWait, Bundle: s.bundle, Held: s.held, Made: s.made, Ask: s.ask, Peers: s.peers}
 		st, err := next(s.kind, s.slots, e)
+		if err != nil && s.ask != nil {
+			s.logf("refused %s", fault.ReasonOf(err))
+			s.ask = nil
+			continue
+		}
 		if err != nil {
 			s.logf("error %s", fault.ReasonOf(err))
 			return false
@@ -268,6 +340,9 @@ func (s *sim) turn(faults bool) bool {
 				return false
 			}
 			s.commit(st)
+			if s.ask != nil && s.ask.rule() == st.Rule {
+				s.ask = nil
+			}
 			if faults && s.chance(5) {
 				s.crash("after the commit of " + st.Rule)
 				return false
@@ -296,8 +371,8 @@ func (s *sim) turn(faults bool) bool {
 				return false
 			}
 		case st.Rule == "":
-			if !st.Wake.After(s.now) {
-				s.failf("at rest, but due at %v, now is %v", st.Wake, s.now)
+			if !st.At.After(s.now) {
+				s.failf("at rest, but %s is due at %v, now is %v", st.Next, st.At, s.now)
 			}
 			return true
 		}
@@ -338,7 +413,23 @@ func (s *sim) commit(st step) {
 			}
 		}
 	}
+	if st.Rule == "revoke" {
+		s.withdrawn[st.About.AuthorityID] = true
+	}
 	s.slots, s.bundle = st.Slots, st.Bundle
+}
+
+// wish is something that an operator may want, possible or not.
+func (s *sim) wish() *ask {
+	do := []string{askPrepare, askActivate, askTaint, askRevoke}[s.random.IntN(4)]
+	id := s.slots[s.random.IntN(len(s.slots))].AuthorityID
+	if i := slices.IndexFunc(s.slots, func(x registry.Slot) bool { return x.State == registry.SlotPrepared }); do == askPrepare {
+		id = ""
+		if i >= 0 {
+			id = s.slots[i].AuthorityID
+		}
+	}
+	return &ask{do, id, s.chance(50)}
 }
 
 // check is the model: what must hold after every step.
@@ -354,7 +445,7 @@ func (s *sim) check() {
 		s.failf("R63: %s signs and is not in the bundle", s.signer.AuthorityID)
 	}
 	for _, d := range s.issued {
-		if s.now.Before(d.ends) && !s.withdrawn[d.authority.AuthorityID] && !s.kind.published(s.bundle, d.authority) {
+		if found, _ := s.kind.find(s.bundle, d.authority); s.now.Before(d.ends) && !s.withdrawn[d.authority.AuthorityID] && !found {
 			s.failf("R65: a document of %s is valid until %v and cannot be verified", d.authority.AuthorityID, d.ends)
 		}
 	}
@@ -396,8 +487,8 @@ func simulate(t *testing.T, seed uint64) string {
 			s.crash("in between")
 		case n < 82:
 			if s.signer != nil {
-				s.replace = s.signer.AuthorityID
-				s.logf("operator wants %s replaced", s.replace)
+				s.ask = s.wish()
+				s.logf("operator wants %+v", *s.ask)
 			}
 		case n < 85: // someone withdraws what signs
 			if s.signer != nil {
@@ -408,13 +499,17 @@ func simulate(t *testing.T, seed uint64) string {
 			}
 		}
 		latest = later(latest, s.now)
+		if random.IntN(4) == 0 { // who is missing is another question
+			s.peers = Peers{Others: s.chance(50), Missing: []Missing{{Name: "a"}, {Name: "b", Server: "s", ByTime: s.chance(50)}}[:random.IntN(3)]}
+		}
 		s.issued = slices.DeleteFunc(s.issued, func(d document) bool { return s.now.After(d.ends.Add(pruneAfter)) })
 		s.turn(true)
 		for range random.IntN(3) {
 			s.sign()
 		}
 	}
-	// Without further faults it comes to rest with a signer.
+	// Without further faults, and with everyone there, it comes to rest with a signer.
+	s.peers = Peers{}
 	if !s.turn(false) && s.kind.count(s.bundle) < maxLive {
 		s.failf("no rest without faults")
 	}
@@ -439,7 +534,7 @@ func TestSimulation(t *testing.T) {
 			}
 		}
 	}
-	for _, rule := range []string{"retire", "drop", "activate", "publish", "make", "intend", "prune", "crash", "operator"} {
+	for _, rule := range []string{"taint", "revoke", "retire", "drop", "ready", "activate", "publish", "make", "intend", "prune", "crash", "operator"} {
 		if rules[rule] == 0 {
 			t.Errorf("%s never happened: %v", rule, rules)
 		}

@@ -5,7 +5,8 @@
 // writes one form. Where bundles come from is not decided here.
 //
 // What must always hold: the sequence grows by one exactly when the content
-// changes (R75); a bundle names the one trust domain it is for (R91).
+// changes (R75); a bundle names the one trust domain it is for (R91); a key that
+// was revoked never comes back into it (R69).
 package bundle
 
 import (
@@ -41,18 +42,25 @@ type Bundle struct {
 	JWT         []JWTAuthority
 	RefreshHint time.Duration // whole seconds; 0: none
 	Sequence    uint64
+	Revoked     []Revocation // keys that are never taken in again; no part of the content
+}
+
+// Revocation is a key that was revoked.
+type Revocation struct {
+	KeyHash [sha256.Size]byte // of the SubjectPublicKeyInfo
+	Until   time.Time         // when nothing under it can be valid any more; zero: not known
 }
 
 // Clone returns a copy that shares no list with b. The bytes of keys are never
 // written to and stay shared.
 func (b *Bundle) Clone() *Bundle {
 	c := *b
-	c.X509, c.JWT = slices.Clone(b.X509), slices.Clone(b.JWT)
+	c.X509, c.JWT, c.Revoked = slices.Clone(b.X509), slices.Clone(b.JWT), slices.Clone(b.Revoked)
 	return &c
 }
 
 // Equal reports whether both hold the same content in the same order,
-// whatever their sequence numbers.
+// whatever their sequence numbers and what they remember as revoked.
 func (b *Bundle) Equal(o *Bundle) bool {
 	return b.TrustDomain == o.TrustDomain && b.RefreshHint == o.RefreshHint &&
 		slices.EqualFunc(b.X509, o.X509, func(x, y X509Authority) bool {
@@ -73,9 +81,12 @@ func (b *Bundle) next(changed *Bundle) *Bundle {
 }
 
 // WithX509 returns b with an authority added, or replaced if the certificate is
-// there already. A taint that is there stays.
+// there already. A taint that is there stays. A revoked key is not added.
 func (b *Bundle) WithX509(a X509Authority) *Bundle {
 	c := b.Clone()
+	if b.IsRevoked(hashOf(a)) {
+		return c
+	}
 	i := slices.IndexFunc(c.X509, func(x X509Authority) bool { return bytes.Equal(x.ASN1, a.ASN1) })
 	if i < 0 {
 		c.X509 = append(c.X509, a)
@@ -86,9 +97,12 @@ func (b *Bundle) WithX509(a X509Authority) *Bundle {
 }
 
 // WithJWT returns b with a key added, or replaced if the key id is there
-// already. A taint that is there stays.
+// already. A taint that is there stays. A revoked key is not added.
 func (b *Bundle) WithJWT(a JWTAuthority) *Bundle {
 	c := b.Clone()
+	if b.IsRevoked(sha256.Sum256(a.PublicKey)) {
+		return c
+	}
 	i := slices.IndexFunc(c.JWT, func(x JWTAuthority) bool { return x.KeyID == a.KeyID })
 	if i < 0 {
 		c.JWT = append(c.JWT, a)
@@ -118,6 +132,46 @@ func (b *Bundle) WithoutJWT(keyID string) *Bundle {
 	c := b.Clone()
 	c.JWT = slices.DeleteFunc(c.JWT, func(x JWTAuthority) bool { return x.KeyID == keyID })
 	return b.next(c)
+}
+
+// hashOf returns the key hash of a root, zero for one that cannot be parsed.
+func hashOf(a X509Authority) (hash [sha256.Size]byte) {
+	c, err := x509.ParseCertificate(a.ASN1)
+	if err != nil {
+		return hash
+	}
+	return sha256.Sum256(c.RawSubjectPublicKeyInfo)
+}
+
+// IsRevoked reports whether a key is remembered as revoked.
+func (b *Bundle) IsRevoked(keyHash [sha256.Size]byte) bool {
+	return slices.ContainsFunc(b.Revoked, func(r Revocation) bool { return r.KeyHash == keyHash })
+}
+
+// WithRevoked returns b without the authorities, of either kind, of a key, and
+// remembers it. What is remembered twice is remembered for the longer time.
+func (b *Bundle) WithRevoked(revoked ...Revocation) *Bundle {
+	c := b.Clone()
+	for _, r := range revoked {
+		i := slices.IndexFunc(c.Revoked, func(x Revocation) bool { return x.KeyHash == r.KeyHash })
+		switch {
+		case i < 0:
+			c.Revoked = append(c.Revoked, r)
+		case r.Until.IsZero() || !c.Revoked[i].Until.IsZero() && c.Revoked[i].Until.Before(r.Until):
+			c.Revoked[i].Until = r.Until
+		}
+	}
+	c.X509 = slices.DeleteFunc(c.X509, func(a X509Authority) bool { return c.IsRevoked(hashOf(a)) })
+	c.JWT = slices.DeleteFunc(c.JWT, func(a JWTAuthority) bool { return c.IsRevoked(sha256.Sum256(a.PublicKey)) })
+	return b.next(c)
+}
+
+// Forgotten returns b without the revocations of what had ended before the given
+// time: nothing accepts it, revoked or not.
+func (b *Bundle) Forgotten(before time.Time) *Bundle {
+	c := b.Clone()
+	c.Revoked = slices.DeleteFunc(c.Revoked, func(r Revocation) bool { return !r.Until.IsZero() && r.Until.Before(before) })
+	return c
 }
 
 // Pruned returns b without what ended before the given time. It never takes the

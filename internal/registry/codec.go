@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"time"
@@ -239,6 +240,9 @@ func bundleMessage(b *bundle.Bundle) *statev1.Bundle {
 		m.JwtAuthorities = append(m.JwtAuthorities, &statev1.JWTAuthority{
 			KeyId: a.KeyID, PublicKey: a.PublicKey, ExpiresAt: unixOf(a.ExpiresAt), Tainted: a.Tainted})
 	}
+	for _, r := range b.Revoked {
+		m.Revoked = append(m.Revoked, &statev1.Revocation{KeyHash: r.KeyHash[:], Until: unixOf(r.Until)})
+	}
 	return m
 }
 
@@ -262,6 +266,12 @@ func readBundle(name string, payload []byte) (*bundle.Bundle, error) {
 		b.JWT = append(b.JWT, bundle.JWTAuthority{
 			KeyID: a.KeyId, PublicKey: a.PublicKey, ExpiresAt: timeOf(a.ExpiresAt), Tainted: a.Tainted})
 	}
+	for _, r := range m.Revoked {
+		if len(r.KeyHash) != sha256.Size {
+			return nil, fmt.Errorf("a revoked key's hash has %d bytes", len(r.KeyHash))
+		}
+		b.Revoked = append(b.Revoked, bundle.Revocation{KeyHash: [sha256.Size]byte(r.KeyHash), Until: timeOf(r.Until)})
+	}
 	return b, nil
 }
 
@@ -272,6 +282,7 @@ func authorityMessage(a *Authority) *statev1.Authority {
 			Name: s.Name, State: statev1.Slot_State(s.State), AuthorityId: s.AuthorityID, KeyId: s.KeyID,
 			NotBefore: unixOf(s.NotBefore), NotAfter: unixOf(s.NotAfter), Certificate: s.Certificate, PublicKey: s.PublicKey,
 			PublishedAt: unixOf(s.PublishedAt), LastExpiry: unixOf(s.LastExpiry),
+			ReadyAt: unixOf(s.ReadyAt), Unready: s.Unready, ActivatedAt: unixOf(s.ActivatedAt), RetiredAt: unixOf(s.RetiredAt),
 		})
 	}
 	return m
@@ -295,6 +306,7 @@ func readAuthority(name string, payload []byte) (Authority, error) {
 			Name: s.Name, State: SlotState(s.State), AuthorityID: s.AuthorityId, KeyID: s.KeyId,
 			NotBefore: timeOf(s.NotBefore), NotAfter: timeOf(s.NotAfter), Certificate: s.Certificate, PublicKey: s.PublicKey,
 			PublishedAt: timeOf(s.PublishedAt), LastExpiry: timeOf(s.LastExpiry),
+			ReadyAt: timeOf(s.ReadyAt), Unready: s.Unready, ActivatedAt: timeOf(s.ActivatedAt), RetiredAt: timeOf(s.RetiredAt),
 		})
 	}
 	return a, nil

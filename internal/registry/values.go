@@ -63,6 +63,10 @@ type Slot struct {
 	PublicKey   []byte // PKIX DER
 	PublishedAt time.Time
 	LastExpiry  time.Time // of anything signed under it, as promised
+	ReadyAt     time.Time // when nobody was waited for any longer; zero: not yet
+	Unready     uint32    // how many had not acknowledged it when it went on
+	ActivatedAt time.Time
+	RetiredAt   time.Time // when it became old
 }
 
 // SlotState is where a key is in its life.

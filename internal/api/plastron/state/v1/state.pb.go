@@ -76,7 +76,7 @@ func (x Slot_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Slot_State.Descriptor instead.
 func (Slot_State) EnumDescriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12, 0}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{13, 0}
 }
 
 // Envelope wraps every stored value.
@@ -831,6 +831,7 @@ type Bundle struct {
 	RefreshHint     int64                  `protobuf:"varint,3,opt,name=refresh_hint,json=refreshHint,proto3" json:"refresh_hint,omitempty"`
 	X509Authorities []*X509Authority       `protobuf:"bytes,4,rep,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`
 	JwtAuthorities  []*JWTAuthority        `protobuf:"bytes,5,rep,name=jwt_authorities,json=jwtAuthorities,proto3" json:"jwt_authorities,omitempty"`
+	Revoked         []*Revocation          `protobuf:"bytes,6,rep,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -900,6 +901,66 @@ func (x *Bundle) GetJwtAuthorities() []*JWTAuthority {
 	return nil
 }
 
+func (x *Bundle) GetRevoked() []*Revocation {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+// Revocation keeps an authority that was revoked from coming back.
+type Revocation struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyHash       []byte                 `protobuf:"bytes,1,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // SHA-256 of the SubjectPublicKeyInfo
+	Until         int64                  `protobuf:"varint,2,opt,name=until,proto3" json:"until,omitempty"`                   // when nothing under it can be valid any more; 0: never known
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *Revocation) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Revocation) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
 type X509Authority struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Asn1          []byte                 `protobuf:"bytes,1,opt,name=asn1,proto3" json:"asn1,omitempty"`
@@ -910,7 +971,7 @@ type X509Authority struct {
 
 func (x *X509Authority) Reset() {
 	*x = X509Authority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +983,7 @@ func (x *X509Authority) String() string {
 func (*X509Authority) ProtoMessage() {}
 
 func (x *X509Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +996,7 @@ func (x *X509Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Authority.ProtoReflect.Descriptor instead.
 func (*X509Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *X509Authority) GetAsn1() []byte {
@@ -964,7 +1025,7 @@ type JWTAuthority struct {
 
 func (x *JWTAuthority) Reset() {
 	*x = JWTAuthority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -976,7 +1037,7 @@ func (x *JWTAuthority) String() string {
 func (*JWTAuthority) ProtoMessage() {}
 
 func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -989,7 +1050,7 @@ func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTAuthority.ProtoReflect.Descriptor instead.
 func (*JWTAuthority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JWTAuthority) GetKeyId() string {
@@ -1031,7 +1092,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1104,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1117,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Authority) GetKind() string {
@@ -1085,13 +1146,17 @@ type Slot struct {
 	PublicKey     []byte                 `protobuf:"bytes,8,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // PKIX DER
 	PublishedAt   int64                  `protobuf:"varint,9,opt,name=published_at,json=publishedAt,proto3" json:"published_at,omitempty"`
 	LastExpiry    int64                  `protobuf:"varint,10,opt,name=last_expiry,json=lastExpiry,proto3" json:"last_expiry,omitempty"` // latest expiry of anything signed under it, as promised
+	ReadyAt       int64                  `protobuf:"varint,11,opt,name=ready_at,json=readyAt,proto3" json:"ready_at,omitempty"`          // when nobody was waited for any longer; 0: not yet
+	Unready       uint32                 `protobuf:"varint,12,opt,name=unready,proto3" json:"unready,omitempty"`                         // how many had not acknowledged when it went on
+	ActivatedAt   int64                  `protobuf:"varint,13,opt,name=activated_at,json=activatedAt,proto3" json:"activated_at,omitempty"`
+	RetiredAt     int64                  `protobuf:"varint,14,opt,name=retired_at,json=retiredAt,proto3" json:"retired_at,omitempty"` // when it became old
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1103,7 +1168,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1116,7 +1181,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Slot) GetName() string {
@@ -1189,6 +1254,34 @@ func (x *Slot) GetLastExpiry() int64 {
 	return 0
 }
 
+func (x *Slot) GetReadyAt() int64 {
+	if x != nil {
+		return x.ReadyAt
+	}
+	return 0
+}
+
+func (x *Slot) GetUnready() uint32 {
+	if x != nil {
+		return x.Unready
+	}
+	return 0
+}
+
+func (x *Slot) GetActivatedAt() int64 {
+	if x != nil {
+		return x.ActivatedAt
+	}
+	return 0
+}
+
+func (x *Slot) GetRetiredAt() int64 {
+	if x != nil {
+		return x.RetiredAt
+	}
+	return 0
+}
+
 // Server is stored under /server/ID, and written by that server alone.
 type Server struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1217,7 +1310,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1229,7 +1322,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1242,7 +1335,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Server) GetId() string {
@@ -1389,7 +1482,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1494,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1507,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Laggard) GetAgentId() string {
@@ -1445,7 +1538,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1550,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1563,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Place) GetHost() string {
@@ -1518,7 +1611,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1623,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1636,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Roster) GetAgents() []byte {
@@ -1638,13 +1731,18 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"expires_at\x18\x01 \x01(\x03R\texpiresAt\x12\x1a\n" +
 	"\bconsumer\x18\x02 \x01(\fR\bconsumer\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\tR\x06nodeId\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\fR\x05epoch\"\x81\x02\n" +
+	"\x05epoch\x18\x04 \x01(\fR\x05epoch\"\xba\x02\n" +
 	"\x06Bundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12!\n" +
 	"\frefresh_hint\x18\x03 \x01(\x03R\vrefreshHint\x12K\n" +
 	"\x10x509_authorities\x18\x04 \x03(\v2 .plastron.state.v1.X509AuthorityR\x0fx509Authorities\x12H\n" +
-	"\x0fjwt_authorities\x18\x05 \x03(\v2\x1f.plastron.state.v1.JWTAuthorityR\x0ejwtAuthorities\"=\n" +
+	"\x0fjwt_authorities\x18\x05 \x03(\v2\x1f.plastron.state.v1.JWTAuthorityR\x0ejwtAuthorities\x127\n" +
+	"\arevoked\x18\x06 \x03(\v2\x1d.plastron.state.v1.RevocationR\arevoked\"=\n" +
+	"\n" +
+	"Revocation\x12\x19\n" +
+	"\bkey_hash\x18\x01 \x01(\fR\akeyHash\x12\x14\n" +
+	"\x05until\x18\x02 \x01(\x03R\x05until\"=\n" +
 	"\rX509Authority\x12\x12\n" +
 	"\x04asn1\x18\x01 \x01(\fR\x04asn1\x12\x18\n" +
 	"\atainted\x18\x02 \x01(\bR\atainted\"}\n" +
@@ -1657,7 +1755,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\atainted\x18\x04 \x01(\bR\atainted\"N\n" +
 	"\tAuthority\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12-\n" +
-	"\x05slots\x18\x02 \x03(\v2\x17.plastron.state.v1.SlotR\x05slots\"\xb3\x03\n" +
+	"\x05slots\x18\x02 \x03(\v2\x17.plastron.state.v1.SlotR\x05slots\"\xaa\x04\n" +
 	"\x04Slot\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1d.plastron.state.v1.Slot.StateR\x05state\x12!\n" +
@@ -1672,7 +1770,12 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\fpublished_at\x18\t \x01(\x03R\vpublishedAt\x12\x1f\n" +
 	"\vlast_expiry\x18\n" +
 	" \x01(\x03R\n" +
-	"lastExpiry\"g\n" +
+	"lastExpiry\x12\x19\n" +
+	"\bready_at\x18\v \x01(\x03R\areadyAt\x12\x18\n" +
+	"\aunready\x18\f \x01(\rR\aunready\x12!\n" +
+	"\factivated_at\x18\r \x01(\x03R\vactivatedAt\x12\x1d\n" +
+	"\n" +
+	"retired_at\x18\x0e \x01(\x03R\tretiredAt\"g\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_INTENDED\x10\x01\x12\x12\n" +
@@ -1727,7 +1830,7 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
@@ -1739,14 +1842,15 @@ var file_plastron_state_v1_state_proto_goTypes = []any{
 	(*Node)(nil),          // 7: plastron.state.v1.Node
 	(*Token)(nil),         // 8: plastron.state.v1.Token
 	(*Bundle)(nil),        // 9: plastron.state.v1.Bundle
-	(*X509Authority)(nil), // 10: plastron.state.v1.X509Authority
-	(*JWTAuthority)(nil),  // 11: plastron.state.v1.JWTAuthority
-	(*Authority)(nil),     // 12: plastron.state.v1.Authority
-	(*Slot)(nil),          // 13: plastron.state.v1.Slot
-	(*Server)(nil),        // 14: plastron.state.v1.Server
-	(*Laggard)(nil),       // 15: plastron.state.v1.Laggard
-	(*Place)(nil),         // 16: plastron.state.v1.Place
-	(*Roster)(nil),        // 17: plastron.state.v1.Roster
+	(*Revocation)(nil),    // 10: plastron.state.v1.Revocation
+	(*X509Authority)(nil), // 11: plastron.state.v1.X509Authority
+	(*JWTAuthority)(nil),  // 12: plastron.state.v1.JWTAuthority
+	(*Authority)(nil),     // 13: plastron.state.v1.Authority
+	(*Slot)(nil),          // 14: plastron.state.v1.Slot
+	(*Server)(nil),        // 15: plastron.state.v1.Server
+	(*Laggard)(nil),       // 16: plastron.state.v1.Laggard
+	(*Place)(nil),         // 17: plastron.state.v1.Place
+	(*Roster)(nil),        // 18: plastron.state.v1.Roster
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	2,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
@@ -1754,17 +1858,18 @@ var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	2,  // 2: plastron.state.v1.Node.selectors:type_name -> plastron.state.v1.Selector
 	6,  // 3: plastron.state.v1.Node.current:type_name -> plastron.state.v1.Credential
 	6,  // 4: plastron.state.v1.Node.next:type_name -> plastron.state.v1.Credential
-	10, // 5: plastron.state.v1.Bundle.x509_authorities:type_name -> plastron.state.v1.X509Authority
-	11, // 6: plastron.state.v1.Bundle.jwt_authorities:type_name -> plastron.state.v1.JWTAuthority
-	13, // 7: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
-	0,  // 8: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
-	15, // 9: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
-	16, // 10: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	11, // 5: plastron.state.v1.Bundle.x509_authorities:type_name -> plastron.state.v1.X509Authority
+	12, // 6: plastron.state.v1.Bundle.jwt_authorities:type_name -> plastron.state.v1.JWTAuthority
+	10, // 7: plastron.state.v1.Bundle.revoked:type_name -> plastron.state.v1.Revocation
+	14, // 8: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
+	0,  // 9: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
+	16, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
+	17, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_plastron_state_v1_state_proto_init() }
@@ -1778,7 +1883,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

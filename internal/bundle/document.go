@@ -7,6 +7,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -147,7 +148,10 @@ func checkRoot(c *x509.Certificate) string {
 	if c.Version != 3 || !c.BasicConstraintsValid || !c.IsCA {
 		return "it is not an authority's certificate"
 	}
-	if c.KeyUsage&x509.KeyUsageCertSign == 0 {
+	// Roots above us that are not SPIFFE's may leave out what they may be used for,
+	// as RFC 5280 allows: what "openssl req -x509" makes does.
+	said := slices.ContainsFunc(c.Extensions, func(e pkix.Extension) bool { return e.Id.String() == "2.5.29.15" })
+	if said && c.KeyUsage&x509.KeyUsageCertSign == 0 {
 		return "it has no key usage that lets it sign certificates"
 	}
 	for _, u := range c.URIs {

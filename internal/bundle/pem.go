@@ -11,22 +11,7 @@ import (
 // ParsePEM reads a file of authorities' certificates. Anything else in it (a
 // private key, a leaf, text between blocks) is an error with its line: such a
 // file is not what the operator believes it is (B38, B39).
-func ParsePEM(data []byte) ([][]byte, error) { return parsePEM(data, checkRoot) }
-
-// ParseForeignPEM reads roots of a PKI that is not SPIFFE's, whose certificates may
-// leave out what they may be used for, as RFC 5280 allows.
-func ParseForeignPEM(data []byte) ([][]byte, error) {
-	return parsePEM(data, func(c *x509.Certificate) string {
-		if c.KeyUsage == 0 {
-			free := *c
-			free.KeyUsage = x509.KeyUsageCertSign
-			c = &free
-		}
-		return checkRoot(c)
-	})
-}
-
-func parsePEM(data []byte, check func(*x509.Certificate) string) ([][]byte, error) {
+func ParsePEM(data []byte) ([][]byte, error) {
 	if len(data) > MaxDocument {
 		return nil, fault.New(fault.Invalid, "bundle_invalid", "the PEM bundle is larger than 1 MiB")
 	}
@@ -57,7 +42,7 @@ func parsePEM(data []byte, check func(*x509.Certificate) string) ([][]byte, erro
 		if err != nil {
 			return refuse("a certificate that cannot be read")
 		}
-		if fault := check(c); fault != "" {
+		if fault := checkRoot(c); fault != "" {
 			return refuse("a certificate is refused: " + fault)
 		}
 		if len(found) == MaxKeys {

@@ -1,6 +1,7 @@
 package svid
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -24,8 +25,10 @@ const (
 	maxChainSize = 64 << 10
 )
 
+const peerRefused = "the certificate is refused: "
+
 func errPeer(reason, message string) *fault.Error {
-	return fault.New(fault.Unauthenticated, reason, "the certificate is refused: %s", message)
+	return fault.New(fault.Unauthenticated, reason, "%s", peerRefused+message)
 }
 
 // VerifyX509 verifies a chain (DER, leaf first) against the roots of td and
@@ -162,7 +165,23 @@ func checkForm(c *x509.Certificate) error {
 	if c.SerialNumber.Sign() <= 0 || c.SerialNumber.BitLen() > 159 {
 		return errPeer("serial_invalid", "a serial number is not positive or longer than 20 bytes")
 	}
-	switch key := c.PublicKey.(type) {
+	if err := checkKey(c.PublicKey); err != nil {
+		return err
+	}
+	for name := range altNames(c) {
+		switch name.tag {
+		case mailName, dnsName, uriName:
+			if strings.ContainsFunc(name.value, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+				return errPeer("san_invalid", "an alternative name holds a space, a control byte or a byte beyond ASCII")
+			}
+		}
+	}
+	return nil
+}
+
+// checkKey refuses keys that are weak, or so large that verifying costs too much.
+func checkKey(key crypto.PublicKey) error {
+	switch key := key.(type) {
 	case *rsa.PublicKey:
 		if bits := key.N.BitLen(); bits < 2048 || bits > 8192 || key.E < 3 || key.E&1 == 0 {
 			return errPeer("key_weak", "an RSA key is too small, too large or has a bad exponent")
@@ -174,14 +193,6 @@ func checkForm(c *x509.Certificate) error {
 	case ed25519.PublicKey:
 	default:
 		return errPeer("key_weak", "a key is of a kind that is not allowed")
-	}
-	for name := range altNames(c) {
-		switch name.tag {
-		case mailName, dnsName, uriName:
-			if strings.ContainsFunc(name.value, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
-				return errPeer("san_invalid", "an alternative name holds a space, a control byte or a byte beyond ASCII")
-			}
-		}
 	}
 	return nil
 }

@@ -32,6 +32,8 @@ type X509Issuer struct {
 	scheme scheme
 	chain  [][]byte // what follows the leaf on the wire: intermediates, no root
 	keys   [][]byte // the chain's SPKIs, which no leaf may have
+	ca     *x509.Certificate
+	below  int // how many authorities may stand below it
 
 	name      []byte // the issuing CA's subject
 	keyID     []byte // its subject key identifier
@@ -84,12 +86,13 @@ func NewX509Issuer(caChain [][]byte, signer crypto.Signer) (*X509Issuer, error) 
 		return nil, err
 	}
 	i := &X509Issuer{signer: signer, scheme: scheme}
+	var certificates []*x509.Certificate
 	for n, der := range caChain {
 		ca, err := x509.ParseCertificate(der)
 		switch {
 		case err != nil:
 			return nil, fault.New(fault.Invalid, "ca_invalid", "certificate %d of the authority's chain cannot be read", n).Because(err)
-		case !ca.IsCA || ca.KeyUsage&x509.KeyUsageCertSign == 0:
+		case !maySign(ca):
 			return nil, fault.New(fault.Invalid, "ca_invalid", "certificate %d of the authority's chain may not sign certificates", n)
 		}
 		if n == 0 {
@@ -99,16 +102,22 @@ func NewX509Issuer(caChain [][]byte, signer crypto.Signer) (*X509Issuer, error) 
 			case len(ca.SubjectKeyId) == 0 || len(ca.Subject.Names) == 0:
 				return nil, fault.New(fault.Invalid, "ca_invalid", "the authority's certificate has no subject or no subject key identifier")
 			}
-			i.name, i.keyID, i.notBefore, i.notAfter = ca.RawSubject, ca.SubjectKeyId, ca.NotBefore, ca.NotAfter
+			i.ca, i.name, i.keyID, i.notBefore, i.notAfter = ca, ca.RawSubject, ca.SubjectKeyId, ca.NotBefore, ca.NotAfter
 		}
 		if ca.NotAfter.Before(i.notAfter) {
 			i.notAfter = ca.NotAfter
 		}
 		i.keys = append(i.keys, ca.RawSubjectPublicKeyInfo)
-		if !bytes.Equal(ca.RawIssuer, ca.RawSubject) {
+		certificates = append(certificates, ca)
+		if !selfSigned(ca) {
 			i.chain = append(i.chain, slices.Clone(der))
 		}
 	}
+	above := 1
+	if selfSigned(certificates[len(certificates)-1]) {
+		above = 0
+	}
+	i.below = room(certificates, above)
 	if i.authority, err = authorityKeyID(i.keyID); err != nil {
 		return nil, fmt.Errorf("encode authority key identifier: %w", err)
 	}

@@ -178,7 +178,7 @@ func readRoots(path string) ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	ders, err := bundle.ParseForeignPEM(data)
+	ders, err := bundle.ParsePEM(data)
 	if err != nil {
 		return nil, err
 	}

@@ -129,6 +129,9 @@ func plugins(w *bytes.Buffer, role string) {
 		fmt.Fprintln(w)
 	}
 	if role == "server" {
+		for _, p := range builtin.Stores() {
+			row("DataStore", p.Name, p.Doc, p.New())
+		}
 		for _, p := range builtin.KeyManagers() {
 			row("KeyManager", p.Name, p.Doc, p.New())
 		}

@@ -171,7 +171,7 @@ func printServerStatus(w io.Writer, s *statusv1.ServerStatus, now time.Time) err
 	rows := facts{{"Server", s.GetId()}, {"Version", s.GetVersion()}, {"Trust domain", s.GetTrustDomain()},
 		{"Up since", since(s.GetStartedAt(), now)}, {"Agents reach it at", strings.Join(s.GetAddresses(), ", ")},
 		{"Position", positionText(s.GetPosition())}, {"Digest", s.GetDigest()},
-		{"Store", fmt.Sprintf("%s in %s, %s", s.GetStore().GetKind(), s.GetStore().GetDir(), bytesText(s.GetStore().GetBytes()))},
+		{"Store", storeText(s.GetStore())},
 		{"Entries", fmt.Sprintf("%d, and %s", s.GetEntries(), plural(int(s.GetRules()), "rule", "rules"))},
 		{"Join tokens", fmt.Sprintf("%d unused", s.GetJoinTokens())},
 		{"Agents", fmt.Sprintf("%d joined, %d attached, %d behind", s.GetAgents(), s.GetAttached().GetAgents(), len(s.GetAttached().GetLaggards()))},
@@ -193,6 +193,13 @@ func printServerStatus(w io.Writer, s *statusv1.ServerStatus, now time.Time) err
 	rows.add("Own certificate", "until "+until(s.GetCertificateExpiresAt(), now))
 	rows.add("Healthy", healthText(s.GetUnhealthy()))
 	return rows.print(w)
+}
+
+func storeText(s *statusv1.Store) string {
+	if s.GetAddress() != "" {
+		return s.GetKind() + " at " + s.GetAddress()
+	}
+	return fmt.Sprintf("%s in %s, %s", s.GetKind(), s.GetDir(), bytesText(s.GetBytes()))
 }
 
 // facts are lines of a name and a value.

@@ -43,6 +43,24 @@ func (k kind) String() string {
 // Present reports whether the key was in the file.
 func (n Node) Present() bool { return n.kind != absent }
 
+// String returns the type's name: a file may hold secrets.
+func (Node) String() string { return "config.Node" }
+
+// GoString is String.
+func (n Node) GoString() string { return n.String() }
+
+// Name returns the string that the node is, or the label of the block that it
+// is: "a" for both `key = "a"` and `key "a" { … }`. Else it is empty.
+func (n Node) Name() string {
+	if n.kind == object && len(n.items) == 1 {
+		return n.items[0].key
+	}
+	if n.kind == str {
+		return n.text
+	}
+	return ""
+}
+
 // Line returns the line the node begins at, 0 if it is absent.
 func (n Node) Line() int { return n.line }
 

@@ -21,7 +21,6 @@ import (
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverapi"
-	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -47,8 +46,9 @@ type Settings struct {
 	// TrustDomain is the name below which all IDs lie. It cannot be changed later:
 	// a store of another trust domain is refused.
 	TrustDomain config.TrustDomain `hcl:"trust_domain"`
-	// DataDir holds the store, the keys and the audit trail. Losing it means a new
-	// trust domain; a copy that others can read is the trust domain.
+	// DataDir holds the keys, the audit trail, who this server is, and the store unless
+	// that is elsewhere. Losing it means a new trust domain, or with a store elsewhere
+	// a new server; a copy that others can read is the trust domain.
 	DataDir string `hcl:"data_dir"`
 
 	// LogFile is opened anew on SIGUSR2. LogLevel is PANIC, FATAL, ERROR, WARN, INFO,
@@ -134,7 +134,7 @@ func Default() Config {
 type plan struct {
 	caKey, jwtKey keys.Type
 	admins        []spiffeid.ID
-	store         sqlite.Config
+	store         builtin.StoreConfig
 	keeper        keys.Config
 	attestors     map[string]builtin.VerifierConfig
 }
@@ -258,7 +258,13 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 		var names []string
 		switch pl.Type {
 		case "DataStore":
-			target = &dataStore{}
+			for _, s := range builtin.Stores() {
+				names = append(names, s.Name)
+				if s.Name == pl.Name {
+					p.store = s.New()
+					target = p.store
+				}
+			}
 		case "KeyManager":
 			for _, k := range builtin.KeyManagers() {
 				names = append(names, k.Name)
@@ -289,10 +295,6 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 		}
 		if err := pl.Decode(target); err != nil {
 			faults = append(faults, err)
-		} else if d, ok := target.(*dataStore); ok {
-			if p.store.Dir, err = d.dir(pl.Name); err != nil {
-				fail(pl, fault.KindOf(err), "%v", err)
-			}
 		} else if v, ok := target.(interface{ Validate() error }); ok {
 			if err := v.Validate(); err != nil {
 				fail(pl, fault.KindOf(err), "%v", err)
@@ -304,8 +306,8 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 			faults = append(faults, fault.New(fault.Invalid, "plugin_invalid", "plugins.%s: there are %d, and there can be one", kind, count[kind]))
 		}
 	}
-	if p.store.Dir == "" {
-		p.store.Dir = c.Server.DataDir
+	if p.store == nil {
+		p.store = builtin.Stores()[0].New()
 	}
 	if p.keeper == nil && count["KeyManager"] == 0 {
 		p.keeper = &diskkeys.Config{}
@@ -317,29 +319,6 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 		p.attestors[jointoken.Name] = &jointoken.Config{}
 	}
 	return faults
-}
-
-// dataStore is the plugin_data of a DataStore: SPIRE's keys as far as they say
-// where a SQLite database is.
-type dataStore struct {
-	DatabaseType     string `hcl:"database_type"`
-	ConnectionString string `hcl:"connection_string"`
-	// Dir is the store's directory. Default: data_dir.
-	Dir string `hcl:"dir"`
-}
-
-func (d *dataStore) dir(name string) (string, error) {
-	switch {
-	case name != "sql" && name != "sqlite":
-		return "", fault.New(fault.Unsupported, "plugin_invalid", "there is no such store; there are sql, sqlite")
-	case name == "sql" && d.DatabaseType != "sqlite3":
-		return "", fault.New(fault.Unsupported, "plugin_invalid", "database_type %q is not offered yet, only sqlite3", d.DatabaseType)
-	case d.Dir != "":
-		return d.Dir, nil
-	case d.ConnectionString != "":
-		return filepath.Dir(d.ConnectionString), nil
-	}
-	return "", nil
 }
 
 func (s *Settings) address() string { return net.JoinHostPort(s.BindAddress, strconv.Itoa(s.BindPort)) }

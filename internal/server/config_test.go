@@ -70,7 +70,7 @@ func TestConfigFaults(t *testing.T) { // F1, F5, F8, R121
 		"no pair of a rule":      {"log_level = \"DEBUG\"", "rule_pairs_per_agent = 0", []string{"rule_pairs_per_agent", "0"}},
 		"several":                {"log_level = \"DEBUG\"", "profiling_enabled = true\n prune_tofu_nodes = true", []string{"profiling_enabled", "prune_tofu_nodes"}},
 		"telemetry":              {"plugins {", "telemetry { InMem {} }\nplugins {", []string{"telemetry.InMem"}},
-		"a store":                {"sqlite3\"", "postgres\"", []string{"DataStore", "postgres"}},
+		"a store":                {`DataStore "sql"`, `DataStore "bolt"`, []string{"DataStore", "bolt", "sqlite, sql, etcd"}},
 		"a key manager":          {`KeyManager "disk"`, `KeyManager "aws_kms"`, []string{"KeyManager", "aws_kms"}},
 		"a node attestor":        {`NodeAttestor "join_token"`, `NodeAttestor "aws_iid"`, []string{"NodeAttestor", "aws_iid"}},
 		"an upstream":            {`NodeAttestor "join_token"`, `UpstreamAuthority "disk"`, []string{"UpstreamAuthority", "not offered"}},

@@ -6,11 +6,11 @@ import (
 	"time"
 
 	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
+	"github.com/plastron/plastron/internal/builtin"
 	"github.com/plastron/plastron/internal/doctor"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys/diskkeys"
 	"github.com/plastron/plastron/internal/registry"
-	"github.com/plastron/plastron/internal/store/sqlite"
 )
 
 // Subject is a server that is to be examined: by its configuration, by what it
@@ -23,24 +23,32 @@ type Subject struct {
 
 // Examine looks at a server and what it stands on, and changes nothing.
 func Examine(ctx context.Context, s Subject, now time.Time) (found []doctor.Finding) {
-	dataDir, storeDir, socket := s.Running.GetDataDir(), s.Running.GetStore().GetDir(), s.Running.GetSocketPath()
+	dataDir, socket := s.Running.GetDataDir(), s.Running.GetSocketPath()
+	places := []string{dataDir}
+	if dir := s.Running.GetStore().GetDir(); dir != "" {
+		places = append(places, dir)
+	}
+	var configured builtin.StoreConfig
 	keyFile := filepath.Join(dataDir, "keys.json")
 	domains := map[string]string{"the running server": s.Running.GetTrustDomain()}
 	if s.Config != nil {
 		p, err := s.Config.plan()
 		found = append(found, doctor.Error("configuration", err, "it is valid"))
 		set := s.Config.Server
-		dataDir, storeDir, socket, keyFile = set.DataDir, p.store.Dir, set.SocketPath, filepath.Join(set.DataDir, "keys.json")
-		if storeDir == "" {
-			storeDir = dataDir
+		dataDir, socket, keyFile = set.DataDir, set.SocketPath, filepath.Join(set.DataDir, "keys.json")
+		places = []string{dataDir}
+		if configured = p.store; configured != nil {
+			if dir := configured.Where(dataDir).Dir; dir != "" {
+				places = append(places, dir)
+			}
 		}
 		if disk, ok := p.keeper.(*diskkeys.Config); ok {
 			keyFile = disk.Path
 		}
 		domains["the configuration"] = set.TrustDomain.Name()
 	}
-	found = append(found, alive(s, now), doctor.DataDir(dataDir), doctor.Keys(keyFile), doctor.Disk(dataDir, storeDir))
-	stored, owner := examineStore(ctx, s.Running, storeDir)
+	found = append(found, alive(s, now), doctor.DataDir(dataDir), doctor.Keys(keyFile), doctor.Disk(places...))
+	stored, owner := examineStore(ctx, s.Running, configured, dataDir)
 	domains["the store"] = owner
 	found = append(found, stored, doctor.SameTrustDomain(domains), doctor.Socket("admin_socket", socket, false, s.Running != nil))
 	return append(found, examineRunning(s.Running, now)...)
@@ -62,7 +70,7 @@ func alive(s Subject, now time.Time) doctor.Finding {
 
 // examineStore asks the server that has the store open, or reads it if none has,
 // and then says whose it is.
-func examineStore(ctx context.Context, running *statusv1.ServerStatus, dir string) (f doctor.Finding, owner string) {
+func examineStore(ctx context.Context, running *statusv1.ServerStatus, configured builtin.StoreConfig, dataDir string) (f doctor.Finding, owner string) {
 	if running != nil {
 		store := running.GetStore()
 		switch {
@@ -79,7 +87,11 @@ func examineStore(ctx context.Context, running *statusv1.ServerStatus, dir strin
 		}
 		return f.Do("see the server's log; restore a backup if the store is damaged"), ""
 	}
-	seen, err := sqlite.Examine(ctx, dir, func(key string, value []byte) error {
+	if configured == nil {
+		return doctor.Say("store", doctor.Skipped, "where it is is not known"), ""
+	}
+	where := configured.Where(dataDir)
+	seen, err := configured.Examine(ctx, dataDir, func(key string, value []byte) error {
 		if name, ok := registry.Owner(key, value); ok {
 			owner = name
 		}
@@ -87,7 +99,9 @@ func examineStore(ctx context.Context, running *statusv1.ServerStatus, dir strin
 	})
 	switch {
 	case fault.KindOf(err) == fault.NotFound:
-		return doctor.Say("store", doctor.Skipped, "there is none in %s", dir), ""
+		return doctor.Say("store", doctor.Skipped, "there is none in %s", where.Dir), ""
+	case fault.KindOf(err) == fault.Unsupported:
+		return doctor.Say("store", doctor.Skipped, "%s", fault.MessageOf(err)), ""
 	case err != nil:
 		f = doctor.Error("store", err, "")
 		if f.Fix == "" {

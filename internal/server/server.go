@@ -99,7 +99,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(set.DataDir, 0o700); err != nil {
 		return fmt.Errorf("make data_dir: %w", err)
 	}
-	opened, err := s.plan.store.Open(ctx, s.log)
+	opened, err := s.openStore(ctx)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}
@@ -189,7 +189,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
 		About: serverapi.About{
 			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
-			StoreKind: "sqlite", StoreDir: s.plan.store.Dir, StoreSize: opened.Size, StoreHealth: st.healthy, CheckStore: opened.Check,
+			StoreKind: opened.Kind, StoreDir: opened.Dir, StoreAddress: opened.Address,
+			StoreSize: opened.Size, StoreHealth: st.healthy, CheckStore: opened.Check,
 		},
 		RulePairs:       set.RulePairsPerAgent,
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log, Count: count.api,
@@ -254,6 +255,11 @@ func (c *Config) warnings(p *plan) (out []string) {
 	set := &c.Server
 	if _, memory := p.keeper.(*memkeys.Config); memory {
 		out = append(out, "KeyManager memory: after a restart agents no longer recognise this server, because its signing keys are gone")
+	}
+	if w, ok := p.store.(interface{ Warnings() []string }); ok {
+		for _, text := range w.Warnings() {
+			out = append(out, "DataStore: "+text)
+		}
 	}
 	longest := min(time.Duration(set.CATTL)/6, 7*24*time.Hour)
 	for _, key := range []struct {

@@ -19,10 +19,11 @@ import (
 // About is what a server says of itself besides what it holds.
 type About struct {
 	ServerID, Version, DataDir, SocketPath string
-	StoreKind, StoreDir                    string
-	StoreSize                              func() int64
+	StoreKind                              string
+	StoreDir, StoreAddress                 string       // where it is: here, or elsewhere
+	StoreSize                              func() int64 // nil: it cannot tell
 	StoreHealth                            func() error // nil: its last write went well
-	CheckStore                             func() error // reads all of it
+	CheckStore                             func() error // reads all of it; nil: it cannot
 	Started                                time.Time
 }
 
@@ -47,9 +48,12 @@ func (s *Server) status(checkStore bool, now time.Time) *statusv1.ServerStatus {
 	out := &statusv1.ServerStatus{
 		Id: about.ServerID, Version: about.Version, TrustDomain: s.cfg.TrustDomain.Name(),
 		StartedAt: about.Started.Unix(), ClockMs: now.UnixMilli(), Addresses: s.cfg.Addresses,
-		Store:   &statusv1.Store{Kind: about.StoreKind, Dir: about.StoreDir, Bytes: uint64(about.StoreSize())},
+		Store:   &statusv1.Store{Kind: about.StoreKind, Dir: about.StoreDir, Address: about.StoreAddress},
 		DataDir: about.DataDir, SocketPath: about.SocketPath,
 		Unhealthy: writeFault(s.cfg.Health()),
+	}
+	if about.StoreSize != nil {
+		out.Store.Bytes = uint64(about.StoreSize())
 	}
 	if own, err := s.cfg.Certificate(); err == nil {
 		if leaf, err := x509.ParseCertificate(own.Certificate[0]); err == nil {
@@ -59,7 +63,7 @@ func (s *Server) status(checkStore bool, now time.Time) *statusv1.ServerStatus {
 	sequence := s.describe(out, now)
 	out.Attached = s.attached(sequence, now)
 	err := about.StoreHealth()
-	if err == nil && checkStore {
+	if err == nil && checkStore && about.CheckStore != nil {
 		err = about.CheckStore()
 		out.Store.Checked = fault.ReasonOf(err) != "check_under_way"
 	}

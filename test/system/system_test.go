@@ -132,6 +132,7 @@ type deployment struct {
 	port          int
 	trustDomain   string
 	server, agent *process
+	dataStore     string // the DataStore block
 	serverOptions string // extra lines for the server block
 	agentOptions  string
 	agentCache    string // cache_directory; empty: none
@@ -153,7 +154,7 @@ func newDeployment(t testing.TB) *deployment {
 	if err := os.Chmod(dir, 0o755); err != nil { // other uids reach the socket
 		t.Fatal(err)
 	}
-	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t), trustDomain: "example.org",
+	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t), trustDomain: "example.org", dataStore: `DataStore "sqlite" { plugin_data {} }`,
 		serverAttestor: `NodeAttestor "join_token" { plugin_data {} }`, agentAttestor: `NodeAttestor "join_token" { plugin_data {} }`}
 }
 
@@ -183,11 +184,11 @@ func (d *deployment) startServer() {
   %s
 }
 plugins {
-  DataStore "sqlite" { plugin_data {} }
+  %s
   KeyManager "disk" { plugin_data { keys_path = %q } }
   %s
 }
-`, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.path("server/keys.json"), d.serverAttestor))
+`, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.dataStore, d.path("server/keys.json"), d.serverAttestor))
 	args := append(append([]string{}, d.serverPrefix...), plastron, "server", "run", "-config", d.path("server.conf"))
 	d.server = start(d.t, exec.Command(args[0], args[1:]...))
 	d.waitHealthy("server")

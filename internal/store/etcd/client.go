@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -28,30 +29,46 @@ const keepAlive = 10 * time.Second
 
 const maxPassword = 4096
 
-// connect makes the client. Without a password it does not wait for a server.
-func (c Config) connect(ctx, life context.Context, limit limits) (*clientv3.Client, error) {
+// Validate refuses (fault.Invalid) what cannot work. It reads no file.
+func (c Config) Validate() error {
 	secure := 0
 	for _, e := range c.Endpoints {
-		if strings.HasPrefix(e, "https://") {
+		u, err := url.Parse(e)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Port() == "" || u.Path != "" || u.User != nil || u.RawQuery != "" {
+			// Not the endpoint itself: it may hold a password.
+			return fault.New(fault.Invalid, "bad_endpoint", "an etcd endpoint is not of the form https://HOST:PORT").
+				Fix("name it like https://etcd-1.example.org:2379; user and password have settings of their own")
+		}
+		if u.Scheme == "https" {
 			secure++
 		}
 	}
 	switch {
 	case len(c.Endpoints) == 0:
-		return nil, fault.New(fault.Invalid, "no_endpoints", "no etcd endpoint is configured").
+		return fault.New(fault.Invalid, "no_endpoints", "no etcd endpoint is configured").
 			Fix("name all members: https://etcd-1.example.org:2379, …")
 	case secure != 0 && secure != len(c.Endpoints):
-		return nil, fault.New(fault.Invalid, "mixed_endpoints", "some etcd endpoints are https and some are not").
+		return fault.New(fault.Invalid, "mixed_endpoints", "some etcd endpoints are https and some are not").
 			Fix("begin all of them with https://")
 	case secure == 0 && c.CAFile+c.CertFile+c.KeyFile != "":
-		return nil, fault.New(fault.Invalid, "mixed_endpoints", "certificates are configured, but the etcd endpoints are not https").
+		return fault.New(fault.Invalid, "mixed_endpoints", "certificates are configured, but the etcd endpoints are not https").
 			Fix("begin all of them with https://")
 	case (c.CertFile == "") != (c.KeyFile == ""):
-		return nil, fault.New(fault.Invalid, "certificate_incomplete", "etcd's client certificate and its key come together").
+		return fault.New(fault.Invalid, "certificate_incomplete", "etcd's client certificate and its key come together").
 			Fix("configure both files or none")
+	case c.PasswordFile != "" && c.Username == "":
+		return fault.New(fault.Invalid, "username_missing", "there is a password file, but no user").Fix("configure the user")
+	case !strings.HasSuffix(c.prefix(), "/"):
+		return fault.New(fault.Invalid, "bad_prefix", "the prefix %q does not end with a slash", c.Prefix).
+			Fix("add one, so that no other key can begin with it by accident")
 	}
+	return nil
+}
+
+// connect makes the client. Without a password it does not wait for a server.
+func (c Config) connect(ctx, life context.Context, limit limits) (*clientv3.Client, error) {
 	options := []grpc.DialOption{grpc.WithStatsHandler(sentHandler{}), grpc.WithChainUnaryInterceptor(failFast)}
-	if secure > 0 {
+	if strings.HasPrefix(c.Endpoints[0], "https://") {
 		files := tlsFiles{c.CAFile, c.CertFile, c.KeyFile}
 		if _, err := files.load(); err != nil { // now rather than as a failed handshake
 			return nil, fault.New(fault.Precondition, "store_tls", "etcd's certificate files cannot be used").
@@ -72,9 +89,9 @@ func (c Config) connect(ctx, life context.Context, limit limits) (*clientv3.Clie
 				Fix("check its path and permissions").Because(err)
 		}
 		password = bytes.TrimRight(password, "\r\n")
-		if len(password) == 0 || len(password) > maxPassword || c.Username == "" {
-			return nil, fault.New(fault.Precondition, "store_login", "etcd's password needs a user and 1 to %d bytes", maxPassword).
-				Fix("configure the user, and write the password alone into the file")
+		if len(password) == 0 || len(password) > maxPassword {
+			return nil, fault.New(fault.Precondition, "store_login", "etcd's password has %d bytes; it must have 1 to %d", len(password), maxPassword).
+				Fix("write the password alone into the file")
 		}
 		config.Password = string(password)
 	}

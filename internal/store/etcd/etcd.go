@@ -82,20 +82,30 @@ import (
 
 // Config says where the store is.
 type Config struct {
-	Endpoints []string // "https://etcd-1:2379", …; all of one cluster, and all with the same scheme
-	Prefix    string   // in front of every key; DefaultPrefix if empty
+	Endpoints []string `hcl:"endpoints"` // "https://etcd-1:2379", …; all of one cluster, and all with the same scheme
+	Prefix    string   `hcl:"prefix"`    // in front of every key; DefaultPrefix if empty
 
 	// For https: the roots that etcd's certificate must chain to (the system's if
 	// empty), and the client certificate with its key. The files are read for each
 	// new connection, so that replaced ones are used without a restart.
-	CAFile, CertFile, KeyFile string
+	CAFile   string `hcl:"ca_file"`
+	CertFile string `hcl:"cert_file"`
+	KeyFile  string `hcl:"key_file"`
 
 	// For clusters with passwords: the user, and a file that holds its password.
-	Username, PasswordFile string
+	Username     string `hcl:"username"`
+	PasswordFile string `hcl:"password_file"`
 
 	// Seen is the newest position that the caller remembers of this store, if any.
 	Seen store.Position
 }
+
+// String returns the type's name: who writes a password where none belongs finds
+// it in no log.
+func (Config) String() string { return "etcd.Config" }
+
+// GoString is String.
+func (c Config) GoString() string { return c.String() }
 
 // DefaultPrefix is where the store is unless Config says otherwise.
 const DefaultPrefix = "/plastron/"
@@ -172,14 +182,10 @@ func (c Config) Open(ctx context.Context, log *slog.Logger) (*Store, error) {
 }
 
 func (c Config) open(ctx context.Context, log *slog.Logger, limit limits) (_ *Store, err error) {
-	prefix := c.Prefix
-	if prefix == "" {
-		prefix = DefaultPrefix
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
-	if !strings.HasSuffix(prefix, "/") {
-		return nil, fault.New(fault.Invalid, "bad_prefix", "the prefix %q does not end with a slash", prefix).
-			Fix("add one, so that no other key can begin with it by accident")
-	}
+	prefix := c.prefix()
 	s := &Store{log: log, limit: limit, keys: newKeys(prefix), wakeCommit: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if s.client, err = c.connect(ctx, s.ctx, limit); err != nil {
@@ -202,6 +208,16 @@ func (c Config) open(ctx context.Context, log *slog.Logger, limit limits) (_ *St
 	s.loops.Go(s.commitLoop)
 	return s, nil
 }
+
+func (c Config) prefix() string {
+	if c.Prefix == "" {
+		return DefaultPrefix
+	}
+	return c.Prefix
+}
+
+// Address says where the store is: members and prefix.
+func (c Config) Address() string { return strings.Join(c.Endpoints, ",") + c.prefix() }
 
 // position is the newest position seen.
 func (s *Store) position() store.Position {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +29,10 @@ func (c Config) parse(name string) (*pgconn.Config, error) {
 		// Without the cause: where the string is wrong nobody knows which part of it is the password.
 		return nil, fault.New(fault.Invalid, "connection_string_invalid", "the connection string is not one that PostgreSQL's clients understand, or a file that it names cannot be read").
 			Fix("write it as postgres://USER:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full&sslrootcert=FILE, with special characters in the password percent-encoded")
+	}
+	if unescaped(c.ConnectionString, p) {
+		return nil, fault.New(fault.Invalid, "connection_string_invalid", "the connection string has parts that look like the rest of a password").
+			Fix("percent-encode special characters of the password in a URL (/ is %%2F, ? is %%3F, # is %%23, @ is %%40), or put it in quotes in the form key='value'")
 	}
 	plain, secured := map[string]bool{}, map[string]bool{}
 	note := func(host string, tls bool) {
@@ -59,6 +65,42 @@ func (c Config) parse(name string) (*pgconn.Config, error) {
 	p.RuntimeParams["application_name"] = name
 	return p, nil
 }
+
+// unescaped tells strings whose password was cut by a character with a meaning:
+// its rest would be taken for a database, a setting or nothing, and show up in
+// errors.
+func unescaped(text string, p *pgconn.Config) bool {
+	if _, rest, url := strings.Cut(text, "://"); url {
+		at := strings.IndexAny(rest, "/?#")
+		if at >= 0 && strings.Contains(rest[at:], "@") || strings.Contains(rest, "#") {
+			return true
+		}
+	}
+	for key := range p.RuntimeParams {
+		if strings.Trim(strings.ToLower(key), "abcdefghijklmnopqrstuvwxyz0123456789_.") != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Address says where the database is: hosts, ports and its name, no secret.
+// It is empty if the connection string is not valid.
+func (c Config) Address() string {
+	p, err := c.parse("")
+	if err != nil {
+		return ""
+	}
+	hosts := []string{address(p.Host, p.Port)}
+	for _, f := range p.Fallbacks {
+		if host := address(f.Host, f.Port); !slices.Contains(hosts, host) {
+			hosts = append(hosts, host)
+		}
+	}
+	return strings.Join(hosts, ",") + "/" + p.Database
+}
+
+func address(host string, port uint16) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
 
 // local tells hosts that no network lies before.
 func local(host string) bool {

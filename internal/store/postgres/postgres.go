@@ -18,7 +18,8 @@
 // restored elsewhere has another one, and the next Open draws a new epoch. A
 // physical copy or a return to an earlier backup cannot be told from a restart
 // by looking at it; a process that is running notices that revisions it has seen
-// are gone or are others, and draws a new epoch then.
+// are gone or are others, and Open that the log ends before what its caller
+// remembers (Config.Seen). Both draw a new epoch then.
 //
 // # A commit
 //
@@ -78,6 +79,9 @@ type Config struct {
 	// several hosts, TLS files and a password. It is read again, with the files
 	// it names, for each connection: renewed certificates need no restart.
 	ConnectionString string
+
+	// Seen is the newest position that the caller remembers of this store, if any.
+	Seen store.Position
 }
 
 // String returns the type's name: the connection string may hold a password.

@@ -193,7 +193,8 @@ func (s *Store) settle(ctx context.Context, c *session, fresh bool, f *found) er
 	if _, err := c.rows(ctx, s.sql.load+" LIMIT 0"); err != nil {
 		return err
 	}
-	if string(rows[0][4]) == origin {
+	lost := f.epoch == s.config.Seen.Epoch && f.rev < s.config.Seen.Revision
+	if string(rows[0][4]) == origin && !lost {
 		return nil
 	}
 	f.Opened, f.epoch = Opened{NewEpoch: true, Reason: "restored"}, store.NewEpoch()

@@ -257,3 +257,38 @@ func await(t testing.TB, name, sql string) {
 		}
 	}
 }
+
+// A store that ends before what a server remembers was restored while no server
+// ran (R21): one epoch is drawn, and by the first server that comes only.
+func TestSeen(t *testing.T) {
+	name := database(t)
+	s := open(t, cluster.URL(name))
+	_, at := storetest.State(t, s)
+	for range 3 {
+		at = commit(t, s, create(fmt.Sprint(at.Revision), ""))
+	}
+	s.Close()
+	seen := func(p store.Position) (postgres.Opened, store.Position) {
+		t.Helper()
+		s, err := postgres.Config{ConnectionString: cluster.URL(name), Seen: p}.Open(t.Context(), logger(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		_, now := storetest.State(t, s)
+		return s.Opened, now
+	}
+	for _, p := range []store.Position{{}, at, {Epoch: at.Epoch, Revision: at.Revision - 1}, {Epoch: store.NewEpoch(), Revision: 99}} {
+		if opened, now := seen(p); opened.NewEpoch || now != at {
+			t.Errorf("remembering %v: %+v at %v, want %v as it was", p, opened, now, at)
+		}
+	}
+	ahead := store.Position{Epoch: at.Epoch, Revision: at.Revision + 1}
+	opened, now := seen(ahead)
+	if opened != (postgres.Opened{NewEpoch: true, Reason: "restored"}) || now.Epoch == at.Epoch || now.Revision != at.Revision {
+		t.Errorf("remembering %v: %+v at %v", ahead, opened, now)
+	}
+	if opened, again := seen(ahead); opened.NewEpoch || again != now {
+		t.Errorf("the second server: %+v at %v, want %v", opened, again, now)
+	}
+}

@@ -428,6 +428,7 @@ type Store struct {
 	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Checked       bool                   `protobuf:"varint,4,opt,name=checked,proto3" json:"checked,omitempty"` // it was read as a whole
 	Fault         *Fault                 `protobuf:"bytes,5,opt,name=fault,proto3" json:"fault,omitempty"`      // what was found, or why the last change could not be written
+	Address       string                 `protobuf:"bytes,6,opt,name=address,proto3" json:"address,omitempty"`  // where it is, if it is not in dir on the server's machine
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -495,6 +496,13 @@ func (x *Store) GetFault() *Fault {
 		return x.Fault
 	}
 	return nil
+}
+
+func (x *Store) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
 }
 
 type Bundle struct {
@@ -1270,13 +1278,14 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\x15certificate_issued_at\x18\x17 \x01(\x03R\x13certificateIssuedAt\"<\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x04R\brevision\"\x8e\x01\n" +
+	"\brevision\x18\x02 \x01(\x04R\brevision\"\xa8\x01\n" +
 	"\x05Store\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03dir\x18\x02 \x01(\tR\x03dir\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x18\n" +
 	"\achecked\x18\x04 \x01(\bR\achecked\x12/\n" +
-	"\x05fault\x18\x05 \x01(\v2\x19.plastron.status.v1.FaultR\x05fault\"\xb1\x01\n" +
+	"\x05fault\x18\x05 \x01(\v2\x19.plastron.status.v1.FaultR\x05fault\x12\x18\n" +
+	"\aaddress\x18\x06 \x01(\tR\aaddress\"\xb1\x01\n" +
 	"\x06Bundle\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12)\n" +
 	"\x10x509_authorities\x18\x02 \x01(\rR\x0fx509Authorities\x12'\n" +

@@ -132,7 +132,7 @@ func parseRoot(jwk map[string]any) ([]byte, bool) {
 		return nil, false
 	}
 	c, err := x509.ParseCertificate(der)
-	if err != nil || checkRoot(c) != "" {
+	if err != nil || CheckRoot(c) != "" {
 		return nil, false
 	}
 	key, ok := parseKey(jwk)
@@ -143,8 +143,8 @@ func parseRoot(jwk map[string]any) ([]byte, bool) {
 	return der, err == nil && bytes.Equal(spki, c.RawSubjectPublicKeyInfo)
 }
 
-// checkRoot says what keeps a certificate from being an authority's, or "".
-func checkRoot(c *x509.Certificate) string {
+// CheckRoot says what keeps a certificate from being an authority of a bundle, or "".
+func CheckRoot(c *x509.Certificate) string {
 	if c.Version != 3 || !c.BasicConstraintsValid || !c.IsCA {
 		return "it is not an authority's certificate"
 	}

@@ -42,7 +42,7 @@ func ParsePEM(data []byte) ([][]byte, error) {
 		if err != nil {
 			return refuse("a certificate that cannot be read")
 		}
-		if fault := checkRoot(c); fault != "" {
+		if fault := CheckRoot(c); fault != "" {
 			return refuse("a certificate is refused: " + fault)
 		}
 		if len(found) == MaxKeys {

@@ -6,8 +6,11 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"net/url"
 	"slices"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/cryptobyte/asn1"
 
@@ -90,6 +93,14 @@ func RequestedURIs(csr *x509.CertificateRequest) (uris []string) {
 // NewCSR makes a request that carries nothing but the signer's key.
 func NewCSR(signer crypto.Signer) ([]byte, error) {
 	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, signer)
+}
+
+// NewAuthorityCSR makes a request for an authority of td, to be signed by one
+// above. Upstreams that are not SPIFFE's may copy what it says.
+func NewAuthorityCSR(td spiffeid.TrustDomain, signer crypto.Signer) ([]byte, error) {
+	return x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{Country: []string{"US"}, Organization: []string{"SPIFFE"}}, URIs: []*url.URL{td.ID().URL()},
+	}, signer)
 }
 
 // wellFormed walks DER: minimal definite lengths everywhere, no trailing

@@ -23,6 +23,7 @@ import (
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
+	"github.com/plastron/plastron/internal/secretfile"
 	"github.com/plastron/plastron/internal/strictjson"
 )
 
@@ -66,11 +67,11 @@ func (c *Config) Open(context.Context) (keys.Keeper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key file %q: %w", c.Path, err)
 	}
-	if err := checkPath(path); err != nil {
+	if err := secretfile.CheckPlace(path); err != nil {
 		return nil, err
 	}
 	k := &Keeper{path: path, keys: map[string]stored{}}
-	data, err := readSecret(path)
+	data, err := secretfile.ReadOwn(path, maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return k, nil
 	}
@@ -205,7 +206,7 @@ func replace(path string, data []byte) error {
 	if err := errors.Join(directory.Sync(), directory.Close()); err != nil {
 		return err
 	}
-	back, err := readSecret(path)
+	back, err := secretfile.ReadOwn(path, maxFile)
 	if err != nil {
 		return err
 	}

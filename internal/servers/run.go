@@ -110,6 +110,13 @@ func (s *Servers) Stale() error {
 	return s.machine.stale(s.cfg.Boot())
 }
 
+// Others returns what is known of the other servers, by id.
+func (s *Servers) Others() []Other {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.machine.others(time.Now(), s.cfg.Boot())
+}
+
 // Poke has a beat written soon, once a second at most.
 func (s *Servers) Poke() {
 	s.mu.Lock()
@@ -276,7 +283,7 @@ func (s *Servers) beat(ctx context.Context, caller string) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.machine.tried(err == nil || fault.ReasonOf(err) == "committed_not_visible")
+	s.machine.tried(err)
 	return err
 }
 

@@ -26,7 +26,7 @@ const (
 	maxSkewHere = 5 * time.Second      // to remove what others left (R70)
 	maxSamples  = 3
 	maxDelay    = 2 * BeatEvery // of a beat whose clock counts
-	maxAttempts = 1024
+	maxAttempts = 4096
 	hearFirst   = BeatEvery + 2*time.Second // for the first of the others to be heard after the start
 	hearMore    = time.Second               // for the rest of them after the first
 )
@@ -349,6 +349,29 @@ func (m *machine) alive(p *sighting, boot time.Duration) bool {
 	return m.shared && !p.row.Stopped && boot-p.seen <= liveFor
 }
 
+// Other is what this server knows of another.
+type Other struct {
+	Row      registry.Server
+	Live     bool          // it was heard lately, and did not stop
+	Silent   time.Duration // since its beat was first seen here
+	Clock    bool          // its clock is known
+	Ahead    time.Duration // its clock less the own one
+	Diverged bool          // at the same position it held something else
+}
+
+func (m *machine) others(now time.Time, boot time.Duration) []Other {
+	var out []Other
+	for _, p := range m.peers {
+		o := Other{Row: p.row, Live: m.alive(p, boot), Silent: boot - p.seen, Diverged: p.differs}
+		if o.Clock = len(p.zeroes) > 0; o.Clock {
+			o.Ahead = slices.MaxFunc(p.zeroes, time.Time.Compare).Sub(now.Add(-boot))
+		}
+		out = append(out, o)
+	}
+	slices.SortFunc(out, func(a, b Other) int { return cmp.Compare(a.Row.ID, b.Row.ID) })
+	return out
+}
+
 // hearing is for how long to wait for the other servers' clocks before the own
 // one is trusted: they answer to a start with a beat.
 func (m *machine) hearing(boot time.Duration) time.Duration {
@@ -398,11 +421,17 @@ func (m *machine) due(boot time.Duration) (act, time.Duration) {
 	return what, 0
 }
 
-// try takes note that a beat is about to be written, tried of how that went.
+// try takes note that a beat is about to be written.
 func (m *machine) try(boot time.Duration) { m.begunAt, m.poked = boot, false }
 
-func (m *machine) tried(well bool) {
-	if m.failures++; well {
+// tried takes note of how that went. What surely was not written will not come back.
+func (m *machine) tried(err error) {
+	switch reason := fault.ReasonOf(err); {
+	case err == nil, reason == "committed_not_visible":
 		m.failures = 0
+		return
+	case reason != "outcome_unknown":
+		m.attempts = slices.DeleteFunc(m.attempts, func(a attempt) bool { return a.begun >= m.begunAt })
 	}
+	m.failures++
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	_ "github.com/plastron/plastron/api/plastron/apply/v1"
+	_ "github.com/plastron/plastron/api/plastron/authority/v1"
 	_ "github.com/plastron/plastron/api/plastron/issue/v1"
 	_ "github.com/plastron/plastron/api/plastron/join/v1"
 	_ "github.com/plastron/plastron/api/plastron/node/v1"
@@ -30,6 +31,7 @@ import (
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
+	_ "github.com/plastron/plastron/internal/api/spire/api/server/localauthority/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/logger/v1"
 	_ "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 

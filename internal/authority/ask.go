@@ -56,7 +56,7 @@ func (m *machine) checkAsk() error {
 	case m.Ask.do == askActivate:
 		return nil
 	case state != registry.SlotOld:
-		return fault.New(fault.Precondition, "authority_in_use", "only an old authority can be %s, and %q is %s", past(m.Ask.do), m.Ask.id, StateName(state)).
+		return fault.New(fault.Invalid, "authority_in_use", "only an old authority can be %s, and %q is %s", past(m.Ask.do), m.Ask.id, StateName(state)).
 			Fix("prepare and activate another one first")
 	}
 	switch found, tainted := m.find(m.Bundle, m.slots[i]); {

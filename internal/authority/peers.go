@@ -85,7 +85,7 @@ func (m *machine) pass(s *registry.Slot) {
 
 func notReady(id string, missing []Missing, until, now time.Time) error {
 	return fault.New(fault.Precondition, "authority_not_acknowledged", "%d do not have %q yet: %s", len(missing), id, names(missing)).
-		Fix("try again; they are waited for until %s at the latest, or not at all if you force it", until.UTC().Format(time.RFC3339)).
+		Fix("try again; they are waited for until %s at the latest, and `plastron server authority rotate` with -force does not wait", until.UTC().Format(time.RFC3339)).
 		NotBefore(until.Sub(now))
 }
 

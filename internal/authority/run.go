@@ -57,13 +57,14 @@ type Config struct {
 // the signers that are active.
 type Authority struct {
 	Config
-	// lines, revoked and running are owned by whoever runs Start and then Run.
+	// lines and revoked are owned by whoever runs Start and then Run.
 	lines    []*line
 	revoked  []bundle.Revocation
-	running  bool
 	wake     chan struct{}
 	requests chan request
-	waits    atomic.Bool // some prepared key waits for acknowledgements
+	stopped  chan struct{} // closed when Run has ended
+	running  atomic.Bool   // Start has ended: agents are served
+	waits    atomic.Bool   // some prepared key waits for acknowledgements
 	changed  moment
 	x509     atomic.Pointer[svid.X509Issuer]
 	jwt      atomic.Pointer[svid.JWTIssuer]
@@ -78,6 +79,7 @@ type line struct {
 	clear   func()                                     // nothing signs
 	made    *registry.Slot                             // made, not published yet
 	ask     *ask                                       // what an operator wants
+	caller  string                                     // who that is
 	done    answer                                     // to ask
 	waits   bool                                       // the prepared key waits for acknowledgements
 	active  string                                     // the authority that is installed
@@ -85,9 +87,10 @@ type line struct {
 }
 
 type request struct {
-	line *line
-	ask  *ask
-	done chan answer
+	line   *line
+	ask    *ask
+	caller string
+	done   chan answer
 }
 
 // answer is what became of a request.
@@ -139,7 +142,7 @@ func New(c Config) (*Authority, error) {
 	if c.MaxWait == 0 {
 		c.MaxWait = DefaultMaxWait
 	}
-	a := &Authority{Config: c, revoked: c.Revoked, wake: make(chan struct{}, 1), requests: make(chan request)}
+	a := &Authority{Config: c, revoked: c.Revoked, wake: make(chan struct{}, 1), requests: make(chan request), stopped: make(chan struct{})}
 	// X.509 comes first: the server itself needs it.
 	a.lines = []*line{
 		{kind: x509Kind(), keyType: c.KeyType, create: a.createX509, install: a.installX509, clear: func() { a.x509.Store(nil) }},
@@ -237,7 +240,8 @@ func (a *Authority) Start(ctx context.Context) error {
 // Run keeps the keys in order until ctx is done. A step that fails is tried
 // again; what signs goes on signing meanwhile (R67).
 func (a *Authority) Run(ctx context.Context) error {
-	a.running = true
+	a.running.Store(true)
+	defer close(a.stopped)
 	for {
 		timer := time.NewTimer(a.round(ctx))
 		select {
@@ -276,47 +280,52 @@ func (a *Authority) round(ctx context.Context) time.Duration {
 }
 
 // request has Run do what an operator asks for.
-func (a *Authority) request(ctx context.Context, kind string, q *ask) (answer, error) {
+func (a *Authority) request(ctx context.Context, caller, kind string, q *ask) (answer, error) {
 	i := slices.IndexFunc(a.lines, func(l *line) bool { return l.name == kind })
 	if i < 0 {
 		return answer{}, fault.New(fault.Invalid, "authority_kind_invalid", "%q is not a kind of authority", kind).Fix("use %s or %s", X509, JWT)
 	}
-	r := request{a.lines[i], q, make(chan answer, 1)}
+	r := request{a.lines[i], q, caller, make(chan answer, 1)}
 	select {
 	case a.requests <- r:
 		done := <-r.done
 		return done, done.err
+	case <-a.stopped:
+		return answer{}, fault.New(fault.Unavailable, "server_stopping", "the server is shutting down")
 	case <-ctx.Done():
 		return answer{}, fmt.Errorf("wait for the authority: %w", ctx.Err())
 	}
 }
 
 // Prepare makes and publishes another key of a kind, in place of one that was
-// prepared before. Like all that follows it needs Run to be running.
-func (a *Authority) Prepare(ctx context.Context, kind string) (registry.Slot, error) {
+// prepared before. Like all that follows it needs Run to be running, and is on
+// record as the caller's.
+func (a *Authority) Prepare(ctx context.Context, caller, kind string) (registry.Slot, error) {
 	q := &ask{do: askPrepare}
-	if s, ok := a.slot(kind, registry.SlotPrepared); ok {
+	if s, ok := a.prepared(kind); ok {
 		q.id = s.AuthorityID
 	}
-	done, err := a.request(ctx, kind, q)
-	if err != nil {
-		return registry.Slot{}, fmt.Errorf("prepare %s authority: %w", kind, err)
+	done, err := a.request(ctx, caller, kind, q)
+	return done.slot, err
+}
+
+// Prepared returns the prepared key of a kind, and prepares one if there is none.
+func (a *Authority) Prepared(ctx context.Context, caller, kind string) (registry.Slot, error) {
+	if s, ok := a.prepared(kind); ok {
+		return s, nil
 	}
-	return done.slot, nil
+	return a.Prepare(ctx, caller, kind)
 }
 
 // Activate lets a prepared key sign, once all who could meet its documents have
 // acknowledged it: it waits for them until ctx is done, and then says who is
 // missing. With force it does not wait, and returns whom it passed over.
-func (a *Authority) Activate(ctx context.Context, kind, id string, force bool) (registry.Slot, []Missing, error) {
+func (a *Authority) Activate(ctx context.Context, caller, kind, id string, force bool) (registry.Slot, []Missing, error) {
 	for {
 		changed := a.changed.wait()
-		done, err := a.request(context.WithoutCancel(ctx), kind, &ask{do: askActivate, id: id, force: force})
-		if err == nil {
-			return done.slot, done.passed, nil
-		}
-		if fault.ReasonOf(err) != "authority_not_acknowledged" || ctx.Err() != nil {
-			return registry.Slot{}, nil, err
+		done, err := a.request(context.WithoutCancel(ctx), caller, kind, &ask{do: askActivate, id: id, force: force})
+		if err == nil || fault.ReasonOf(err) != "authority_not_acknowledged" || ctx.Err() != nil {
+			return done.slot, done.passed, err
 		}
 		timer := time.NewTimer(fault.AfterOf(err))
 		select {
@@ -328,28 +337,15 @@ func (a *Authority) Activate(ctx context.Context, kind, id string, force bool) (
 	}
 }
 
-// Rotate replaces the active key of a kind: it prepares another, unless one is
-// prepared, and activates it as Activate does.
-func (a *Authority) Rotate(ctx context.Context, kind string, force bool) (registry.Slot, []Missing, error) {
-	s, prepared := a.slot(kind, registry.SlotPrepared)
-	if !prepared {
-		var err error
-		if s, err = a.Prepare(ctx, kind); err != nil {
-			return registry.Slot{}, nil, err
-		}
-	}
-	return a.Activate(ctx, kind, s.AuthorityID, force)
-}
-
 // Taint marks an old key, so that everything under it is replaced.
-func (a *Authority) Taint(ctx context.Context, kind, id string) (registry.Slot, error) {
-	done, err := a.request(ctx, kind, &ask{do: askTaint, id: id})
+func (a *Authority) Taint(ctx context.Context, caller, kind, id string) (registry.Slot, error) {
+	done, err := a.request(ctx, caller, kind, &ask{do: askTaint, id: id})
 	return done.slot, err
 }
 
 // Revoke takes a tainted old key out of the bundle for ever.
-func (a *Authority) Revoke(ctx context.Context, kind, id string) (registry.Slot, error) {
-	done, err := a.request(ctx, kind, &ask{do: askRevoke, id: id})
+func (a *Authority) Revoke(ctx context.Context, caller, kind, id string) (registry.Slot, error) {
+	done, err := a.request(ctx, caller, kind, &ask{do: askRevoke, id: id})
 	return done.slot, err
 }
 
@@ -365,8 +361,29 @@ func (a *Authority) Slots(kind string) (slots []registry.Slot) {
 	return slots
 }
 
-func (a *Authority) slot(kind string, state registry.SlotState) (registry.Slot, bool) {
-	return find(a.Slots(kind), func(s registry.Slot) bool { return s.State == state })
+// Status says of each server and kind of key what state its keys are in and what
+// happens next.
+func (a *Authority) Status(now time.Time) (out []Status) {
+	now = now.UTC().Truncate(time.Second)
+	a.Registry.View(func(snap *registry.Snapshot) {
+		b, err := snap.Bundle(a.TrustDomain)
+		if err != nil {
+			return // there are no keys either
+		}
+		for _, stored := range snap.Authorities("") {
+			for _, l := range a.lines {
+				if l.name == stored.Kind {
+					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, stored.Slots, now)}
+					out = append(out, status(l.kind, stored, e))
+				}
+			}
+		}
+	})
+	return out
+}
+
+func (a *Authority) prepared(kind string) (registry.Slot, bool) {
+	return find(a.Slots(kind), func(s registry.Slot) bool { return s.State == registry.SlotPrepared })
 }
 
 func find(slots []registry.Slot, is func(registry.Slot) bool) (registry.Slot, bool) {
@@ -379,7 +396,7 @@ func find(slots []registry.Slot, is func(registry.Slot) bool) (registry.Slot, bo
 // answer does what an operator asks for.
 func (a *Authority) answer(ctx context.Context, r request) answer {
 	l := r.line
-	l.ask, l.done = r.ask, answer{}
+	l.ask, l.caller, l.done = r.ask, r.caller, answer{}
 	_, err := a.settle(ctx, l)
 	l.ask = nil
 	switch {
@@ -463,7 +480,11 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 	// Stored times are whole seconds.
 	e.Now = time.Now().UTC().Truncate(time.Second)
 	var s step
-	_, err := a.Registry.Update(ctx, "authority", func(tx *registry.Tx) error {
+	caller := "authority"
+	if l.ask != nil {
+		caller = l.caller
+	}
+	_, err := a.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
 		stored, err := tx.Authority(a.ServerID, l.name)
 		if err != nil && fault.KindOf(err) != fault.NotFound {
 			return err
@@ -512,7 +533,7 @@ func (a *Authority) peers(snap *registry.Snapshot, slots []registry.Slot, now ti
 		return Peers{}
 	}
 	p := a.Peers(snap, at, now)
-	if !a.running { // whoever was attached here in an earlier life is not now
+	if !a.running.Load() { // whoever was attached here in an earlier life is not now
 		for i := range p.Missing {
 			if p.Missing[i].Server == a.ServerID {
 				p.Missing[i].Server = ""

@@ -293,6 +293,18 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+func rotate(t testing.TB, a *Authority, kind string) {
+	t.Helper()
+	s, err := a.Prepared(t.Context(), "test", kind)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if s, _, err = a.Activate(t.Context(), "test", kind, s.AuthorityID, false); err != nil || s.State != registry.SlotActive {
+		t.Errorf("Activate() = %+v, %v", s, err)
+	}
+}
+
 func TestRotate(t *testing.T) {
 	w := newWorld(t, memory(t), 24*time.Hour)
 	a, stop := w.start("s1")
@@ -307,9 +319,7 @@ func TestRotate(t *testing.T) {
 		}
 		seen[x], seen[j] = true, true
 		for _, kind := range []string{X509, JWT} {
-			if _, _, err := a.Rotate(t.Context(), kind, false); err != nil {
-				t.Fatal(err)
-			}
+			rotate(t, a, kind)
 		}
 	}
 	for _, d := range append(all, sign(t, a, time.Hour)) {
@@ -317,8 +327,8 @@ func TestRotate(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, _, err := a.Rotate(t.Context(), "wit", true); fault.KindOf(err) != fault.Invalid {
-		t.Errorf("Rotate(wit) = %v", err)
+	if _, err := a.Prepare(t.Context(), "test", "wit"); fault.KindOf(err) != fault.Invalid {
+		t.Errorf("Prepare(wit) = %v", err)
 	}
 }
 
@@ -335,9 +345,7 @@ func TestTwoServers(t *testing.T) {
 		for _, a := range []*Authority{first, second} {
 			group.Go(func() {
 				for _, kind := range []string{X509, JWT} {
-					if _, _, err := a.Rotate(t.Context(), kind, true); err != nil {
-						t.Error(err)
-					}
+					rotate(t, a, kind)
 				}
 			})
 		}

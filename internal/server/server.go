@@ -184,7 +184,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.addr, s.registry = listener.Addr(), reg
 	s.checks = s.needs(serving, st, auth, own, trail)
 	api := serverapi.New(serverapi.Config{
-		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
+		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, Authority: auth, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
 		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reachable(listener.Addr(), os.Hostname),
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
 		About: serverapi.About{

@@ -54,6 +54,7 @@ func access() map[string]rule {
 		agent  = "/spire.api.server.agent.v1.Agent/"
 		bundle = "/spire.api.server.bundle.v1.Bundle/"
 		entry  = "/spire.api.server.entry.v1.Entry/"
+		local  = "/spire.api.server.localauthority.v1.LocalAuthority/"
 		logger = "/spire.api.server.logger.v1.Logger/"
 		svid   = "/spire.api.server.svid.v1.SVID/"
 		long   = 30 * time.Second
@@ -91,6 +92,24 @@ func access() map[string]rule {
 		entry + "GetAuthorizedEntries":  {kindAgent, queueRead, long},
 		entry + "SyncAuthorizedEntries": {kindAgent, queueRead, long},
 
+		local + "GetX509AuthorityState":       {operators, queueFree, short},
+		local + "PrepareX509Authority":        {operators, queueFree, long},
+		local + "ActivateX509Authority":       {operators, queueFree, long},
+		local + "TaintX509Authority":          {operators, queueFree, long},
+		local + "RevokeX509Authority":         {operators, queueFree, long},
+		local + "TaintX509UpstreamAuthority":  {operators, queueFree, long},
+		local + "RevokeX509UpstreamAuthority": {operators, queueFree, long},
+		local + "GetJWTAuthorityState":        {operators, queueFree, short},
+		local + "PrepareJWTAuthority":         {operators, queueFree, long},
+		local + "ActivateJWTAuthority":        {operators, queueFree, long},
+		local + "TaintJWTAuthority":           {operators, queueFree, long},
+		local + "RevokeJWTAuthority":          {operators, queueFree, long},
+		local + "GetWITAuthorityState":        {operators, queueFree, short},
+		local + "PrepareWITAuthority":         {operators, queueFree, short},
+		local + "ActivateWITAuthority":        {operators, queueFree, short},
+		local + "TaintWITAuthority":           {operators, queueFree, short},
+		local + "RevokeWITAuthority":          {operators, queueFree, short},
+
 		logger + "GetLogger":     {kindLocal, queueFree, short},
 		logger + "SetLogLevel":   {kindLocal, queueFree, short},
 		logger + "ResetLogLevel": {kindLocal, queueFree, short},
@@ -103,22 +122,24 @@ func access() map[string]rule {
 		svid + "BatchNewWITSVID":     {kindAgent, queueSign, long},
 		svid + "NewDownstreamX509CA": {kindDownstream, queueSign, short},
 
-		"/plastron.apply.v1.Apply/Apply":    {operators, queueFree, long},
-		"/plastron.apply.v1.Apply/List":     {operators, queueFree, long},
-		"/plastron.issue.v1.Issue/JWT":      {kindAgent, queueSign, short},
-		"/plastron.issue.v1.Issue/X509":     {kindAgent, queueSign, long},
-		"/plastron.join.v1.Join/Address":    {operators, queueFree, short},
-		"/plastron.node.v1.Node/Unban":      {operators, queueFree, short},
-		"/plastron.receipt.v1.Receipt/Wait": {operators, queueFree, maxReceiptWait + short},
-		"/plastron.rule.v1.Rules/Create":    {operators, queueFree, long},
-		"/plastron.rule.v1.Rules/Delete":    {operators, queueFree, long},
-		"/plastron.rule.v1.Rules/List":      {operators, queueFree, long},
-		"/plastron.rule.v1.Rules/Show":      {operators, queueFree, short},
-		"/plastron.status.v1.Server/List":   {operators, queueFree, short},
-		"/plastron.status.v1.Server/Status": {operators, queueFree, long},
-		"/plastron.sync.v1.Sync/Follow":     {kindAgent, queueSync, 0},
-		"/plastron.why.v1.Entries/Ask":      {operators, queueFree, short},
-		"/plastron.why.v1.Entries/Hint":     {kindAgent, queueHint, short},
+		"/plastron.apply.v1.Apply/Apply":          {operators, queueFree, long},
+		"/plastron.apply.v1.Apply/List":           {operators, queueFree, long},
+		"/plastron.authority.v1.Authority/Rotate": {operators, queueFree, maxRotateWait + short},
+		"/plastron.authority.v1.Authority/Status": {operators, queueFree, short},
+		"/plastron.issue.v1.Issue/JWT":            {kindAgent, queueSign, short},
+		"/plastron.issue.v1.Issue/X509":           {kindAgent, queueSign, long},
+		"/plastron.join.v1.Join/Address":          {operators, queueFree, short},
+		"/plastron.node.v1.Node/Unban":            {operators, queueFree, short},
+		"/plastron.receipt.v1.Receipt/Wait":       {operators, queueFree, maxReceiptWait + short},
+		"/plastron.rule.v1.Rules/Create":          {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/Delete":          {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/List":            {operators, queueFree, long},
+		"/plastron.rule.v1.Rules/Show":            {operators, queueFree, short},
+		"/plastron.status.v1.Server/List":         {operators, queueFree, short},
+		"/plastron.status.v1.Server/Status":       {operators, queueFree, long},
+		"/plastron.sync.v1.Sync/Follow":           {kindAgent, queueSync, 0},
+		"/plastron.why.v1.Entries/Ask":            {operators, queueFree, short},
+		"/plastron.why.v1.Entries/Hint":           {kindAgent, queueHint, short},
 
 		"/grpc.health.v1.Health/Check": {kindLocal, queueFree, short},
 		"/grpc.health.v1.Health/List":  {kindLocal, queueFree, short},

@@ -55,6 +55,11 @@ a        plastron.sync.v1.Sync Follow
 a        plastron.issue.v1.Issue X509 JWT
 lA       plastron.join.v1.Join Address
 lA       plastron.apply.v1.Apply List Apply
+lA       plastron.authority.v1.Authority Status Rotate
+lA       spire.api.server.localauthority.v1.LocalAuthority GetX509AuthorityState PrepareX509Authority ActivateX509Authority TaintX509Authority RevokeX509Authority
+lA       spire.api.server.localauthority.v1.LocalAuthority GetJWTAuthorityState PrepareJWTAuthority ActivateJWTAuthority TaintJWTAuthority RevokeJWTAuthority
+lA       spire.api.server.localauthority.v1.LocalAuthority GetWITAuthorityState PrepareWITAuthority ActivateWITAuthority TaintWITAuthority RevokeWITAuthority
+lA       spire.api.server.localauthority.v1.LocalAuthority TaintX509UpstreamAuthority RevokeX509UpstreamAuthority
 lA       plastron.node.v1.Node Unban
 lA       plastron.receipt.v1.Receipt Wait
 lA       plastron.why.v1.Entries Ask

@@ -65,6 +65,9 @@ func (a bundles) AppendBundle(ctx context.Context, req *bundlev1.AppendBundleReq
 			return err
 		}
 		changed = b
+		if err := refuseRevoked(b, roots, jwts); err != nil {
+			return err
+		}
 		for _, root := range roots {
 			changed = changed.WithX509(root)
 		}
@@ -85,6 +88,16 @@ func (a bundles) AppendBundle(ctx context.Context, req *bundlev1.AppendBundleReq
 		return nil, err
 	}
 	return writeBundle(changed, req.OutputMask), nil
+}
+
+// refuseRevoked keeps revoked authorities from coming back (R69).
+func refuseRevoked(b *bundle.Bundle, roots []bundle.X509Authority, jwts []bundle.JWTAuthority) error {
+	for hash := range (&bundle.Bundle{X509: roots, JWT: jwts}).KeyHashes() {
+		if b.IsRevoked(hash) {
+			return fault.New(fault.Precondition, "authority_revoked", "the key with the SHA-256 %x was revoked and is not taken in again", hash).Fix("use another key")
+		}
+	}
+	return nil
 }
 
 // PublishJWTAuthority is not offered.

@@ -137,6 +137,8 @@ func newRig(t *testing.T, options ...option) *rig {
 	})
 	must(err)
 	must(r.authority.Start(ctx))
+	authorityDone := make(chan struct{})
+	go func() { defer close(authorityDone); r.authority.Run(registryCtx) }()
 	verifier, err := new(jointoken.Config).Open(ctx, nodeattest.Env{})
 	must(err)
 	nodesConfig := nodes.Config{
@@ -145,7 +147,7 @@ func newRig(t *testing.T, options ...option) *rig {
 	}
 	own := r.identity(identity.Server(td), time.Now().Add(time.Hour))
 	cfg := serverapi.Config{
-		TrustDomain: td, Registry: r.registry, Audit: r.audit, X509: r.authority.X509, JWT: r.authority.JWT,
+		TrustDomain: td, Registry: r.registry, Audit: r.audit, Authority: r.authority, X509: r.authority.X509, JWT: r.authority.JWT,
 		Certificate: func() (*tls.Certificate, error) { return &own.cert, nil },
 		Health:      func() error { return nil }, X509TTL: time.Hour, JWTTL: 5 * time.Minute, Log: log,
 		UnlimitedAttest: true, UnlimitedSigning: true,
@@ -170,6 +172,7 @@ func newRig(t *testing.T, options ...option) *rig {
 		}
 		stopRegistry()
 		<-registryDone
+		<-authorityDone
 		r.audit.Close()
 		st.Close()
 		if n := r.api.Panics(); n != r.panics {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	applyv1 "github.com/plastron/plastron/api/plastron/apply/v1"
+	authorityv1 "github.com/plastron/plastron/api/plastron/authority/v1"
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
 	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
@@ -29,9 +30,11 @@ import (
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
+	localauthorityv1 "github.com/plastron/plastron/internal/api/spire/api/server/localauthority/v1"
 	loggerv1 "github.com/plastron/plastron/internal/api/spire/api/server/logger/v1"
 	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/authority"
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -52,6 +55,7 @@ type Config struct {
 	Registry    *registry.Registry
 	Nodes       *nodes.Engine
 	Audit       *audit.Writer
+	Authority   *authority.Authority // whose keys operators see and change
 	X509        func(now time.Time) (*svid.X509Issuer, error)
 	JWT         func(now time.Time) (*svid.JWTIssuer, error)
 	Certificate func() (*tls.Certificate, error) // the server's own, rotating
@@ -212,11 +216,13 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	agentv1.RegisterAgentServer(to, agents{server: s})
 	bundlev1.RegisterBundleServer(to, bundles{server: s})
 	entryv1.RegisterEntryServer(to, entries{server: s})
+	localauthorityv1.RegisterLocalAuthorityServer(to, localAuthorities{server: s})
 	loggerv1.RegisterLoggerServer(to, loggers{Logger: rpc.Logger{Log: s.cfg.Log}})
 	svidv1.RegisterSVIDServer(to, svids{server: s})
 	syncv1.RegisterSyncServer(to, syncs{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})
 	joinv1.RegisterJoinServer(to, joins{server: s})
+	authorityv1.RegisterAuthorityServer(to, authorities{server: s})
 	applyv1.RegisterApplyServer(to, applies{server: s})
 	nodev1.RegisterNodeServer(to, nodeCalls{server: s})
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})

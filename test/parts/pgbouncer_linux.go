@@ -30,23 +30,12 @@ func StartPgbouncer(ctx context.Context, p *Postgres) (*Pgbouncer, error) {
 		return nil, err
 	}
 	b := &Pgbouncer{dir: dir}
-	config := filepath.Join(dir, "ini")
-	err = os.WriteFile(config, fmt.Appendf(nil, `[databases]
-* = host=%s port=%s user=plastron
-[pgbouncer]
-listen_addr =
-listen_port = 6432
-unix_socket_dir = %s
-auth_type = any
-pool_mode = transaction
-default_pool_size = 5
-`, p.Dir, p.Port, dir), 0o644)
-	if err != nil {
+	if err := b.configure(p); err != nil {
 		b.Close()
 		return nil, err
 	}
 	log := filepath.Join(dir, "log")
-	cmd, err := command(dir, log, path, config)
+	cmd, err := command(dir, log, path, b.config())
 	if err == nil {
 		b.process, err = start(cmd)
 	}
@@ -72,6 +61,30 @@ default_pool_size = 5
 		b.Close()
 		return nil, err
 	}
+}
+
+func (b *Pgbouncer) config() string { return filepath.Join(b.dir, "ini") }
+
+func (b *Pgbouncer) configure(p *Postgres) error {
+	return os.WriteFile(b.config(), fmt.Appendf(nil, `[databases]
+* = host=%s port=%s user=plastron
+[pgbouncer]
+listen_addr =
+listen_port = 6432
+unix_socket_dir = %s
+auth_type = any
+pool_mode = transaction
+default_pool_size = 5
+server_login_retry = 1
+`, p.Dir, p.Port, b.dir), 0o644)
+}
+
+// Point puts the pooler before another cluster. Its connections stay.
+func (b *Pgbouncer) Point(p *Postgres) error {
+	if err := b.configure(p); err != nil {
+		return err
+	}
+	return b.process.cmd.Process.Signal(syscall.SIGHUP)
 }
 
 // URL is where a database is, through the pooler.

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -20,11 +23,13 @@ type Postgres struct {
 	Password string // of the user plastron
 	Programs string // the directory of psql, pg_dump and others
 
-	process *process
+	settings []string
+	process  *process
 }
 
-// StartPostgres makes a cluster and starts it.
-func StartPostgres(ctx context.Context) (*Postgres, error) {
+// StartPostgres makes a cluster and starts it, with settings (name=value) that
+// it keeps when it is started again.
+func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {
 	initdb, err := find("initdb", "postgresql", "/usr/lib/postgresql/*/bin")
 	if err != nil {
 		return nil, err
@@ -33,7 +38,7 @@ func StartPostgres(ctx context.Context) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Postgres{Dir: dir, Password: "a pass/word%", Programs: filepath.Dir(initdb)}
+	p := &Postgres{Dir: dir, Password: "a pass/word%", Programs: filepath.Dir(initdb), settings: settings}
 	if err := p.init(initdb); err != nil {
 		os.RemoveAll(dir)
 		return nil, err
@@ -69,8 +74,11 @@ func (p *Postgres) log() string  { return filepath.Join(p.Dir, "log") }
 
 // Start starts the cluster, after Stop or Crash again, and waits until it answers.
 func (p *Postgres) Start(ctx context.Context) error {
-	cmd, err := command(p.Dir, p.log(), filepath.Join(p.Programs, "postgres"), "-D", p.data(), "-k", p.Dir,
-		"-c", "listen_addresses=127.0.0.1", "-p", p.Port, "-c", "max_connections=60")
+	args := []string{"-D", p.data(), "-k", p.Dir, "-c", "listen_addresses=127.0.0.1", "-p", p.Port, "-c", "max_connections=60"}
+	for _, s := range p.settings {
+		args = append(args, "-c", s)
+	}
+	cmd, err := command(p.Dir, p.log(), filepath.Join(p.Programs, "postgres"), args...)
 	if err != nil {
 		return err
 	}
@@ -99,6 +107,16 @@ func (p *Postgres) URL(database string) string {
 	return fmt.Sprintf("postgres:///%s?host=%s&port=%s&user=plastron", database, url.QueryEscape(p.Dir), p.Port)
 }
 
+// URLs names several clusters as one database's hosts: whichever is the primary.
+func URLs(database string, clusters ...*Postgres) string {
+	var hosts, ports []string
+	for _, p := range clusters {
+		hosts, ports = append(hosts, p.Dir), append(ports, p.Port)
+	}
+	return fmt.Sprintf("host=%s port=%s dbname=%s user=plastron target_session_attrs=read-write",
+		strings.Join(hosts, ","), strings.Join(ports, ","), database)
+}
+
 // NetworkURL is where a database is, over TCP and with a password.
 func (p *Postgres) NetworkURL(database, password string) string {
 	u := url.URL{Scheme: "postgres", User: url.UserPassword("plastron", password), Host: "127.0.0.1:" + p.Port, Path: "/" + database}
@@ -113,6 +131,107 @@ func (p *Postgres) Exec(ctx context.Context, database, sql string) error {
 	}
 	defer c.Close(ctx)
 	_, err = c.Exec(ctx, sql).ReadAll()
+	return err
+}
+
+// Replica copies the running cluster and starts the copy, which streams from it
+// under this name: a synchronous replica if synchronous_standby_names has it.
+func (p *Postgres) Replica(ctx context.Context, name string) (*Postgres, error) {
+	dir, err := privateDir()
+	if err != nil {
+		return nil, err
+	}
+	r := &Postgres{Dir: dir, Password: p.Password, Programs: p.Programs}
+	if r.Port, err = freePort(); err == nil {
+		var cmd *exec.Cmd
+		source := fmt.Sprintf("host=%s port=%s user=plastron application_name=%s", p.Dir, p.Port, name)
+		cmd, err = command(dir, r.log(), filepath.Join(p.Programs, "pg_basebackup"), "-d", source, "-D", r.data(), "-R", "-X", "stream", "-c", "fast", "--no-sync")
+		if err == nil {
+			err = cmd.Run()
+		}
+	}
+	if err == nil {
+		err = r.Start(ctx)
+	} else {
+		err = fmt.Errorf("pg_basebackup: %w\n%s", err, tail(r.log()))
+	}
+	if err == nil {
+		err = p.Until(ctx, "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name = '"+name+"'")
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Sent waits until a replica has all that is committed.
+func (p *Postgres) Sent(ctx context.Context) error {
+	return p.Until(ctx, "SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= pg_current_wal_flush_lsn()")
+}
+
+// Forget drops the settings that StartPostgres was given, for the next Start.
+func (p *Postgres) Forget() { p.settings = nil }
+
+// Until waits until a query answers something else than 0.
+func (p *Postgres) Until(ctx context.Context, sql string) error {
+	ctx, stop := context.WithTimeout(ctx, 120*time.Second)
+	defer stop()
+	c, err := pgconn.Connect(ctx, p.URL("postgres"))
+	if err != nil {
+		return err
+	}
+	defer c.Close(ctx)
+	for {
+		r := c.ExecParams(ctx, sql, nil, nil, nil, nil).Read()
+		if r.Err != nil || len(r.Rows) != 1 || string(r.Rows[0][0]) != "0" {
+			return r.Err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%s: %w", sql, ctx.Err())
+		}
+	}
+}
+
+// Promote makes a replica the primary of a new timeline, and returns when it is.
+func (p *Postgres) Promote(ctx context.Context) error {
+	return p.Exec(ctx, "postgres", "SELECT pg_promote(true, 60)")
+}
+
+// Kill ends all of the cluster's processes with SIGKILL.
+func (p *Postgres) Kill() error {
+	if err := p.signal(syscall.SIGKILL); err != nil {
+		return err
+	}
+	return p.process.stop(syscall.SIGKILL)
+}
+
+// Freeze stops all of the cluster's processes where they stand.
+func (p *Postgres) Freeze() error { return p.signal(syscall.SIGSTOP) }
+
+// Thaw lets them go on.
+func (p *Postgres) Thaw() error {
+	if err := p.signal(syscall.SIGCONT); err != nil {
+		return err
+	}
+	return p.process.cmd.Process.Signal(syscall.SIGCONT)
+}
+
+// signal sends a signal to each of the cluster's processes but the first, which
+// is stopped, so that it starts no more of them. They have groups of their own.
+func (p *Postgres) signal(signal syscall.Signal) error {
+	pid := p.process.cmd.Process.Pid
+	if err := p.process.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	for child := range strings.FieldsSeq(string(children)) {
+		if pid, err := strconv.Atoi(child); err == nil {
+			syscall.Kill(pid, signal)
+		}
+	}
 	return err
 }
 

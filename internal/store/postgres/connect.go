@@ -126,8 +126,9 @@ func settings(local bool) string {
 		set("tcp_user_timeout", fmt.Sprintf("'%d'", tcpTimeout.Milliseconds())),
 		set("enable_seqscan", "'off'"),
 		set("jit", "'off'"),
-		// R73: what is acknowledged survives a crash, whatever the database's default.
-		set("synchronous_commit", "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END"),
+		// R73: what is acknowledged survives a crash, and a failover to a
+		// synchronous replica, whatever the database's default.
+		set("synchronous_commit", "CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on' ELSE current_setting('synchronous_commit') END"),
 	}, ", ")
 }
 
@@ -153,36 +154,6 @@ func unusable(err error) error {
 	}
 	return fault.New(fault.Unavailable, reason, "the store cannot be used").
 		Fix("see to the failure named in the server's log; the next use tries again").Because(err)
-}
-
-// dial opens a session. role distinguishes the sessions of one store.
-func (s *Store) dial(ctx context.Context, role string) (*session, error) {
-	p, err := s.config.parse(s.name + role)
-	if err != nil {
-		return nil, err
-	}
-	c := &session{}
-	p.OnNotification = func(*pgconn.PgConn, *pgconn.Notification) { c.notified = true }
-	if c.PgConn, err = pgconn.ConnectConfig(ctx, p); err != nil {
-		return nil, explain(ctx, err)
-	}
-	ctx, stop := context.WithTimeout(ctx, s.limit.call)
-	defer stop()
-	rows, err := c.rows(ctx, "SELECT pg_backend_pid()::bigint")
-	if err == nil {
-		var pid int64
-		if pid, err = int64Of(rows, 0); err == nil {
-			c.pooled = pid != int64(c.PID())
-		}
-	}
-	if err == nil && !c.pooled {
-		_, err = c.rows(ctx, settings(false))
-	}
-	if err != nil {
-		c.close()
-		return nil, explain(ctx, err)
-	}
-	return c, nil
 }
 
 // rows executes one statement and returns its rows, in binary format.

@@ -94,6 +94,9 @@ func (s *Store) pull(ctx context.Context, c *session) error {
 	s.pulling.Lock()
 	defer s.pulling.Unlock()
 	for {
+		if err := s.current(c); err != nil {
+			return err
+		}
 		s.mu.Lock()
 		epoch, head, id := s.epoch, s.head, s.headID
 		s.mu.Unlock()

@@ -24,8 +24,12 @@ import (
 //	$6 $7 $8 conditions: transaction, key, revision
 //	$9 $10 $11 puts: transaction, key, value   $12 $13 deletes: transaction, key
 //	$14 payload of the notification
+//	$15 id of the log row at that revision, empty if it is not known
 const commitSQL = `WITH
-head AS MATERIALIZED (SELECT epoch, rev FROM {s}.plastron_head),
+head AS MATERIALIZED (
+	SELECT epoch, rev, epoch = $1 AND rev >= $2 AND ($15 = '' OR compacted >= $2
+		OR EXISTS (SELECT FROM {s}.plastron_log l WHERE l.rev = $2 AND l.id = $15)) AS same
+	FROM {s}.plastron_head),
 failed AS MATERIALIZED (
 	SELECT DISTINCT ON (c.txn) c.txn, c.n, c.at FROM (
 		SELECT u.txn, u.n, u.rev, coalesce((SELECT k.rev FROM {s}.plastron_kv k WHERE k.key = u.key), 0) AS at
@@ -37,7 +41,7 @@ held AS MATERIALIZED (
 size AS MATERIALIZED (SELECT count(*)::int AS n FROM held WHERE length(part) > 0),
 next AS (
 	UPDATE {s}.plastron_head h SET rev = h.rev + 1 FROM head, size
-	WHERE size.n > 0 AND h.rev = head.rev AND h.epoch = head.epoch AND h.epoch = $1 AND h.rev >= $2
+	WHERE size.n > 0 AND head.same AND h.rev = head.rev AND h.epoch = head.epoch
 	RETURNING h.rev),
 log AS (
 	INSERT INTO {s}.plastron_log (rev, prev, time, id, batch)
@@ -52,7 +56,7 @@ puts AS (
 dels AS (
 	DELETE FROM {s}.plastron_kv k USING next, unnest($12::bigint[], $13::bytea[]) AS u(txn, key)
 	WHERE k.key = u.key AND EXISTS (SELECT FROM held WHERE held.i = u.txn))
-SELECT head.rev, size.n::bigint, next.rev, failed.txn, failed.n, failed.at, head.epoch,
+SELECT head.rev, size.n::bigint, next.rev, failed.txn, failed.n, failed.at, head.same::int::bigint, head.epoch,
 	(SELECT pg_notify('plastron_log', $14) FROM next)::text
 FROM head CROSS JOIN size LEFT JOIN next ON true LEFT JOIN failed ON true`
 
@@ -116,6 +120,9 @@ func (s *Store) write(g *group) error {
 	ctx := context.Background()
 	until := time.Now().Add(s.limit.commit)
 	for {
+		if s.writer != nil && s.current(s.writer) != nil {
+			s.writer.close()
+		}
 		if s.writer == nil || s.writer.IsClosed() {
 			var err error
 			if s.writer, err = s.connect(ctx, "-w"); err != nil {
@@ -145,7 +152,13 @@ func (s *Store) write(g *group) error {
 			return unusable(cause)
 		}
 		s.log.Warn("connection to the store lost during a commit", "err", err)
-		return s.resolve(g, cause)
+		if there, err := s.resolve(g, cause); there || err != nil {
+			return err
+		}
+		if time.Now().After(until) {
+			return fault.New(fault.Unavailable, "not_written", "the connection to the database was lost; nothing of the change is there").
+				Fix("try again").Because(cause)
+		}
 	}
 }
 
@@ -156,16 +169,17 @@ func (s *Store) try(ctx context.Context, g *group) (bool, error) {
 	ctx, stop := context.WithTimeout(ctx, s.limit.call)
 	defer stop()
 	s.mu.Lock()
-	epoch, known := s.loaded, uint64(0)
+	epoch, known, id := s.loaded, uint64(0), []byte(nil)
 	if s.loaded == s.epoch {
-		known = s.head
+		known, id = s.head, s.headID
 	}
 	s.mu.Unlock()
 	g.at = store.Position{Epoch: epoch, Revision: known}
 
 	c := s.writer
+	c.warned = false
 	params := append([]param{bytesParam(epoch[:]), revisionParam(known), numberParam(time.Now().UnixNano()), bytesParam(g.id[:])}, g.params...)
-	values, oids, formats := split(append(params, textParam(s.schema)))
+	values, oids, formats := split(append(params, textParam(s.schema), bytesParam(id)))
 	binary := []int16{1}
 	if !c.pooled && !c.prepared {
 		if _, err := c.Prepare(ctx, "plastron_commit", s.sql.commit, oids); err != nil {
@@ -197,24 +211,27 @@ func (s *Store) try(ctx context.Context, g *group) (bool, error) {
 	if len(results) != judged+2 || results[judged+1].CommandTag.String() != "COMMIT" {
 		return false, fmt.Errorf("the database answers %d results, the last is %q", len(results), results[len(results)-1].CommandTag)
 	}
-	return g.read(results[judged].Rows, epoch, known)
+	if c.warned {
+		return false, errors.New("the database has committed without waiting for its synchronous replica")
+	}
+	return g.read(results[judged].Rows)
 }
 
 // read fills in the results from the statement's rows.
-func (g *group) read(rows [][][]byte, epoch store.Epoch, known uint64) (bool, error) {
+func (g *group) read(rows [][][]byte) (bool, error) {
 	failed := make(map[int64]error)
 	at, next := store.Position{}, int64(0)
 	for _, row := range rows {
-		var head, size, txn, n, rev int64
-		if err := numbers(row, &head, &size, &next, &txn, &n, &rev); err != nil {
+		var head, size, txn, n, rev, same int64
+		if err := numbers(row, &head, &size, &next, &txn, &n, &rev, &same); err != nil {
 			return false, err
 		}
-		if len(row) < 7 || copy(at.Epoch[:], row[6]) != len(at.Epoch) {
+		if len(row) < 8 || copy(at.Epoch[:], row[7]) != len(at.Epoch) {
 			return false, corrupt("plastron_head has no epoch")
 		}
 		at.Revision = uint64(head)
 		switch {
-		case at.Epoch != epoch || at.Revision < known:
+		case same == 0:
 			return false, fault.New(fault.Unavailable, "epoch_changed", "the store was restored or replaced while this server used it; nothing was written").
 				Fix("the server loads it afresh by itself; try again then")
 		case size > 0 && next == 0:
@@ -238,8 +255,9 @@ func (g *group) read(rows [][][]byte, epoch store.Epoch, known uint64) (bool, er
 }
 
 // resolve finds out what became of a group whose connection was lost, and tries
-// to for some time.
-func (s *Store) resolve(g *group, cause error) error {
+// to for some time. It reports whether the group is there; if not, and there is
+// no error, it never will be unless it is sent again.
+func (s *Store) resolve(g *group, cause error) (bool, error) {
 	ctx, stop := context.WithTimeout(context.Background(), s.limit.resolve)
 	defer stop()
 	var rows [][][]byte
@@ -253,19 +271,18 @@ func (s *Store) resolve(g *group, cause error) error {
 		select {
 		case <-time.After(20 * time.Millisecond):
 		case <-ctx.Done():
-			return unknown(cause)
+			return false, unknown(cause)
 		}
 	}
 	if len(rows) == 0 {
 		if s.writer.pooled {
-			return unknown(cause) // the pooler may still have it
+			return false, unknown(cause) // the pooler may still have it
 		}
-		return fault.New(fault.Unavailable, "not_written", "the connection to the database was lost; nothing of the change is there").
-			Fix("try again").Because(cause)
+		return false, nil
 	}
 	rev, err := number(rows[0][0])
 	if err != nil || len(rows[0][1]) < 2 {
-		return unknown(err)
+		return false, unknown(err)
 	}
 	// Which transactions held is told by the row: each one's encoding says where
 	// it ends, and no two of a group are alike.
@@ -283,11 +300,14 @@ func (s *Store) resolve(g *group, cause error) error {
 			r.Err = fault.New(fault.Conflict, "key_changed", "a key is at another revision than expected").Fix("read it again and retry")
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // look connects, makes sure that the session that was lost is gone, and returns
-// the group's log row, if there is one.
+// the group's log row, if there is one and it is as safe as if the commit had
+// been answered: a session that ends, like a database that restarts, shows what
+// its synchronous replica may not have. A commit after it that succeeds proves
+// that it has (R73).
 func (s *Store) look(ctx context.Context, g *group) (_ [][][]byte, err error) {
 	if s.writer, err = s.connect(ctx, "-w"); err != nil {
 		return nil, err
@@ -308,5 +328,16 @@ func (s *Store) look(ctx context.Context, g *group) (_ [][][]byte, err error) {
 			}
 		}
 	}
-	return s.writer.rows(ctx, s.sql.find, revisionParam(g.at.Revision), bytesParam(g.id[:]))
+	rows, err := s.writer.rows(ctx, s.sql.find, revisionParam(g.at.Revision), bytesParam(g.id[:]))
+	if err != nil || len(rows) == 0 {
+		return rows, err
+	}
+	s.writer.warned = false
+	if _, err := s.writer.rows(ctx, s.sql.touch); err != nil {
+		return nil, err
+	}
+	if s.writer.warned {
+		return nil, errors.New("the database does not wait for its synchronous replica")
+	}
+	return rows, nil
 }

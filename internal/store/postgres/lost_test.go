@@ -81,6 +81,61 @@ func (o *outcomes) check(t *testing.T, rows map[string]storetest.Row) (unknown i
 	return unknown
 }
 
+// more waits until so many more were acknowledged.
+func (o *outcomes) more(ctx context.Context, t *testing.T, n int) {
+	t.Helper()
+	for n += o.count(); o.count() < n; {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			t.Fatal("no commits are acknowledged")
+		}
+	}
+}
+
+// watchToEnd watches until a batch of the caller "end", and again whenever the
+// store cannot be reached.
+func watchToEnd(ctx context.Context, t *testing.T, s *postgres.Store, at store.Position) {
+	for ctx.Err() == nil {
+		for batch, err := range s.Watch(ctx, at) {
+			if err != nil {
+				if fault.KindOf(err) != fault.Unavailable {
+					t.Errorf("Watch(%v) = %v", at, err)
+					return
+				}
+				break
+			}
+			if batch.Prev != at {
+				t.Errorf("%v follows %v, expected %v", batch.Position, batch.Prev, at)
+			}
+			if at = batch.Position; batch.Writes[0].Caller == "end" {
+				return
+			}
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
+	t.Errorf("watcher ended at %v", at)
+}
+
+// writeEnd writes what ends the watchers.
+func writeEnd(ctx context.Context, t *testing.T, s *postgres.Store) {
+	t.Helper()
+	end := create("end", "")
+	end.Caller = "end"
+	for {
+		r := s.Commit(ctx, []store.Txn{end})[0]
+		if r.Err == nil {
+			return
+		}
+		if fault.ReasonOf(r.Err) == "outcome_unknown" || ctx.Err() != nil {
+			t.Fatal(r.Err)
+		}
+	}
+}
+
 // Sessions of writers are terminated all the time, at any step of a commit. Over
 // a direct connection the outcome is always known.
 func TestSessionsTerminated(t *testing.T) {
@@ -208,7 +263,7 @@ func TestConnectionLost(t *testing.T) {
 	}
 	must(t, "Commit", results[1].Err, fault.Conflict, "key_changed")
 
-	// Failed and not written, over a connection that has worked.
+	// Failed and not written, over a connection that has worked: it is sent again.
 	at = commit(t, s, create("between", ""))
 	r.deaf.Store(true)
 	done = send(create("lost", ""))
@@ -219,12 +274,12 @@ func TestConnectionLost(t *testing.T) {
 	}
 	r.deaf.Store(false)
 	r.cut()
-	must(t, "Commit", (<-done)[0].Err, fault.Unavailable, "not_written")
-	rows, now := storetest.State(t, s)
-	if _, there := rows["lost"]; there || now != at {
-		t.Errorf("what was not written moved the store from %v to %v", at, now)
+	if r := (<-done)[0]; r.Err != nil || r.Position.Revision != at.Revision+1 {
+		t.Errorf("Commit() = %v at %v, want one revision after %v", r.Err, r.Position, at)
 	}
-	commit(t, s, create("lost", ""))
+	if rows, now := storetest.State(t, s); now.Revision != at.Revision+1 || rows["lost"].Rev != now.Revision {
+		t.Errorf("the store is at %v with %v", now, rows["lost"])
+	}
 }
 
 // R73, FM19: the database is killed under writers on two stores, again and again.
@@ -248,40 +303,10 @@ func TestDatabaseKilled(t *testing.T) {
 	}
 	ctx := limited(t)
 	for _, s := range []*postgres.Store{a, b} {
-		watching.Go(func() {
-			at := begin
-			for ctx.Err() == nil {
-				for batch, err := range s.Watch(ctx, at) {
-					if err != nil {
-						if fault.KindOf(err) != fault.Unavailable {
-							t.Errorf("Watch(%v) = %v", at, err)
-							return
-						}
-						break
-					}
-					if batch.Prev != at {
-						t.Errorf("%v follows %v, expected %v", batch.Position, batch.Prev, at)
-					}
-					if at = batch.Position; batch.Writes[0].Caller == "end" {
-						return
-					}
-				}
-				select {
-				case <-time.After(20 * time.Millisecond):
-				case <-ctx.Done():
-				}
-			}
-			t.Errorf("watcher ended at %v", at)
-		})
+		watching.Go(func() { watchToEnd(ctx, t, s, begin) })
 	}
 	for range 4 {
-		for n := o.count(); o.count() < n+200; {
-			select {
-			case <-time.After(5 * time.Millisecond):
-			case <-ctx.Done():
-				t.Fatal("no commits are acknowledged")
-			}
-		}
+		o.more(ctx, t, 200)
 		if err := own.Crash(); err != nil {
 			t.Fatal(err)
 		}
@@ -291,17 +316,7 @@ func TestDatabaseKilled(t *testing.T) {
 	}
 	close(stop)
 	writing.Wait()
-	end := create("end", "")
-	end.Caller = "end"
-	for s := a; ; {
-		r := s.Commit(context.Background(), []store.Txn{end})[0]
-		if r.Err == nil {
-			break
-		}
-		if fault.ReasonOf(r.Err) == "outcome_unknown" || ctx.Err() != nil {
-			t.Fatal(r.Err)
-		}
-	}
+	writeEnd(ctx, t, a)
 	watching.Wait()
 	unknown := o.check(t, agree(t, begin, a, b))
 	t.Logf("%d commits, %d acknowledged, %d unknown", len(o.of), o.count(), unknown)

@@ -53,7 +53,11 @@
 // The commit loop. An error that the database answers is final: nothing is
 // written. When the connection is lost instead, the loop connects again, ends
 // the session that was lost if it lives on, and looks for the group's id in the
-// log; only when that cannot be done the outcome is unknown.
+// log: what is there is acknowledged once a synchronous replica has it too, what
+// is not is sent again. Only when that cannot be done the outcome is unknown.
+//
+// A failover. Of the hosts in the connection string the primary is used, and
+// never one of an earlier timeline than was seen: see host.go.
 //
 // The follower. It connects again, without end, and meanwhile watchers at the
 // end of the log get an error: they are not up to date and must know it.
@@ -133,6 +137,8 @@ type Store struct {
 	compacted uint64
 	recent    []row // the newest rows, without a hole, the last one is head
 	recentLen int
+	host      string        // that was connected to last
+	newest    timeline      // of those that were connected to
 	broken    error         // why the follower does not know the head now
 	changed   chan struct{} // closed and replaced when any of these change
 
@@ -194,7 +200,7 @@ func open(ctx context.Context, c Config, log *slog.Logger, limit limits) (*Store
 		return nil, explain(ctx, err)
 	}
 	s.Opened = found.Opened
-	s.epoch, s.loaded, s.head, s.compacted = found.epoch, found.epoch, found.rev, found.compacted
+	s.epoch, s.loaded, s.head, s.headID, s.compacted = found.epoch, found.epoch, found.rev, found.id, found.compacted
 	if found.NewEpoch && found.Reason != "created" {
 		log.Warn("store has a new epoch", "reason", found.Reason, "epoch", s.epoch.String(), "revision", s.head)
 	}
@@ -253,9 +259,12 @@ func closedFault() error { return fault.New(fault.Unavailable, "closed", "the st
 // session is one connection. A nil session is a closed one.
 type session struct {
 	*pgconn.PgConn
+	host     string
+	timeline timeline
 	pooled   bool // what answers is not the process that was connected to
 	prepared bool // the commit statement is
 	notified bool // since it was last set to false
+	warned   bool // the same
 }
 
 func (c *session) close() {

@@ -232,3 +232,16 @@ func TestHistoryLost(t *testing.T) {
 		})
 	}
 }
+
+// What was seen is there no more, and nothing has told this store: a commit that
+// was planned on it is refused all the same.
+func TestHistoryLostUnnoticed(t *testing.T) {
+	name := database(t)
+	a := opened(t, cluster.URL(name))
+	_, begin := storetest.State(t, a)
+	at := commit(t, a, create("a", ""))
+	storetest.Replay(t, a, begin, at)
+	exec(t, name, `UPDATE plastron_log SET id = '\x01'`)
+	r := a.Commit(context.Background(), []store.Txn{create("blind", "")})[0]
+	must(t, "Commit", r.Err, fault.Unavailable, "epoch_changed")
+}

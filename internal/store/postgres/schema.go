@@ -41,7 +41,7 @@ const schema = `
 
 // statements are the SQL of one store, with the schema's name in it.
 type statements struct {
-	commit, lock, fetch, find, head, load, epoch, compact, forget, stats, compactable string
+	commit, lock, fetch, find, touch, head, load, epoch, compact, forget, stats, compactable string
 }
 
 func newStatements(schema string) statements {
@@ -53,6 +53,7 @@ func newStatements(schema string) statements {
 			LEFT JOIN (SELECT rev, prev, time, id, CASE WHEN rev > $1 THEN batch END AS batch
 				FROM {s}.plastron_log WHERE rev >= $1 ORDER BY rev LIMIT 64) l ON true ORDER BY l.rev`),
 		find:    in("SELECT rev, batch FROM {s}.plastron_log WHERE rev > $1 AND id = $2"),
+		touch:   in("UPDATE {s}.plastron_head SET rev = rev"),
 		head:    in("SELECT epoch, rev FROM {s}.plastron_head"),
 		load:    in("SELECT key, rev, value FROM {s}.plastron_kv ORDER BY key"),
 		epoch:   in("UPDATE {s}.plastron_head SET epoch = $2 WHERE epoch = $1"),
@@ -72,6 +73,7 @@ type found struct {
 	Opened
 	epoch          store.Epoch
 	rev, compacted uint64
+	id             []byte // of the log row at rev, nil if there is none
 }
 
 // prepare looks at the database and creates the tables if there are none, all in
@@ -187,8 +189,12 @@ func (s *Store) settle(ctx context.Context, c *session, fresh bool, f *found) er
 	}
 	f.rev, f.compacted = uint64(rev), uint64(compacted)
 	// The other tables are looked at now, not at the first commit.
-	if _, err := c.rows(ctx, s.sql.fetch, numberParam(rev)); err != nil {
+	newest, err := c.rows(ctx, s.sql.fetch, numberParam(rev))
+	if err != nil {
 		return err
+	}
+	if len(newest) > 0 && len(newest[0]) > 6 {
+		f.id = newest[0][6]
 	}
 	if _, err := c.rows(ctx, s.sql.load+" LIMIT 0"); err != nil {
 		return err

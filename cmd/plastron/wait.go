@@ -105,7 +105,7 @@ func (w *waiting) print(p *program, reply *receiptv1.WaitResponse) error {
 	}
 	fmt.Fprintf(p.stdout, "in force on %d/%s, %s\n", reply.GetInForce(), plural(int(reply.GetAffected()), "agent", "agents"), text)
 	for _, l := range reply.GetLaggards() {
-		why := "behind"
+		why := fmt.Sprintf("behind, at server %.8s", l.GetServer())
 		if l.GetReason() == receiptv1.Laggard_REASON_NOT_ATTACHED {
 			why = "not attached"
 		}

@@ -86,8 +86,7 @@ func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error)
 		case fault.KindOf(result.Err) != fault.Conflict:
 			return store.Position{}, fmt.Errorf("commit: %w", result.Err)
 		case !r.waitFor(ctx, result.Position):
-			return store.Position{}, fault.New(fault.Unavailable, "registry_behind",
-				"this server has not yet seen the change that this one would follow").Fix("try again")
+			return store.Position{}, errBehind()
 		}
 	}
 	return store.Position{}, fault.New(fault.Conflict, "too_busy", "others changed the same rows %d times meanwhile", maxReruns).Fix("try again")
@@ -107,6 +106,22 @@ func (r *Registry) submit(ctx context.Context, txn store.Txn) (store.Result, err
 	// Once handed over it may become durable whatever the caller does, and the
 	// loop answers every job that it took.
 	return <-j.result, nil
+}
+
+// Reach waits until this replica shows what was committed, by whichever server: 2 s at
+// most, then it fails (R76). A position of another epoch is nothing to wait for.
+func (r *Registry) Reach(ctx context.Context, p store.Position) error {
+	switch {
+	case p.Epoch != r.Position().Epoch:
+		return receiptUnknown(p)
+	case !r.waitFor(ctx, p):
+		return errBehind()
+	}
+	return nil
+}
+
+func errBehind() error {
+	return fault.New(fault.Unavailable, "registry_behind", "this server has not yet seen the change that this call would follow").Fix("try again")
 }
 
 // waitFor waits until the position has been applied.

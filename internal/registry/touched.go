@@ -160,8 +160,7 @@ func (r *Registry) Touched(c Committed) ([]spiffeid.ID, error) {
 	defer r.mu.RUnlock()
 	at := r.state.position
 	if c.Position.Epoch != at.Epoch || c.Position.Revision > at.Revision || c.Position.Revision <= r.touches.after {
-		return nil, fault.New(fault.Precondition, "receipt_unknown", "which agents the change at revision %d affects is not known any more", c.Position.Revision).
-			Fix("the change is made; see with 'plastron server agent list' which agents there are")
+		return nil, receiptUnknown(c.Position)
 	}
 	writes := r.touches.at(c.Position.Revision)
 	if c.Write < 0 || c.Write >= len(writes) {
@@ -172,4 +171,9 @@ func (r *Registry) Touched(c Committed) ([]spiffeid.ID, error) {
 		agents[i] = spiffeid.RequireFromPath(r.td, path) // it was checked on its way in
 	}
 	return agents, nil
+}
+
+func receiptUnknown(p store.Position) error {
+	return fault.New(fault.Precondition, "receipt_unknown", "which agents the change at revision %d affects is not known any more", p.Revision).
+		Fix("the change is made; see with 'plastron server agent list' which agents there are")
 }

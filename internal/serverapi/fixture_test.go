@@ -57,6 +57,7 @@ type rig struct {
 	authority *authority.Authority
 	audit     *audit.Writer
 	trail     string
+	sqlite    *sqlite.Store
 	store     *countingStore
 	addr      string
 	socket    string
@@ -105,6 +106,17 @@ func strict(t *testing.T) option {
 
 func newRig(t *testing.T, options ...option) *rig {
 	t.Helper()
+	st, err := sqlite.Config{Dir: t.TempDir()}.Open(t.Context(), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	return newRigOver(t, st, "s1", options...)
+}
+
+// newRigOver returns one more server over a store.
+func newRigOver(t *testing.T, st *sqlite.Store, id string, options ...option) *rig {
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	dir, err := os.MkdirTemp("", "plastron") // short: socket paths are
 	if err != nil {
@@ -119,21 +131,19 @@ func newRig(t *testing.T, options ...option) *rig {
 			t.Fatal(err)
 		}
 	}
-	r := &rig{t: t, socket: filepath.Join(dir, "private", "api.sock"), trail: filepath.Join(dir, "audit.log")}
-	st, err := sqlite.Config{Dir: filepath.Join(dir, "store")}.Open(ctx, log)
-	must(err)
+	r := &rig{t: t, sqlite: st, socket: filepath.Join(dir, "private", "api.sock"), trail: filepath.Join(dir, "audit.log")}
 	r.store = &countingStore{Store: st}
 	r.registry, err = registry.Open(ctx, r.store, td, log)
 	must(err)
 	registryDone := make(chan struct{})
 	registryCtx, stopRegistry := context.WithCancel(context.Background())
 	go func() { defer close(registryDone); r.registry.Run(registryCtx) }()
-	r.audit, err = audit.Open(audit.Config{Path: r.trail, Server: "s1", Version: "test", Log: log})
+	r.audit, err = audit.Open(audit.Config{Path: r.trail, Server: id, Version: "test", Log: log})
 	must(err)
 	keeper, err := new(memkeys.Config).Open(ctx)
 	must(err)
 	r.authority, err = authority.New(authority.Config{
-		TrustDomain: td, ServerID: "s1", Keeper: keeper, Registry: r.registry, TTL: time.Hour, KeyType: keys.ECP256, Log: log,
+		TrustDomain: td, ServerID: id, Keeper: keeper, Registry: r.registry, TTL: time.Hour, KeyType: keys.ECP256, Log: log,
 	})
 	must(err)
 	must(r.authority.Start(ctx))
@@ -151,7 +161,7 @@ func newRig(t *testing.T, options ...option) *rig {
 		Certificate: func() (*tls.Certificate, error) { return &own.cert, nil },
 		Health:      func() error { return nil }, X509TTL: time.Hour, JWTTL: 5 * time.Minute, Log: log,
 		UnlimitedAttest: true, UnlimitedSigning: true,
-		About: serverapi.About{ServerID: "s1", Version: "test", StoreKind: "sqlite", StoreSize: st.Size,
+		About: serverapi.About{ServerID: id, Version: "test", StoreKind: "sqlite", StoreSize: st.Size,
 			StoreHealth: func() error { return nil }, CheckStore: st.Check, Started: time.Now()},
 	}
 	for _, o := range options {
@@ -174,7 +184,6 @@ func newRig(t *testing.T, options ...option) *rig {
 		<-registryDone
 		<-authorityDone
 		r.audit.Close()
-		st.Close()
 		if n := r.api.Panics(); n != r.panics {
 			t.Errorf("%d handlers panicked", n) // R99
 		}

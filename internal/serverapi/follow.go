@@ -87,8 +87,12 @@ func (a syncs) Follow(stream grpc.BidiStreamingServer[syncv1.AgentMessage, syncv
 	}
 	f.follower = a.server.cfg.Registry.Follow(f.caller.id, slices.Contains(hello.Capabilities, capabilityRules))
 	defer f.follower.Close()
-	f.row = a.server.followers.join(f.caller.id)
-	defer a.server.followers.leave(f.row)
+	f.row = a.server.followers.join(f.caller.id, f.follower)
+	defer func() {
+		if a.server.followers.leave(f.row, time.Now()) {
+			a.server.poke()
+		}
+	}()
 
 	if err := f.begin(ctx, hello); err != nil {
 		return f.end(err)
@@ -331,9 +335,12 @@ func taints(b *bundle.Bundle, leaf *x509.Certificate) bool {
 // note takes in what the agent says of itself.
 func (f *follow) note(m *syncv1.AgentMessage) {
 	if ack := m.GetAck(); ack != nil {
-		took, settled := f.followers.acknowledge(f.row, readPosition(ack.Position), ack.BundleSequence, time.Now())
+		took, settled, bundle := f.followers.acknowledge(f.row, readPosition(ack.Position), ack.BundleSequence, time.Now())
 		if settled && f.cfg.Count.Acknowledged != nil {
 			f.cfg.Count.Acknowledged(took)
+		}
+		if bundle || settled && f.cfg.Shared {
+			f.poke()
 		}
 	}
 	if clock := m.GetStatus().GetClock(); clock > 0 {

@@ -23,34 +23,34 @@ const (
 	maxFollowing = 4
 )
 
-// followers is which agents follow here, and how far each says it is.
-type followers struct {
+// Followers is which agents follow one server, and how far each says it is. The
+// server's API fills it, and its row says of it what other servers need to know.
+type Followers struct {
+	server   string
+	registry *registry.Registry // asked with mu held
+
 	// mu guards everything below, the rows' fields included.
 	mu      sync.Mutex
 	open    map[*following]struct{}
 	byAgent map[spiffeid.ID][]*following // the oldest first
+	left    map[spiffeid.ID]departure    // who had a stream until lately
+	swept   time.Time                    // when left was last rid of those who are away for long
 	waits   map[spiffeid.ID]map[*wait]struct{}
-
-	// out reports whether an agent is banned or not attested. It is called with mu held.
-	out func(spiffeid.ID) bool
 }
 
-func newFollowers(r *registry.Registry) *followers {
-	return &followers{
-		open: map[*following]struct{}{}, byAgent: map[spiffeid.ID][]*following{}, waits: map[spiffeid.ID]map[*wait]struct{}{},
-		out: func(agent spiffeid.ID) (out bool) {
-			r.View(func(s *registry.Snapshot) {
-				n, err := s.Node(agent)
-				out = err != nil || n.Banned
-			})
-			return out
-		},
+// NewFollowers returns that nobody follows a server yet.
+func NewFollowers(server string, r *registry.Registry) *Followers {
+	return &Followers{
+		server: server, registry: r,
+		open: map[*following]struct{}{}, byAgent: map[spiffeid.ID][]*following{}, left: map[spiffeid.ID]departure{},
+		waits: map[spiffeid.ID]map[*wait]struct{}{},
 	}
 }
 
 // following is one open stream.
 type following struct {
 	agent    spiffeid.ID
+	follower *registry.Follower
 	over     chan struct{}  // closed when the agent has opened too many others since
 	position store.Position // last acknowledged; zero: none yet
 	bundle   uint64         // sequence of the own bundle that it holds
@@ -61,10 +61,11 @@ type following struct {
 	clockKnown bool
 }
 
-func (f *followers) join(agent spiffeid.ID) *following {
+func (f *Followers) join(agent spiffeid.ID, follower *registry.Follower) *following {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	row := &following{agent: agent, over: make(chan struct{})}
+	row := &following{agent: agent, follower: follower, over: make(chan struct{})}
+	delete(f.left, agent)
 	f.open[row] = struct{}{}
 	rows := append(f.byAgent[agent], row)
 	if len(rows) > maxFollowing { // R98
@@ -75,21 +76,31 @@ func (f *followers) join(agent spiffeid.ID) *following {
 	return row
 }
 
-func (f *followers) leave(row *following) {
+// leave takes note that a stream has ended. It says whether the agent is out, and
+// so not attached any more.
+func (f *Followers) leave(row *following, now time.Time) (gone bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.open, row)
 	rows := slices.DeleteFunc(f.byAgent[row.agent], func(r *following) bool { return r == row })
-	if f.byAgent[row.agent] = rows; len(rows) == 0 {
-		delete(f.byAgent, row.agent)
-		if len(f.waits[row.agent]) > 0 && f.out(row.agent) {
-			f.settleLocked(row.agent, func(store.Position) bool { return true })
-		}
+	if f.byAgent[row.agent] = rows; len(rows) > 0 {
+		return false
 	}
+	delete(f.byAgent, row.agent)
+	f.registry.View(func(s *registry.Snapshot) {
+		seen := f.seen(s, now)
+		if gone = seen.out(row.agent); !gone {
+			f.sweepLocked(now)
+			f.left[row.agent] = departure{now, row.holds(s)}
+			return
+		}
+		f.settleLocked(row.agent, func(missing store.Position) bool { return f.holdsLocked(row.agent, missing, seen) })
+	})
+	return gone
 }
 
 // owe takes note that a delta is being sent.
-func (f *followers) owe(row *following, p store.Position, now time.Time) {
+func (f *Followers) owe(row *following, p store.Position, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if row.owes = p; row.since.IsZero() {
@@ -98,16 +109,17 @@ func (f *followers) owe(row *following, p store.Position, now time.Time) {
 }
 
 // acknowledge takes note of how far an agent says it is. If that settles what it
-// owed, took is since when it did.
-func (f *followers) acknowledge(row *following, p store.Position, bundle uint64, now time.Time) (took time.Duration, settled bool) {
+// owed, took is since when it did; newBundle says that it has another bundle than before.
+func (f *Followers) acknowledge(row *following, p store.Position, bundle uint64, now time.Time) (took time.Duration, settled, newBundle bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	newBundle = row.bundle != bundle
 	row.position, row.bundle = p, bundle
 	if settled = !row.since.IsZero() && reaches(p, row.owes); settled {
 		took, row.since = now.Sub(row.since), time.Time{}
 	}
 	f.settleLocked(row.agent, func(missing store.Position) bool { return reaches(p, missing) })
-	return took, settled
+	return took, settled, newBundle
 }
 
 // Attached says how many agents follow here, how many of those have not
@@ -126,7 +138,7 @@ func (s *Server) Attached(now time.Time) (agents, behind int, longest time.Durat
 }
 
 // tell takes note of an agent's clock.
-func (f *followers) tell(row *following, clock, now time.Time) {
+func (f *Followers) tell(row *following, clock, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	row.ahead, row.clockKnown = clock.Sub(now), true

@@ -1,17 +1,37 @@
 package serverapi
 
 import (
+	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store"
+	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
+
+// emptyRegistry returns one of an empty store that nobody writes to.
+func emptyRegistry(t *testing.T) *registry.Registry {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	st, err := sqlite.Config{Dir: t.TempDir()}.Open(t.Context(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { st.Close() })
+	reg, err := registry.Open(t.Context(), st, spiffeid.RequireTrustDomainFromString("example.org"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reg
+}
 
 // What an agent owes is counted from the first change that it was sent until it
 // has acknowledged the last.
 func TestAttached(t *testing.T) {
-	s := &Server{followers: newFollowers(nil)}
+	reg := emptyRegistry(t)
+	s := &Server{followers: NewFollowers("s1", reg)}
 	f := s.followers
 	at := func(revision uint64) store.Position { return store.Position{Revision: revision} }
 	begin := time.Now()
@@ -22,23 +42,26 @@ func TestAttached(t *testing.T) {
 		}
 	}
 	is("nobody", 0, 0, 0, 0)
-	one := f.join(spiffeid.RequireFromString("spiffe://example.org/spire/agent/one"))
-	two := f.join(spiffeid.RequireFromString("spiffe://example.org/spire/agent/two"))
+	joins := func(name string) *following {
+		id := spiffeid.RequireFromString("spiffe://example.org/spire/agent/" + name)
+		return f.join(id, reg.Follow(id, true))
+	}
+	one, two := joins("one"), joins("two")
 	is("joined", 0, 2, 0, 0)
 	f.owe(one, at(5), begin)
 	f.owe(two, at(5), begin.Add(time.Second))
 	f.owe(one, at(6), begin.Add(2*time.Second))
 	is("sent", 3*time.Second, 2, 2, 3*time.Second)
-	if _, settled := f.acknowledge(one, at(5), 0, begin.Add(3*time.Second)); settled {
+	if _, settled, _ := f.acknowledge(one, at(5), 0, begin.Add(3*time.Second)); settled {
 		t.Error("the older of two changes settles both")
 	}
-	if took, settled := f.acknowledge(one, at(6), 0, begin.Add(4*time.Second)); !settled || took != 4*time.Second {
+	if took, settled, _ := f.acknowledge(one, at(6), 0, begin.Add(4*time.Second)); !settled || took != 4*time.Second {
 		t.Errorf("acknowledged: %v, %v", took, settled)
 	}
 	is("one has it", 4*time.Second, 2, 1, 3*time.Second)
-	if _, settled := f.acknowledge(one, at(6), 0, begin); settled {
+	if _, settled, _ := f.acknowledge(one, at(6), 0, begin); settled {
 		t.Error("nothing was owed")
 	}
-	f.leave(two)
+	f.leave(two, begin)
 	is("two is gone", 4*time.Second, 1, 0, 0)
 }

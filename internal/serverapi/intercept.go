@@ -56,6 +56,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	ctx, cancel := context.WithTimeout(ctx, r.limit)
 	defer cancel()
 	if callerFrom(ctx).kinds&operators != 0 {
+		if err := s.reach(ctx); err != nil {
+			return nil, toStatus(err)
+		}
 		ctx = noteReceipts(ctx)
 	}
 	resp, err := s.guard.Contain(info.FullMethod, func() (any, error) { return handler(ctx, req) })

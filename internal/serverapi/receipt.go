@@ -16,11 +16,27 @@ import (
 )
 
 const (
-	// receiptTrailer names what a call changed, once for each transaction.
+	// receiptTrailer names what a call changed, once for each transaction. In a
+	// request it says what its caller has changed before.
 	receiptTrailer = "plastron-receipt"
 	maxReceipts    = 10_000
 	maxReceiptWait = 10 * time.Minute
 )
+
+// reach waits for what the caller says that it has changed, at whichever server: it
+// shows here within 2 s, or the call fails (R76).
+func (s *Server) reach(ctx context.Context) error {
+	for _, text := range metadata.ValueFromIncomingContext(ctx, receiptTrailer) {
+		c, err := registry.ParseCommitted(text)
+		if err != nil {
+			return err
+		}
+		if err := s.cfg.Registry.Reach(ctx, c.Position); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // noteReceipts has every commit of an operator's call named in its trailer.
 func noteReceipts(ctx context.Context) context.Context {
@@ -51,6 +67,9 @@ func (a receipts) Wait(ctx context.Context, req *receiptv1.WaitRequest) (*receip
 		if err != nil {
 			return nil, err
 		}
+		if err := a.server.cfg.Registry.Reach(ctx, c.Position); err != nil {
+			return nil, err
+		}
 		agents, err := a.server.cfg.Registry.Touched(c)
 		if err != nil {
 			return nil, err
@@ -62,7 +81,7 @@ func (a receipts) Wait(ctx context.Context, req *receiptv1.WaitRequest) (*receip
 		}
 	}
 	resp := &receiptv1.WaitResponse{Affected: uint32(len(wanted))}
-	w := a.server.followers.await(wanted)
+	w := a.server.followers.await(wanted, time.Now())
 	defer a.server.followers.forget(w)
 	limit := time.NewTimer(within)
 	defer limit.Stop()
@@ -74,7 +93,7 @@ func (a receipts) Wait(ctx context.Context, req *receiptv1.WaitRequest) (*receip
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	lagging := a.server.followers.lagging(w)
+	lagging := a.server.followers.lagging(w, time.Now())
 	resp.InForce = resp.Affected - uint32(len(lagging))
 	slices.SortFunc(lagging, func(x, y *receiptv1.Laggard) int { return strings.Compare(x.Agent, y.Agent) })
 	resp.Laggards = lagging[:min(len(lagging), maxLaggards)]
@@ -88,39 +107,33 @@ type wait struct {
 }
 
 // await begins to wait for agents that have not acknowledged these positions.
-func (f *followers) await(wanted map[spiffeid.ID]store.Position) *wait {
+func (f *Followers) await(wanted map[spiffeid.ID]store.Position, now time.Time) *wait {
 	w := &wait{missing: wanted, done: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for id, p := range wanted {
-		if f.holdsLocked(id, p) {
-			delete(w.missing, id)
-			continue
+	f.registry.View(func(s *registry.Snapshot) {
+		seen := f.seen(s, now)
+		for id, p := range wanted {
+			if f.holdsLocked(id, p, seen) {
+				delete(w.missing, id)
+				continue
+			}
+			if f.waits[id] == nil {
+				f.waits[id] = map[*wait]struct{}{}
+			}
+			f.waits[id][w] = struct{}{}
 		}
-		if f.waits[id] == nil {
-			f.waits[id] = map[*wait]struct{}{}
-		}
-		f.waits[id][w] = struct{}{}
-	}
+	})
 	if len(w.missing) == 0 {
 		close(w.done)
 	}
 	return w
 }
 
-// holdsLocked reports whether an agent acknowledged a position, or is out and heard so.
-func (f *followers) holdsLocked(id spiffeid.ID, p store.Position) bool {
-	rows := f.byAgent[id]
-	if len(rows) == 0 {
-		return f.out(id)
-	}
-	return slices.ContainsFunc(rows, func(r *following) bool { return reaches(r.position, p) })
-}
-
 func reaches(at, p store.Position) bool { return at.Epoch == p.Epoch && at.Revision >= p.Revision }
 
 // settleLocked ends the waits for an agent that it has fulfilled.
-func (f *followers) settleLocked(id spiffeid.ID, fulfilled func(store.Position) bool) {
+func (f *Followers) settleLocked(id spiffeid.ID, fulfilled func(store.Position) bool) {
 	for w := range f.waits[id] {
 		if !fulfilled(w.missing[id]) {
 			continue
@@ -132,14 +145,14 @@ func (f *followers) settleLocked(id spiffeid.ID, fulfilled func(store.Position) 
 	}
 }
 
-func (f *followers) dropLocked(id spiffeid.ID, w *wait) {
+func (f *Followers) dropLocked(id spiffeid.ID, w *wait) {
 	if delete(f.waits[id], w); len(f.waits[id]) == 0 {
 		delete(f.waits, id)
 	}
 }
 
 // forget ends a wait.
-func (f *followers) forget(w *wait) {
+func (f *Followers) forget(w *wait) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id := range w.missing {
@@ -149,18 +162,21 @@ func (f *followers) forget(w *wait) {
 
 // lagging returns whom a wait still misses. An agent that was put out while it
 // had no stream is not missed any more.
-func (f *followers) lagging(w *wait) (all []*receiptv1.Laggard) {
+func (f *Followers) lagging(w *wait, now time.Time) (all []*receiptv1.Laggard) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for id := range w.missing {
-		reason := receiptv1.Laggard_REASON_BEHIND
-		if len(f.byAgent[id]) == 0 {
-			if f.out(id) {
+	f.registry.View(func(s *registry.Snapshot) {
+		seen := f.seen(s, now)
+		for id, missing := range w.missing {
+			if f.holdsLocked(id, missing, seen) {
 				continue
 			}
-			reason = receiptv1.Laggard_REASON_NOT_ATTACHED
+			reason, server := receiptv1.Laggard_REASON_BEHIND, f.serverOfLocked(id, seen)
+			if server == "" {
+				reason = receiptv1.Laggard_REASON_NOT_ATTACHED
+			}
+			all = append(all, &receiptv1.Laggard{Agent: id.String(), Reason: reason, Server: server})
 		}
-		all = append(all, &receiptv1.Laggard{Agent: id.String(), Reason: reason})
-	}
+	})
 	return all
 }

@@ -51,11 +51,11 @@ func (r *rig) createWith(entries ...*spiretypes.Entry) []string {
 	})
 }
 
-// verdict is a receipt in short: "1/3 a:BEHIND".
+// verdict is a receipt in short: "1/3 a:BEHIND@s1".
 func verdict(resp *receiptv1.WaitResponse) string {
 	text := fmt.Sprintf("%d/%d", resp.InForce, resp.Affected)
 	for _, l := range resp.Laggards {
-		text += fmt.Sprintf(" %s:%s", l.Agent, l.Reason)
+		text += fmt.Sprintf(" %s:%s@%s", l.Agent, l.Reason, l.Server)
 	}
 	return text
 }
@@ -72,6 +72,12 @@ func (r *rig) waitFor(receipts []string, within time.Duration) <-chan string {
 		said <- verdict(resp)
 	}()
 	return said
+}
+
+// lagging is the verdict that some agents lag.
+func lagging(inForce string, agents ...string) string {
+	slices.Sort(agents)
+	return strings.Join(append([]string{inForce}, agents...), " ")
 }
 
 func (r *rig) wantReceipt(what string, said <-chan string, want string) {
@@ -99,15 +105,12 @@ func TestReceipt(t *testing.T) {
 	}
 	f.delta()
 	g.delta()
-	behind, absent := slow.id.String()+":REASON_BEHIND", away.id.String()+":REASON_NOT_ATTACHED"
-	lagging := func(inForce int, agents ...string) string {
-		slices.Sort(agents)
-		return strings.Join(append([]string{fmt.Sprintf("%d/3", inForce)}, agents...), " ")
-	}
+	behind, absent := slow.id.String()+":REASON_BEHIND@s1", away.id.String()+":REASON_NOT_ATTACHED@"
+	lagging := func(inForce int, agents ...string) string { return lagging(fmt.Sprintf("%d/3", inForce), agents...) }
 
 	// What was said before the change came does not count.
 	f.say(&syncv1.AgentMessage{Message: &syncv1.AgentMessage_Ack{Ack: &syncv1.Ack{Position: before}}})
-	r.wantReceipt("nobody yet", r.waitFor(made, 50*time.Millisecond), lagging(0, prompt.id.String()+":REASON_BEHIND", behind, absent))
+	r.wantReceipt("nobody yet", r.waitFor(made, 50*time.Millisecond), lagging(0, prompt.id.String()+":REASON_BEHIND@s1", behind, absent))
 	f.ack()
 	until(t, "one has it", func() bool {
 		return <-r.waitFor(made, 0) == lagging(1, behind, absent)
@@ -135,7 +138,7 @@ func TestReceipt(t *testing.T) {
 	newcomer := r.agent()
 	follow(t, r.connect(&newcomer), nil).sync()
 	f.delta()
-	r.wantReceipt("not yet deleted", r.waitFor(deleted, 0), "0/1 "+prompt.id.String()+":REASON_BEHIND")
+	r.wantReceipt("not yet deleted", r.waitFor(deleted, 0), "0/1 "+prompt.id.String()+":REASON_BEHIND@s1")
 	waiting = r.waitFor(deleted, deadline)
 	f.ack()
 	r.wantReceipt("deleted", waiting, "1/1")

@@ -53,6 +53,7 @@ const drainLimit = 8 * time.Second
 type Config struct {
 	TrustDomain spiffeid.TrustDomain
 	Registry    *registry.Registry
+	Followers   *Followers // nil: not shared with anybody
 	Nodes       *nodes.Engine
 	Audit       *audit.Writer
 	Authority   *authority.Authority // whose keys operators see and change
@@ -61,6 +62,12 @@ type Config struct {
 	Certificate func() (*tls.Certificate, error) // the server's own, rotating
 	Health      func() error                     // nil: can serve and issue
 	About       About
+
+	// Shared says that other servers may work on the same store.
+	Shared bool
+	// Poke has the server's row written soon, which says how far the agents are that
+	// follow here. Nil: nobody reads it.
+	Poke func()
 
 	Addresses []string      // where agents reach this server, host:port
 	Admins    []spiffeid.ID // have an operator's rights over TCP
@@ -97,7 +104,7 @@ type Server struct {
 	admins    map[spiffeid.ID]bool
 	gates     map[queue]*gate
 	rootCache rootCache
-	followers *followers
+	followers *Followers
 	guard     rpc.Guard
 	meter     rpc.Meter
 	pairs     *pairs
@@ -110,8 +117,11 @@ func New(cfg Config) *Server {
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
 		pairs:     newPairs(cfg.RulePairs),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
-		followers: newFollowers(cfg.Registry),
+		followers: cfg.Followers,
 		meter:     rpc.Meter{Tell: cfg.Count.Call},
+	}
+	if s.followers == nil {
+		s.followers = NewFollowers(cfg.About.ServerID, cfg.Registry)
 	}
 	s.guard.Log = cfg.Log
 	if s.cfg.room == (room{}) {
@@ -150,6 +160,7 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 	grpc_health_v1.RegisterHealthServer(localServer, health{server: s})
 	s.meter.Learn(remoteServer)
 	s.meter.Learn(localServer)
+	s.cfg.Registry.Batches(s.followers.batch)
 
 	// Each returns nil when it is stopped, an error when its listener breaks,
 	// which takes the other down too.

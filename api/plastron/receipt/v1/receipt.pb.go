@@ -30,7 +30,7 @@ type Laggard_Reason int32
 
 const (
 	Laggard_REASON_UNSPECIFIED  Laggard_Reason = 0
-	Laggard_REASON_NOT_ATTACHED Laggard_Reason = 1 // it has no stream open to this server
+	Laggard_REASON_NOT_ATTACHED Laggard_Reason = 1 // it has no stream open to any server
 	Laggard_REASON_BEHIND       Laggard_Reason = 2 // it has not acknowledged yet
 )
 
@@ -191,6 +191,7 @@ type Laggard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Agent         string                 `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"` // SPIFFE ID
 	Reason        Laggard_Reason         `protobuf:"varint,2,opt,name=reason,proto3,enum=plastron.receipt.v1.Laggard_Reason" json:"reason,omitempty"`
+	Server        string                 `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"` // id of the server that it is attached to
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -239,6 +240,13 @@ func (x *Laggard) GetReason() Laggard_Reason {
 	return Laggard_REASON_UNSPECIFIED
 }
 
+func (x *Laggard) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
 var File_plastron_receipt_v1_receipt_proto protoreflect.FileDescriptor
 
 const file_plastron_receipt_v1_receipt_proto_rawDesc = "" +
@@ -250,10 +258,11 @@ const file_plastron_receipt_v1_receipt_proto_rawDesc = "" +
 	"\fWaitResponse\x12\x1a\n" +
 	"\baffected\x18\x01 \x01(\rR\baffected\x12\x19\n" +
 	"\bin_force\x18\x02 \x01(\rR\ainForce\x128\n" +
-	"\blaggards\x18\x03 \x03(\v2\x1c.plastron.receipt.v1.LaggardR\blaggards\"\xaa\x01\n" +
+	"\blaggards\x18\x03 \x03(\v2\x1c.plastron.receipt.v1.LaggardR\blaggards\"\xc2\x01\n" +
 	"\aLaggard\x12\x14\n" +
 	"\x05agent\x18\x01 \x01(\tR\x05agent\x12;\n" +
-	"\x06reason\x18\x02 \x01(\x0e2#.plastron.receipt.v1.Laggard.ReasonR\x06reason\"L\n" +
+	"\x06reason\x18\x02 \x01(\x0e2#.plastron.receipt.v1.Laggard.ReasonR\x06reason\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\"L\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13REASON_NOT_ATTACHED\x10\x01\x12\x11\n" +

@@ -38,8 +38,9 @@ type ReceiptClient interface {
 	// An agent holds a change once it has acknowledged a state that includes it:
 	// from then on its workloads see no identity that the change takes away, and
 	// its SVIDs for what the change grants are being signed, which takes one more
-	// call of the agent. An agent that is banned or forgotten counts once no
-	// stream of it is open at this server. Caller: an operator.
+	// call of the agent. An agent that is banned or forgotten counts once no server
+	// has a stream of it. It does not matter to which server an agent is attached.
+	// Caller: an operator.
 	Wait(ctx context.Context, in *WaitRequest, opts ...grpc.CallOption) (*WaitResponse, error)
 }
 
@@ -72,8 +73,9 @@ type ReceiptServer interface {
 	// An agent holds a change once it has acknowledged a state that includes it:
 	// from then on its workloads see no identity that the change takes away, and
 	// its SVIDs for what the change grants are being signed, which takes one more
-	// call of the agent. An agent that is banned or forgotten counts once no
-	// stream of it is open at this server. Caller: an operator.
+	// call of the agent. An agent that is banned or forgotten counts once no server
+	// has a stream of it. It does not matter to which server an agent is attached.
+	// Caller: an operator.
 	Wait(context.Context, *WaitRequest) (*WaitResponse, error)
 	mustEmbedUnimplementedReceiptServer()
 }

@@ -163,3 +163,6 @@ func (l *link) Watch(ctx context.Context, after store.Position) iter.Seq2[store.
 
 func (l *link) Compact(context.Context, uint64) error { return nil }
 func (l *link) Close() error                          { return nil }
+
+func (l *link) Compactable(context.Context, uint64, time.Time) (uint64, error) { return 0, nil }
+func (l *link) Stats(context.Context) (store.Stats, error)                     { return store.Stats{}, nil }

@@ -91,16 +91,18 @@ func (c Config) Address() string {
 	if err != nil {
 		return ""
 	}
-	hosts := []string{address(p.Host, p.Port)}
+	hosts := []string{hostPort(p.Host, p.Port)}
 	for _, f := range p.Fallbacks {
-		if host := address(f.Host, f.Port); !slices.Contains(hosts, host) {
+		if host := hostPort(f.Host, f.Port); !slices.Contains(hosts, host) {
 			hosts = append(hosts, host)
 		}
 	}
 	return strings.Join(hosts, ",") + "/" + p.Database
 }
 
-func address(host string, port uint16) string { return net.JoinHostPort(host, strconv.Itoa(int(port))) }
+func hostPort(host string, port uint16) string {
+	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+}
 
 // local tells hosts that no network lies before.
 func local(host string) bool {

@@ -147,8 +147,10 @@ func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Chall
 	rand.Read(c.Lineage)
 	var row *registry.Node
 	var changed bool
+	var refusal error
 	act := "attest"
 	position, err := e.cfg.Registry.Update(ctx, id.String(), func(tx *registry.Tx) error {
+		tx.Confirm() // a token may have been made at another server a moment ago
 		c.Epoch = tx.Epoch()
 		node, err := optional(tx.Node(id))
 		if err != nil {
@@ -168,8 +170,8 @@ func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Chall
 			}
 		}
 		var used *registry.Token
-		if row, used, err = Admit(node, token, c); err != nil {
-			return err
+		if row, used, refusal = Admit(node, token, c); refusal != nil {
+			return nil
 		}
 		if used != nil {
 			if err := tx.PutToken(*used); err != nil {
@@ -178,6 +180,9 @@ func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Chall
 		}
 		return tx.PutNode(*row)
 	})
+	if err == nil {
+		err = refusal
+	}
 	if err != nil {
 		release()
 		return Admitted{}, err
@@ -232,38 +237,44 @@ func (e *Engine) Renew(ctx context.Context, p Presented, csr []byte) (Admitted, 
 	return Admitted{issued, row.CanReattest}, err
 }
 
-// Authenticate says whether an agent's certificate counts, from memory. Only the
-// first use of a renewed certificate writes: from then on the old one is void.
+// Authenticate says whether an agent's certificate counts: yes from memory, no
+// only if the store says so too, because the agent may have attested or renewed
+// at another server a moment ago. Only the first use of a renewed certificate
+// writes: from then on the old one is void.
 func (e *Engine) Authenticate(ctx context.Context, p Presented) error {
 	now := time.Now()
 	var node *registry.Node
 	e.cfg.Registry.View(func(s *registry.Snapshot) {
 		node, _ = optional(s.Node(p.ID))
 	})
-	promote, err := Authenticate(node, p.Serial, p.Expiry, now)
-	if fault.ReasonOf(err) == ReasonNotActive {
-		e.alarm(p, node)
+	promote, refusal := Authenticate(node, p.Serial, p.Expiry, now)
+	if refusal == nil && !promote || fault.ReasonOf(refusal) == ReasonExpired {
+		return refusal
 	}
-	if err != nil || !promote {
-		return err
-	}
-	_, err = e.cfg.Registry.Update(ctx, p.ID.String(), func(tx *registry.Tx) error {
-		node, err := optional(tx.Node(p.ID))
-		if err != nil {
+	_, err := e.cfg.Registry.Update(ctx, p.ID.String(), func(tx *registry.Tx) (err error) {
+		tx.Confirm()
+		if node, err = optional(tx.Node(p.ID)); err != nil {
 			return err
 		}
-		if promote, err = Authenticate(node, p.Serial, p.Expiry, now); err != nil || !promote {
-			return err
+		if promote, refusal = Authenticate(node, p.Serial, p.Expiry, now); refusal != nil || !promote {
+			return nil
 		}
 		return tx.PutNode(Promote(*node, p.Serial))
 	})
-	if fault.KindOf(err) == fault.Unavailable {
+	switch {
+	case fault.KindOf(err) == fault.Unavailable && fault.ReasonOf(refusal) == ReasonBanned:
+		return refusal // what this server knew when it last saw the store
+	case fault.KindOf(err) == fault.Unavailable && refusal == nil:
 		// The store is away. Refusing would cut off an agent that did all that was
 		// asked of it; both certificates count a little longer instead.
 		e.cfg.Log.WarnContext(ctx, "agent certificate not promoted", "agent", p.ID.String(), "err", err)
 		return nil
+	case err != nil:
+		return err
+	case fault.ReasonOf(refusal) == ReasonNotActive:
+		e.alarm(p, node)
 	}
-	return err
+	return refusal
 }
 
 // Standing is the decision of the same name on the row as it is now. It writes

@@ -18,6 +18,7 @@ const (
 	maxCollected  = 4 * store.MaxGroup
 	backoffFirst  = 50 * time.Millisecond
 	backoffMost   = 5 * time.Second
+	corruptMost   = time.Minute // the same when the log makes no sense, and all is loaded each time
 )
 
 // job is a transaction on its way to the commit loop. result has room, so the
@@ -184,8 +185,15 @@ func (r *Registry) watch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		switch fault.ReasonOf(err) {
-		case "epoch_changed", "compacted", "position_unknown", "log_hole":
+		most := backoffMost
+		switch reason := fault.ReasonOf(err); reason {
+		case "epoch_changed", "compacted", "position_unknown", "log_hole", "store_corrupt":
+			// A batch that makes no sense does not come to make some: what the store
+			// holds now counts, and the log from there.
+			if reason == "store_corrupt" {
+				most = corruptMost
+				r.log.ErrorContext(ctx, "the store's log is damaged", "position", r.Position().String(), "err", err)
+			}
 			r.log.WarnContext(ctx, "loading the registry afresh", "position", r.Position().String(), "err", err)
 			var s *state
 			if s, err = r.load(ctx); err == nil {
@@ -199,7 +207,7 @@ func (r *Registry) watch(ctx context.Context) {
 		case <-time.After(wait/2 + rand.N(wait/2)):
 		case <-ctx.Done():
 		}
-		wait = min(2*wait, backoffMost)
+		wait = min(2*wait, most)
 	}
 }
 

@@ -459,7 +459,7 @@ func TestStoreUnavailable(t *testing.T) {
 // RG9: a registry that cannot follow the log loads afresh; the old state serves
 // until the new one is complete, and followers are told to look at everything.
 func TestReload(t *testing.T) {
-	for _, reason := range []string{"epoch_changed", "compacted", "position_unknown"} {
+	for _, reason := range []string{"epoch_changed", "compacted", "position_unknown", "store_corrupt"} {
 		t.Run(reason, func(t *testing.T) {
 			inner := openStore(t, t.TempDir())
 			writer := start(t, inner)

@@ -2,6 +2,8 @@ package server
 
 import (
 	"context"
+	"errors"
+	"iter"
 	"sync/atomic"
 	"time"
 
@@ -71,11 +73,42 @@ func (s *Server) needs(serving context.Context, st *watched, auth *authority.Aut
 	}
 }
 
-// watched is a store that remembers whether its last write failed.
+// watched is a store that remembers whether its last write failed, and whether
+// it could not be read since it was last loaded.
 type watched struct {
 	store.Store
 	count   func(took time.Duration, results []store.Result) // may be nil
 	failure atomic.Pointer[fault.Error]                      // nil: none
+	damaged atomic.Pointer[fault.Error]                      // nil: none
+}
+
+// Load implements store.Store.
+func (w *watched) Load(ctx context.Context, f func(key string, rev uint64, value []byte) error) (store.Position, error) {
+	at, err := w.Store.Load(ctx, f)
+	w.damaged.Store(damage(err))
+	return at, err
+}
+
+// Watch implements store.Store.
+func (w *watched) Watch(ctx context.Context, after store.Position) iter.Seq2[store.Batch, error] {
+	return func(yield func(store.Batch, error) bool) {
+		for b, err := range w.Store.Watch(ctx, after) {
+			if d := damage(err); d != nil {
+				w.damaged.Store(d)
+			}
+			if !yield(b, err) {
+				return
+			}
+		}
+	}
+}
+
+// damage is err if it says that what is stored makes no sense, else nil.
+func damage(err error) *fault.Error {
+	if f, ok := errors.AsType[*fault.Error](err); ok && f.Reason == "store_corrupt" {
+		return fault.New(fault.Unavailable, f.Reason, "%s", f.Message).Fix("%s", f.Remedy)
+	}
+	return nil
 }
 
 // Commit implements store.Store.
@@ -98,8 +131,10 @@ func (w *watched) Commit(ctx context.Context, txns []store.Txn) []store.Result {
 }
 
 func (w *watched) healthy() error {
-	if f := w.failure.Load(); f != nil {
-		return f
+	for _, f := range []*fault.Error{w.damaged.Load(), w.failure.Load()} {
+		if f != nil {
+			return f
+		}
 	}
 	return nil
 }

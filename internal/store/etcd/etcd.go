@@ -141,6 +141,8 @@ type Store struct {
 	meta       meta
 	head       uint64        // the newest position seen
 	loaded     store.Epoch   // of the last Load, or of Open: what callers' revisions are of
+	snapshot   sight         // of the last Load
+	foreign    uint64        // the last revision that strangers wrote, as far as a watcher has seen
 	wakeCommit chan struct{} // capacity 1
 
 	// Only the commit loop uses these.

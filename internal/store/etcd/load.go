@@ -58,7 +58,7 @@ func (s *Store) Load(ctx context.Context, f func(key string, rev uint64, value [
 		limit = min(2*limit, maxPage, max(1, pageBytes*int64(len(resp.Kvs))/int64(size)))
 	}
 	s.mu.Lock()
-	s.loaded = v.at.Epoch
+	s.loaded, s.snapshot = v.at.Epoch, v
 	s.mu.Unlock()
 	return v.at, nil
 }

@@ -348,5 +348,16 @@ func TestRefusals(t *testing.T) {
 		for _, err := range s.Watch(limited(t), at) {
 			must(t, err, fault.Precondition, "store_corrupt")
 		}
+		// Who loads has it, and may go on from there.
+		if got, now := storetest.State(t, s); now != at || string(got["k"].Value) != "evil" {
+			t.Fatalf("loaded %v at %v", got, now)
+		}
+		next := commit(t, s, put("other", "2"))
+		for b, err := range s.Watch(limited(t), at) {
+			if err != nil || b.Prev != at || b.Position != next {
+				t.Errorf("after it: %v, %v", b, err)
+			}
+			break
+		}
 	})
 }

@@ -64,6 +64,12 @@ func (w *watcher) begin(ctx context.Context) (int64, error) {
 	case w.at.Revision > v.at.Revision:
 		return 0, fault.New(fault.Precondition, "position_unknown", "the store is at revision %d and has not reached %d", v.at.Revision, w.at.Revision)
 	}
+	w.s.mu.Lock()
+	loaded, foreign := w.s.snapshot, w.s.foreign
+	w.s.mu.Unlock()
+	if loaded.at == w.at && foreign > w.at.Revision && foreign <= uint64(loaded.now) && !w.skip {
+		return loaded.now + 1, nil // what strangers wrote was loaded
+	}
 	// From the beginning is from the creation of meta, which is not compacted away
 	// while something after it is not.
 	rev := int64(w.at.Revision)
@@ -203,6 +209,9 @@ func (w *watcher) batch(events []*clientv3.Event) (b store.Batch, err error) {
 		return b, nil
 	}
 	bad := func(err error) (store.Batch, error) {
+		w.s.mu.Lock()
+		w.s.foreign = rev
+		w.s.mu.Unlock()
 		return store.Batch{}, corrupt("revision %d was not written by Plastron", rev).Because(err)
 	}
 	if head == nil {

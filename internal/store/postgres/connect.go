@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -91,17 +90,13 @@ func (c Config) Address() string {
 	if err != nil {
 		return ""
 	}
-	hosts := []string{hostPort(p.Host, p.Port)}
-	for _, f := range p.Fallbacks {
-		if host := hostPort(f.Host, f.Port); !slices.Contains(hosts, host) {
-			hosts = append(hosts, host)
+	var names []string
+	for _, h := range hosts(p, "") {
+		if name := address(h); !slices.Contains(names, name) { // each is there with TLS and without
+			names = append(names, name)
 		}
 	}
-	return strings.Join(hosts, ",") + "/" + p.Database
-}
-
-func hostPort(host string, port uint16) string {
-	return net.JoinHostPort(host, strconv.Itoa(int(port)))
+	return strings.Join(names, ",") + "/" + p.Database
 }
 
 // local tells hosts that no network lies before.

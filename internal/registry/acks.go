@@ -50,6 +50,9 @@ func (tx *Tx) PutRoster(server string, agents []uint64) error {
 	return tx.put(kindRoster, server, m)
 }
 
+// DeleteRoster deletes what a server that will not come back said of its agents.
+func (tx *Tx) DeleteRoster(server string) error { return tx.delete(kindRoster, server, "roster") }
+
 // readRoster returns the hashes, 8 bytes each.
 func readRoster(payload []byte) ([]byte, error) {
 	var m statev1.Roster

@@ -32,6 +32,7 @@ type Registry struct {
 	jobs    chan *job     // to the commit loop
 	stopped chan struct{} // closed when Run has ended
 	turn    chan struct{} // room for one: held by an update that others keep colliding with
+	afresh  chan struct{} // room for one: all is to be loaded again
 
 	bodies bodyCache
 
@@ -50,7 +51,7 @@ type Registry struct {
 func Open(ctx context.Context, st store.Store, td spiffeid.TrustDomain, log *slog.Logger) (*Registry, error) {
 	r := &Registry{
 		store: st, td: td, log: log,
-		jobs: make(chan *job), stopped: make(chan struct{}), turn: make(chan struct{}, 1),
+		jobs: make(chan *job), stopped: make(chan struct{}), turn: make(chan struct{}, 1), afresh: make(chan struct{}, 1),
 		moved:     make(chan struct{}),
 		followers: make(map[string]map[*Follower]struct{}),
 		woken:     make(map[*Follower]struct{}),

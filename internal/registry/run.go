@@ -187,7 +187,7 @@ func (r *Registry) watch(ctx context.Context) {
 		}
 		most := backoffMost
 		switch reason := fault.ReasonOf(err); reason {
-		case "epoch_changed", "compacted", "position_unknown", "log_hole", "store_corrupt":
+		case "epoch_changed", "compacted", "position_unknown", "log_hole", "store_corrupt", "state_differs":
 			// A batch that makes no sense does not come to make some: what the store
 			// holds now counts, and the log from there.
 			if reason == "store_corrupt" {
@@ -211,8 +211,34 @@ func (r *Registry) watch(ctx context.Context) {
 	}
 }
 
-// follow applies batches until the store says that it cannot go on.
-func (r *Registry) follow(ctx context.Context, wait *time.Duration) error {
+// Reload has everything loaded afresh, as if the log could not be followed: other
+// servers hold something else at the same position (R78).
+func (r *Registry) Reload() {
+	select {
+	case r.afresh <- struct{}{}:
+	default: // it is asked for already
+	}
+}
+
+// follow applies batches until the store says that it cannot go on, or somebody asks
+// for the state to be loaded afresh.
+func (r *Registry) follow(ctx context.Context, wait *time.Duration) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	go func() {
+		select {
+		case <-r.afresh:
+			cancel(fault.New(fault.Precondition, "state_differs", "other servers hold something else at the same position"))
+		case <-ended:
+		}
+	}()
+	defer func() {
+		close(ended)
+		if fault.ReasonOf(context.Cause(ctx)) == "state_differs" {
+			err = context.Cause(ctx)
+		}
+		cancel(nil)
+	}()
 	at := r.Position()
 	for b, err := range r.store.Watch(ctx, at) {
 		if err != nil {

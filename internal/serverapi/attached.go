@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/servers"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -21,24 +22,14 @@ type departure struct {
 	held store.Position
 }
 
-// Report is what a server tells the others of its agents. Agents that connect, and
-// those that have been away for less than 30 s, belong to it.
-type Report struct {
-	// Position is where the log stood. Every agent but the laggards holds what it is
-	// granted up to Acknowledged: up to Position, if there are not more than 100 laggards.
-	Position     store.Position
-	Acknowledged uint64
-	Laggards     []registry.Laggard // those that are furthest behind, in the order of IDs
-	Attached     int                // agents with a stream
-	Roster       []uint64           // ascending
-}
-
-// Report sums up the present.
-func (f *Followers) Report(now time.Time) Report {
+// Report is what this server tells the others of its agents: those that follow it, and
+// those that have been away for less than 30 s. If more than a hundred of them lag, the
+// hundred that are furthest behind are named.
+func (f *Followers) Report(now time.Time) servers.Report {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sweepLocked(now)
-	r := Report{Attached: len(f.byAgent)}
+	r := servers.Report{Agents: len(f.byAgent)}
 	held := make(map[spiffeid.ID]uint64, len(f.byAgent)+len(f.left))
 	f.registry.View(func(s *registry.Snapshot) {
 		r.Position = s.Position()
@@ -61,12 +52,12 @@ func (f *Followers) Report(now time.Time) Report {
 	slices.Sort(r.Roster)
 	r.Roster = slices.Compact(r.Roster)
 	r.Roster = r.Roster[:min(len(r.Roster), registry.MaxRoster)]
-	if len(r.Laggards) > maxLaggards {
+	if len(r.Laggards) > registry.MaxLaggards {
 		slices.SortFunc(r.Laggards, func(a, b registry.Laggard) int {
 			return cmp.Or(cmp.Compare(a.Acknowledged, b.Acknowledged), cmp.Compare(a.Agent, b.Agent))
 		})
-		r.Acknowledged = r.Laggards[maxLaggards].Acknowledged
-		r.Laggards = r.Laggards[:maxLaggards]
+		r.Acknowledged = r.Laggards[registry.MaxLaggards].Acknowledged
+		r.Laggards = r.Laggards[:registry.MaxLaggards]
 	}
 	slices.SortFunc(r.Laggards, func(a, b registry.Laggard) int { return cmp.Compare(a.Agent, b.Agent) })
 	return r

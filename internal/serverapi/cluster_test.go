@@ -61,7 +61,7 @@ func (b *beats) beat(ctx context.Context) error {
 	r := b.followers.Report(time.Now())
 	_, err := b.registry.Update(ctx, "test", func(tx *registry.Tx) error {
 		row := registry.Server{ID: b.id, BeatAt: time.Now(), Lease: time.Hour, Beat: uint64(b.n.Add(1)),
-			Position: r.Position, Acknowledged: r.Acknowledged, Laggards: r.Laggards, Agents: r.Attached}
+			Position: r.Position, Acknowledged: r.Acknowledged, Laggards: r.Laggards, Agents: r.Agents}
 		return errors.Join(tx.PutServer(row), tx.PutRoster(b.id, r.Roster))
 	})
 	return err

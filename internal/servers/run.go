@@ -43,6 +43,8 @@ type Config struct {
 	Started time.Time
 	// Report says what goes into the row besides; nil: nothing.
 	Report func() Report
+	// Differs is told when another server is found to hold something else; nil: nobody is.
+	Differs func()
 	// Boot is a clock that counts a machine's sleep and cannot be set.
 	Boot func() time.Duration
 	Log  *slog.Logger
@@ -52,8 +54,10 @@ type Config struct {
 type Report struct {
 	Addresses    []string
 	Agents       int
-	Acknowledged uint64 // the lowest revision that they have acknowledged
+	Position     store.Position // at which all this is so
+	Acknowledged uint64         // what they all hold but the laggards
 	Laggards     []registry.Laggard
+	Roster       []uint64 // hashes of those that belong to it, ascending; see registry.AgentHash
 }
 
 // Servers turns the machine. All methods may be called concurrently.
@@ -255,8 +259,9 @@ func (s *Servers) Stop(ctx context.Context) error {
 // beat writes the row once.
 func (s *Servers) beat(ctx context.Context, caller string) error {
 	say := registry.Server{Version: s.cfg.Version, StartedAt: s.cfg.Started, Place: s.cfg.Place, Reads: registry.Format}
+	var r Report
 	if s.cfg.Report != nil {
-		r := s.cfg.Report()
+		r = s.cfg.Report()
 		say.Addresses, say.Agents, say.Acknowledged = r.Addresses, r.Agents, r.Acknowledged
 		say.Laggards = r.Laggards[:min(len(r.Laggards), registry.MaxLaggards)]
 	}
@@ -270,13 +275,19 @@ func (s *Servers) beat(ctx context.Context, caller string) error {
 		}
 		snap := tx.Snapshot()
 		say.Position, say.Digest = snap.Position(), snap.Digest()
+		if say.Position.Epoch != r.Position.Epoch { // of what was acknowledged, nothing is known now
+			say.Acknowledged, say.Laggards = 0, nil
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		row, err := s.machine.next(stored, say, time.Now(), s.cfg.Boot())
 		if err != nil {
 			return err
 		}
-		return tx.PutServer(row)
+		if s.cfg.Report == nil {
+			return tx.PutServer(row)
+		}
+		return errors.Join(tx.PutServer(row), tx.PutRoster(s.cfg.ID, r.Roster))
 	})
 	if err == nil {
 		s.fold(s.row(s.cfg.ID), false) // the watch may not have come to it yet
@@ -333,6 +344,7 @@ func (s *Servers) reload() {
 	var rows []registry.Server
 	s.cfg.Registry.View(func(snap *registry.Snapshot) { rows = snap.Servers() })
 	s.mu.Lock()
+	s.machine.unlearn()
 	for id := range s.machine.peers {
 		if !slices.ContainsFunc(rows, func(r registry.Server) bool { return r.ID == id }) {
 			s.machine.forget(id)
@@ -354,14 +366,25 @@ func (s *Servers) note() {
 	})
 }
 
-// tell logs when the clock or the view becomes bad or good.
+// tell logs when the clock or the view becomes bad or good, and mends what others hold
+// differently.
 func (s *Servers) tell(ctx context.Context) {
 	now := time.Now()
 	s.mu.Lock()
 	clock, stale := s.machine.clock(now, s.cfg.Boot()).err(maxSkew), s.machine.stale(s.cfg.Boot())
 	clockTurned, freshTurned := s.clockOK != (clock == nil), s.freshOK != (stale == nil)
 	s.clockOK, s.freshOK = clock == nil, stale == nil
+	differing, strays := s.machine.differing(), s.machine.strays(s.cfg.Boot())
 	s.mu.Unlock()
+	for _, id := range differing {
+		s.cfg.Log.ErrorContext(ctx, "another server holds something else at the same position", "id", id)
+		if s.cfg.Differs != nil {
+			s.cfg.Differs()
+		}
+	}
+	if strays { // R78
+		s.cfg.Registry.Reload()
+	}
 	switch {
 	case clockTurned && clock != nil:
 		s.cfg.Log.ErrorContext(ctx, "the clock is off", "reason", fault.ReasonOf(clock), "err", clock)
@@ -439,6 +462,9 @@ func (s *Servers) remove(tx *registry.Tx, id string) error {
 	}
 	if row != nil && !kept && s.machine.forgotten(id, boot) {
 		if err := tx.DeleteServer(id); err != nil {
+			return err
+		}
+		if err := tx.DeleteRoster(id); err != nil && fault.KindOf(err) != fault.NotFound {
 			return err
 		}
 	}

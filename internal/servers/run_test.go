@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,6 +31,8 @@ type process struct {
 	started chan error
 	ended   chan error
 	all     sync.WaitGroup
+
+	differed atomic.Int64
 }
 
 // bootClock is the boot clock of one machine.
@@ -83,8 +86,11 @@ func launch(t *testing.T, m *memory, l running) *process {
 	}
 	p.Servers = New(Config{
 		TrustDomain: td, ID: l.id, Registry: p.reg, Shared: !l.alone, Lease: time.Hour, Place: l.place, Version: "test", Started: time.Now(),
-		Report: func() Report { return Report{Addresses: []string{l.place.Host + ":1"}, Agents: 3, Acknowledged: 9} },
-		Boot:   l.boot.now, Log: slog.New(slog.DiscardHandler),
+		Report: func() Report {
+			return Report{Addresses: []string{l.place.Host + ":1"}, Agents: 3, Position: p.reg.Position(), Acknowledged: 9, Roster: []uint64{7}}
+		},
+		Differs: func() { p.differed.Add(1) },
+		Boot:    l.boot.now, Log: slog.New(slog.DiscardHandler),
 	})
 	p.all.Go(func() { p.reg.Run(ctx) })
 	p.all.Go(func() {
@@ -186,6 +192,66 @@ func TestBeats(t *testing.T) {
 			p.stop()
 		}
 	})
+}
+
+// A server whose state is not what the others have notices it, and loads afresh (R78).
+// Those that are right keep what they have, as long as they are more.
+func TestStraying(t *testing.T) {
+	for _, servers := range []int{2, 3, 4} {
+		bubble(t, func(t *testing.T) {
+			m := newMemory()
+			all := []*process{}
+			for i, id := range []string{"a", "b", "c", "d"}[:servers] {
+				all = append(all, start(t, m, running{id: id, place: place(id, uint64(i))}))
+			}
+			time.Sleep(time.Minute)
+			loads := m.loads
+			all[0].link.mu.Lock()
+			all[0].link.loses = true
+			all[0].link.mu.Unlock()
+			_, err := all[1].reg.Update(t.Context(), "test", func(tx *registry.Tx) error {
+				return tx.PutBundle(&bundle.Bundle{TrustDomain: spiffeid.RequireTrustDomainFromString("partner"), Sequence: 1})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			holds := func(p *process) (holds bool) {
+				p.reg.View(func(s *registry.Snapshot) {
+					_, err := s.Bundle(spiffeid.RequireTrustDomainFromString("partner"))
+					holds = err == nil
+				})
+				return holds
+			}
+			synctest.Wait()
+			if holds(all[0]) || !holds(all[1]) {
+				t.Fatal("the store did not lie, or to all")
+			}
+			time.Sleep(2 * BeatEvery)
+			if !holds(all[0]) {
+				t.Error("the server that strays does not come back")
+			}
+			time.Sleep(10 * time.Minute)
+			again := m.loads - loads
+			if again != 1 && servers > 2 || again > 2 {
+				t.Errorf("%d servers loaded afresh %d times", servers, again)
+			}
+			told := int64(0)
+			for _, p := range all {
+				told += p.differed.Load()
+				for _, s := range p.Others() {
+					if s.Diverged {
+						t.Errorf("%s still sees another state at %s", p.cfg.ID, s.Row.ID)
+					}
+				}
+			}
+			if told == 0 {
+				t.Error("nobody was told")
+			}
+			for _, p := range all {
+				p.stop()
+			}
+		})
+	}
 }
 
 // Without others that could ask, idle costs nothing; who asks for beats gets one a second at most.

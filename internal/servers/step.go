@@ -25,6 +25,7 @@ const (
 	maxSkew     = 30 * time.Second     // of the own clock, to sign (R108)
 	maxSkewHere = 5 * time.Second      // to remove what others left (R70)
 	maxSamples  = 3
+	healEvery   = time.Minute
 	maxDelay    = 2 * BeatEvery // of a beat whose clock counts
 	maxAttempts = 4096
 	hearFirst   = BeatEvery + 2*time.Second // for the first of the others to be heard after the start
@@ -55,6 +56,7 @@ type machine struct {
 	heard    bool          // that the others live
 	hearBy   time.Duration // till then the start waits for them
 	past     past
+	healed   time.Duration // when the state was last loaded afresh because of others; 0: never
 
 	// What Run does next.
 	poked    bool          // a beat is wanted soon
@@ -72,10 +74,12 @@ type attempt struct {
 
 // sighting is the row of another instance.
 type sighting struct {
-	row     registry.Server
-	seen    time.Duration // when this beat was first seen
-	zeroes  []time.Time   // what the writer's clock said when the boot clock stood at 0, or less
-	differs bool          // it had another digest than this server at the same position
+	row      registry.Server
+	seen     time.Duration // when this beat was first seen
+	zeroes   []time.Time   // what the writer's clock said when the boot clock stood at 0, or less
+	compared bool          // its digest with the own one at the same position
+	differs  bool          // they were not the same
+	told     bool          // that they are not
 }
 
 func newMachine(s settings) *machine {
@@ -221,7 +225,8 @@ func (m *machine) fold(row *registry.Server, boot time.Duration, live bool) {
 		}
 	}
 	if digest, known := m.past.digest(row.Position); known {
-		p.differs = digest != row.Digest
+		p.compared, p.differs = true, digest != row.Digest
+		p.told = p.told && p.differs
 	}
 	m.poked = m.poked || fresh && live && !row.Stopped
 }

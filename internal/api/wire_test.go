@@ -24,6 +24,7 @@ import (
 	_ "github.com/plastron/plastron/api/plastron/receipt/v1"
 	_ "github.com/plastron/plastron/api/plastron/rule/v1"
 	_ "github.com/plastron/plastron/api/plastron/status/v1"
+	_ "github.com/plastron/plastron/api/plastron/store/v1"
 	_ "github.com/plastron/plastron/api/plastron/sync/v1"
 	_ "github.com/plastron/plastron/api/plastron/why/v1"
 	_ "github.com/plastron/plastron/internal/api/plastron/state/v1"

@@ -18,7 +18,7 @@ var rows = [...][]string{
 	5:  {"process", "secretfile", "systemd", "serverlink", "localsocket", "rpc"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
 	7:  {"registry"},
-	8:  {"agentid", "authority", "nodes", "mirror", "servers"},
+	8:  {"agentid", "authority", "nodes", "mirror", "servers", "upkeep"},
 	9:  {"serverapi", "workloadapi", "agentapi"},
 	10: {"builtin"},
 	11: {"server", "agent"},

@@ -80,6 +80,7 @@ type watched struct {
 	count   func(took time.Duration, results []store.Result) // may be nil
 	failure atomic.Pointer[fault.Error]                      // nil: none
 	damaged atomic.Pointer[fault.Error]                      // nil: none
+	written atomic.Uint64                                    // transactions
 }
 
 // Load implements store.Store.
@@ -122,6 +123,7 @@ func (w *watched) Commit(ctx context.Context, txns []store.Txn) []store.Result {
 		switch {
 		case r.Err == nil && len(txns[i].Puts)+len(txns[i].Deletes) > 0:
 			w.failure.Store(nil)
+			w.written.Add(1)
 		case fault.KindOf(r.Err) == fault.Unavailable && fault.ReasonOf(r.Err) != "canceled":
 			w.failure.Store(fault.New(fault.Unavailable, fault.ReasonOf(r.Err), "the last change could not be written").
 				Fix("see to the failure named in the server's log; the next change tries again"))

@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/sha256"
+	"slices"
 	"strings"
 
 	"github.com/plastron/plastron/internal/audit"
@@ -15,9 +16,13 @@ func recordBatches(trail *audit.Writer) func(store.Batch) {
 		var events []audit.Event
 		position := b.Position.String()
 		for _, w := range b.Writes {
+			// What keeps contents unique says nothing that the entry beside it does
+			// not, but a repair writes it alone.
+			content := func(c store.Change) bool { return strings.HasPrefix(c.Key, "/entry-content/") }
+			alone := !slices.ContainsFunc(w.Changes, func(c store.Change) bool { return !content(c) })
 			for _, c := range w.Changes {
-				if strings.HasPrefix(c.Key, "/entry-content/") {
-					continue // says nothing that /entry/ does not
+				if content(c) && !alone {
+					continue
 				}
 				change := audit.Change{Caller: w.Caller, Position: position, Key: c.Key, Deleted: c.Deleted}
 				if !c.Deleted {

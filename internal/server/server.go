@@ -32,6 +32,7 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/systemd"
+	"github.com/plastron/plastron/internal/upkeep"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 )
@@ -149,6 +150,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		TTL: set.AgentTTL.Or(time.Duration(set.DefaultX509SVIDTTL)), ReattestPeriod: time.Duration(set.AgentReattestPeriod), Log: s.log,
 	})
 
+	keep := upkeep.New(upkeep.Config{
+		Store: opened, TrustDomain: td, Registry: reg, Intact: opened.Check, Trail: filepath.Join(set.DataDir, "audit.log"), Log: s.log,
+	})
+
 	// 4. Loops. They outlive the API, which drains through them.
 	loops, stopLoops := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopLoops()
@@ -171,6 +176,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() error { return auth.Run(loops) })
 	background.Go(func() error { return own.run(loops) })
 	background.Go(func() error { return engine.Run(loops) })
+	background.Go(func() error { return keep.Run(loops) })
 
 	// 5. The API.
 	listener, err := net.Listen("tcp", set.address())
@@ -190,8 +196,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		About: serverapi.About{
 			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
 			StoreKind: opened.Kind, StoreDir: opened.Dir, StoreAddress: opened.Address,
-			StoreSize: opened.Size, StoreHealth: st.healthy, CheckStore: opened.Check,
+			StoreSize: opened.Size, StoreHealth: st.healthy, CheckStore: opened.Check, Commits: st.written.Load,
 		},
+		Upkeep:          keep,
 		RulePairs:       set.RulePairsPerAgent,
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log, Count: count.api,
 	})

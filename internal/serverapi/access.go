@@ -57,6 +57,7 @@ func access() map[string]rule {
 		local  = "/spire.api.server.localauthority.v1.LocalAuthority/"
 		logger = "/spire.api.server.logger.v1.Logger/"
 		svid   = "/spire.api.server.svid.v1.SVID/"
+		whole  = 10 * time.Minute // it reads the whole store
 		long   = 30 * time.Second
 		short  = 10 * time.Second
 	)
@@ -137,6 +138,9 @@ func access() map[string]rule {
 		"/plastron.rule.v1.Rules/Show":            {operators, queueFree, short},
 		"/plastron.status.v1.Server/List":         {operators, queueFree, short},
 		"/plastron.status.v1.Server/Status":       {operators, queueFree, long},
+		"/plastron.store.v1.Store/Check":          {kindLocal, queueFree, whole},
+		"/plastron.store.v1.Store/Compact":        {kindLocal, queueFree, whole},
+		"/plastron.store.v1.Store/Stats":          {kindLocal, queueFree, whole},
 		"/plastron.sync.v1.Sync/Follow":           {kindAgent, queueSync, 0},
 		"/plastron.why.v1.Entries/Ask":            {operators, queueFree, short},
 		"/plastron.why.v1.Entries/Hint":           {kindAgent, queueHint, short},

@@ -67,6 +67,7 @@ a        plastron.why.v1.Entries Hint
 l        spire.api.server.logger.v1.Logger GetLogger SetLogLevel ResetLogLevel
 lA       plastron.status.v1.Server Status List
 lA       plastron.rule.v1.Rules Create Show List Delete
+l        plastron.store.v1.Store Check Stats Compact
 l        grpc.health.v1.Health Check List Watch
 `
 

@@ -34,6 +34,7 @@ import (
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/plastron/plastron/internal/svid"
+	"github.com/plastron/plastron/internal/upkeep"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -161,8 +162,9 @@ func newRigOver(t *testing.T, st *sqlite.Store, id string, options ...option) *r
 		Certificate: func() (*tls.Certificate, error) { return &own.cert, nil },
 		Health:      func() error { return nil }, X509TTL: time.Hour, JWTTL: 5 * time.Minute, Log: log,
 		UnlimitedAttest: true, UnlimitedSigning: true,
+		Upkeep: upkeep.New(upkeep.Config{Store: st, TrustDomain: td, Registry: r.registry, Intact: st.Check, Trail: r.trail, Log: log}),
 		About: serverapi.About{ServerID: id, Version: "test", StoreKind: "sqlite", StoreSize: st.Size,
-			StoreHealth: func() error { return nil }, CheckStore: st.Check, Started: time.Now()},
+			StoreHealth: func() error { return nil }, CheckStore: st.Check, Commits: func() uint64 { return 7 }, Started: time.Now()},
 	}
 	for _, o := range options {
 		o(&cfg, &nodesConfig)

@@ -25,6 +25,7 @@ import (
 	receiptv1 "github.com/plastron/plastron/api/plastron/receipt/v1"
 	rulev1 "github.com/plastron/plastron/api/plastron/rule/v1"
 	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
+	storev1 "github.com/plastron/plastron/api/plastron/store/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	whyv1 "github.com/plastron/plastron/api/plastron/why/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
@@ -40,6 +41,7 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/svid"
+	"github.com/plastron/plastron/internal/upkeep"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -62,6 +64,7 @@ type Config struct {
 	Certificate func() (*tls.Certificate, error) // the server's own, rotating
 	Health      func() error                     // nil: can serve and issue
 	About       About
+	Upkeep      *upkeep.Upkeep // of the store
 
 	// Shared says that other servers may work on the same store.
 	Shared bool
@@ -239,5 +242,6 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})
 	whyv1.RegisterEntriesServer(to, whys{server: s})
 	statusv1.RegisterServerServer(to, statuses{server: s})
+	storev1.RegisterStoreServer(to, storeCalls{server: s})
 	rulev1.RegisterRulesServer(to, rules{server: s})
 }

@@ -20,10 +20,11 @@ import (
 type About struct {
 	ServerID, Version, DataDir, SocketPath string
 	StoreKind                              string
-	StoreDir, StoreAddress                 string       // where it is: here, or elsewhere
-	StoreSize                              func() int64 // nil: it cannot tell
-	StoreHealth                            func() error // nil: its last write went well
-	CheckStore                             func() error // reads all of it; nil: it cannot
+	StoreDir, StoreAddress                 string        // where it is: here, or elsewhere
+	StoreSize                              func() int64  // nil: it cannot tell
+	StoreHealth                            func() error  // nil: its last write went well
+	CheckStore                             func() error  // reads all of it; nil: it cannot
+	Commits                                func() uint64 // transactions that this server has written
 	Started                                time.Time
 }
 

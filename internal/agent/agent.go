@@ -28,6 +28,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/keys"
+	"github.com/plastron/plastron/internal/machine"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
@@ -217,7 +218,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	m := mirror.New(mirror.Config{
 		TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Link: mirrorLink{link, l}, Version: Version,
 		CacheSize: a.cfg.Agent.X509SVIDCacheMaxSize, JWTCacheSize: a.cfg.Agent.JWTSVIDCacheMaxSize, KeyType: keys.Type(a.cfg.Agent.WorkloadKeyType),
-		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Changed: changed, Hint: link.Hint, Boot: bootClock, Log: a.log,
+		Directive: l.direct, OwnBundle: l.setBundle, StreamEnded: l.streamEnded, Changed: changed, Hint: link.Hint, Boot: machine.Uptime, Log: a.log,
 	})
 	kept.restore(ctx, m, a.own.Load(), a.bundle.Load())
 	checks := a.needs(m.Stats)

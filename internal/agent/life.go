@@ -14,6 +14,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
+	"github.com/plastron/plastron/internal/machine"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/svid"
@@ -51,7 +52,7 @@ func newLife(ctx context.Context, a *Agent, dir *dataDir, keeper keys.Keeper, li
 			RebootstrapDelay: time.Duration(s.RebootstrapDelay),
 			Remedy:           "mend what the node proves itself with and start the agent again",
 		},
-		Role: l, Boot: bootClock, Log: a.log,
+		Role: l, Boot: machine.Uptime, Log: a.log,
 	}
 	if a.attestor == jointoken.Name {
 		cfg.Remedy = "make a join token with 'plastron server token generate' and start the agent with it"

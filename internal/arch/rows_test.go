@@ -15,7 +15,7 @@ var rows = [...][]string{
 	2:  {"identity", "strictjson", "reason", "logging"},
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "upstream", "store", "monitor"},
-	5:  {"process", "secretfile", "systemd", "serverlink", "localsocket", "rpc"},
+	5:  {"process", "secretfile", "systemd", "serverlink", "localsocket", "machine", "rpc"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror", "servers", "upkeep"},
@@ -182,7 +182,7 @@ var parties = map[string][]string{
 	"golang.org/x/crypto/cryptobyte": {"internal/svid", "internal/bundle", "internal/ticket"},
 	"golang.org/x/net/idna":          {"internal/entry", "internal/svid"},
 	"golang.org/x/sync":              {"internal/server", "internal/agent", "internal/workloadapi", "internal/serverlink", "cmd"},
-	"golang.org/x/sys": {"internal/process", "internal/localsocket", "internal/doctor", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
+	"golang.org/x/sys": {"internal/process", "internal/machine", "internal/localsocket", "internal/doctor", "internal/serverlink", "internal/workload/unix", "internal/keys/diskkeys",
 		"internal/store/sqlite", "internal/store/postgres", "internal/serverapi", "internal/workloadapi", "internal/server", "internal/agent", "cmd"},
 
 	"github.com/anishathalye/porcupine":         {},

@@ -477,8 +477,13 @@ func (tx *Tx) PutServer(v Server) error {
 	return tx.put(kindServer, v.ID, serverMessage(tx.s.td, &v))
 }
 
-// DeleteServer deletes the row of a server that will not come back.
-func (tx *Tx) DeleteServer(id string) error { return tx.delete(kindServer, id, "server") }
+// DeleteServer deletes the row of a server that will not come back, and its roster.
+func (tx *Tx) DeleteServer(id string) error {
+	if err := tx.delete(kindRoster, id, "roster"); err != nil && fault.KindOf(err) != fault.NotFound {
+		return err
+	}
+	return tx.delete(kindServer, id, "server")
+}
 
 // marshalled returns a message written in this transaction as it will be stored.
 func marshalled(m proto.Message) []byte {

@@ -182,13 +182,13 @@ func TestWhatMayNotBeStored(t *testing.T) {
 func TestDeleteServer(t *testing.T) {
 	r := start(t, openStore(t, t.TempDir()))
 	update(t, r, func(tx *Tx) error {
-		return errors.Join(tx.PutServer(Server{ID: "s"}), tx.PutAuthority(Authority{Server: "s", Kind: "jwt"}))
+		return errors.Join(tx.PutServer(Server{ID: "s"}), tx.PutRoster("s", []uint64{1}), tx.PutAuthority(Authority{Server: "s", Kind: "jwt"}))
 	})
 	update(t, r, func(tx *Tx) error { return errors.Join(tx.DeleteAuthority("s", "jwt"), tx.DeleteServer("s")) })
 	r.View(func(v *Snapshot) {
 		_, err := v.Server("s")
 		isFault(t, err, fault.NotFound, "server_not_found")
-		if n := len(v.Servers()) + len(v.Authorities("")); n != 0 {
+		if n := len(v.Servers()) + len(v.Authorities("")) + len(v.s.values[kindRoster]); n != 0 {
 			t.Errorf("%d rows are left", n)
 		}
 	})

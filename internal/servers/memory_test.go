@@ -67,6 +67,7 @@ func (m *memory) commit(txn *store.Txn) store.Result {
 
 // link is one server's way to the store, which may be cut.
 type link struct {
+	store.Store // nil: what a registry does not use
 	*memory
 	mu      sync.Mutex
 	writes  string // "": as they should; else the reason why they fail, or "deaf": they arrive, and the answer does not
@@ -165,12 +166,6 @@ func (l *link) Watch(ctx context.Context, after store.Position) iter.Seq2[store.
 		}
 	}
 }
-
-func (l *link) Compact(context.Context, uint64) error { return nil }
-func (l *link) Close() error                          { return nil }
-
-func (l *link) Compactable(context.Context, uint64, time.Time) (uint64, error) { return 0, nil }
-func (l *link) Stats(context.Context) (store.Stats, error)                     { return store.Stats{}, nil }
 
 // lose reports whether a batch is to arrive without what it changes.
 func (l *link) lose(b store.Batch) (lost bool) {

@@ -30,14 +30,13 @@ type world struct {
 // followed the log, and what it has sent that did not arrive yet.
 type life struct {
 	*machine
-	name    string
-	place   registry.Place
-	offset  time.Duration // of its boot clock
-	speed   float64       // of its boot clock
-	pos     int           // rows of the log that it has seen
-	started bool          // it took the row
-	dead    bool
-	sent    []sent
+	name   string
+	place  registry.Place
+	offset time.Duration // of its boot clock
+	speed  float64       // of its boot clock
+	pos    int           // rows of the log that it has seen
+	dead   bool
+	sent   []sent
 }
 
 type sent struct {
@@ -107,7 +106,7 @@ func (w *world) step() {
 			l.fold(&row, boot, true)
 		}
 	case 4, 5, 6, 7: // try to live
-		if !l.started {
+		if l.beat == 0 {
 			v := l.judge(l.stored(w), l.place, boot)
 			if v.err != nil {
 				w.say("%s is refused: %s", l.name, fault.ReasonOf(v.err))
@@ -124,7 +123,6 @@ func (w *world) step() {
 			l.dead = fault.ReasonOf(err) == "server_id_in_use"
 			return
 		}
-		l.started = true
 		l.sent = append(l.sent, sent{row, l.pos})
 	case 8, 9, 10: // something arrives at the store, in any order, or is lost
 		if len(l.sent) == 0 {

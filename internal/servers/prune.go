@@ -46,6 +46,37 @@ func (m *machine) mayPrune(now time.Time, boot time.Duration) error {
 	return m.clock(now, boot).err(maxSkewHere)
 }
 
+// estate is what a server that is gone has left.
+type estate struct {
+	row         *registry.Server // nil: it has none
+	authorities []registry.Authority
+	bundle      *bundle.Bundle
+}
+
+// settlement is what of it nobody needs any more.
+type settlement struct {
+	bundle *bundle.Bundle // without the authorities
+	kinds  []string       // of the authorities
+	row    bool
+}
+
+func (s *settlement) empty() bool { return len(s.kinds) == 0 && !s.row }
+
+// settle decides what of an estate can be removed. The row goes last.
+func (m *machine) settle(id string, e estate, now time.Time, boot time.Duration) settlement {
+	s := settlement{bundle: e.bundle}
+	if m.mayPrune(now, boot) != nil || !m.gone(id, e.row, boot) {
+		return s
+	}
+	for _, a := range e.authorities {
+		if left, ok := withdraw(s.bundle, a, now); ok {
+			s.bundle, s.kinds = left, append(s.kinds, a.Kind)
+		}
+	}
+	s.row = e.row != nil && len(e.authorities) == len(s.kinds) && m.forgotten(id, boot)
+	return s
+}
+
 // withdraw returns the bundle without the keys of an authority that nobody uses
 // any more. It reports false while a document under them may be valid, if it
 // does not know the kind, or if no key would be left: time alone never empties a

@@ -401,25 +401,33 @@ func (s *Servers) tell(ctx context.Context) {
 
 // prune removes what servers that are gone have left and nobody needs any more.
 func (s *Servers) prune(ctx context.Context) error {
-	left := map[string]bool{}
+	estates := map[string]estate{}
 	s.cfg.Registry.View(func(snap *registry.Snapshot) {
+		own, err := snap.Bundle(s.cfg.TrustDomain)
+		if err != nil {
+			return // there are no authorities
+		}
 		for _, r := range snap.Servers() {
-			left[r.ID] = r.ID != s.cfg.ID
+			estates[r.ID] = estate{row: &r, bundle: own}
 		}
 		for _, a := range snap.Authorities("") {
-			left[a.Server] = a.Server != s.cfg.ID
+			e := estates[a.Server]
+			e.authorities, e.bundle = append(e.authorities, a), own
+			estates[a.Server] = e
 		}
 	})
+	delete(estates, s.cfg.ID)
 	s.mu.Lock()
 	s.machine.looked = s.cfg.Boot()
+	for id, e := range estates { // without asking the store
+		if left := s.machine.settle(id, e, time.Now(), s.cfg.Boot()); left.empty() {
+			delete(estates, id)
+		}
+	}
 	s.mu.Unlock()
 	var errs []error
-	for id, others := range left {
-		if !others {
-			continue
-		}
-		_, err := s.cfg.Registry.Update(ctx, pruneCaller, func(tx *registry.Tx) error { return s.remove(tx, id) })
-		if err != nil {
+	for id := range estates {
+		if _, err := s.cfg.Registry.Update(ctx, pruneCaller, func(tx *registry.Tx) error { return s.remove(tx, id) }); err != nil {
 			errs = append(errs, fmt.Errorf("server %s: %w", id, err))
 		}
 	}
@@ -433,34 +441,26 @@ func (s *Servers) remove(tx *registry.Tx, id string) error {
 	if err != nil {
 		return err
 	}
-	was, err := tx.Bundle(s.cfg.TrustDomain)
-	if err != nil {
+	e := estate{row: row}
+	if e.bundle, err = tx.Bundle(s.cfg.TrustDomain); err != nil {
 		return err
 	}
-	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	boot := s.cfg.Boot()
-	if s.machine.mayPrune(now, boot) != nil || !s.machine.gone(id, row, boot) {
-		return nil
-	}
-	is, kept := was, false
 	for _, known := range tx.Snapshot().Authorities(id) {
 		a, err := tx.Authority(id, known.Kind)
 		if err != nil {
 			return err
 		}
-		left, ok := withdraw(is, a, now)
-		if !ok {
-			kept = true
-			continue
-		}
-		is = left
-		if err := tx.DeleteAuthority(id, a.Kind); err != nil {
+		e.authorities = append(e.authorities, a)
+	}
+	s.mu.Lock()
+	left := s.machine.settle(id, e, time.Now(), s.cfg.Boot())
+	s.mu.Unlock()
+	for _, kind := range left.kinds {
+		if err := tx.DeleteAuthority(id, kind); err != nil {
 			return err
 		}
 	}
-	if row != nil && !kept && s.machine.forgotten(id, boot) {
+	if left.row {
 		if err := tx.DeleteServer(id); err != nil {
 			return err
 		}
@@ -468,10 +468,10 @@ func (s *Servers) remove(tx *registry.Tx, id string) error {
 			return err
 		}
 	}
-	if is.Sequence == was.Sequence {
+	if left.bundle.Sequence == e.bundle.Sequence {
 		return nil
 	}
-	return tx.PutBundle(is)
+	return tx.PutBundle(left.bundle)
 }
 
 func optional[T any](row T, err error) (*T, error) {

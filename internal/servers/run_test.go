@@ -145,6 +145,9 @@ func (p *process) staleness(reason string) {
 	}
 }
 
+// between is a while that ends between two beats, which come at whole seconds.
+const between = 65500 * time.Millisecond
+
 func bubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	synctest.Test(t, f)
@@ -297,7 +300,7 @@ func TestAloneStartsWithoutWriting(t *testing.T) {
 		p := start(t, m, running{id: "a", place: place("a", 1), alone: true, link: l})
 		p.signs("")
 		before := len(m.log)
-		time.Sleep(time.Minute)
+		time.Sleep(between)
 		l.set("", false)
 		time.Sleep(BeatEvery)
 		if len(m.log) != before+1 {
@@ -326,7 +329,7 @@ func TestNextLife(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				m := newMemory()
 				was := start(t, m, running{id: "a", place: place("a", 1)})
-				time.Sleep(time.Minute)
+				time.Sleep(between)
 				tt.end(was)
 				began := time.Now()
 				is := launch(t, m, running{id: "a", place: tt.place})
@@ -353,7 +356,7 @@ func TestClone(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		m := newMemory()
 		original := start(t, m, running{id: "a", place: place("a", 1)})
-		time.Sleep(time.Minute)
+		time.Sleep(between)
 		clone := launch(t, m, running{id: "a", place: place("b", 2)})
 		began := time.Now()
 		err := <-clone.started
@@ -376,7 +379,7 @@ func TestReplaced(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		m := newMemory()
 		was := start(t, m, running{id: "a", place: place("a", 1)})
-		time.Sleep(time.Minute)
+		time.Sleep(between)
 		// A machine that was copied while it ran looks like the directory itself.
 		is := start(t, m, running{id: "a", place: place("a", 1)})
 		synctest.Wait()
@@ -411,7 +414,7 @@ func TestOutage(t *testing.T) {
 				m := newMemory()
 				p := start(t, m, running{id: "a", place: place("a", 1)})
 				other := start(t, m, running{id: "b", place: place("b", 2)})
-				time.Sleep(time.Minute)
+				time.Sleep(between)
 				loads := m.loads
 				p.link.set(tt.writes, tt.blind)
 				since := p.Fresh()
@@ -450,7 +453,7 @@ func TestSleep(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		m := newMemory()
 		p := start(t, m, running{id: "a", place: place("a", 1)})
-		time.Sleep(time.Minute)
+		time.Sleep(between)
 		p.boot.sleep(30 * time.Minute)
 		p.signs("")
 		p.staleness("state_stale")

@@ -46,9 +46,10 @@ type settings struct {
 type machine struct {
 	settings
 	former   *sighting // of the row as it was before this life took it
-	first    uint64    // the beat with which this life took the row; 0: not yet
+	waits    bool      // for the lease of that
+	first    uint64    // the beat with which this life takes or took the row
 	attempts []attempt // own beats that may still come back, oldest first
-	beat     uint64    // the newest own beat that came back
+	beat     uint64    // the newest own beat that came back; 0: none yet
 	from     time.Duration
 	stopped  bool
 	rival    *registry.Server // what took the row from this life
@@ -96,6 +97,7 @@ type verdict struct {
 // is none; place is where this life keeps its identity, locked.
 func (m *machine) judge(row *registry.Server, place registry.Place, boot time.Duration) verdict {
 	was := m.former
+	m.waits = false
 	if row == nil {
 		m.former = nil
 		return verdict{}
@@ -111,6 +113,7 @@ func (m *machine) judge(row *registry.Server, place registry.Place, boot time.Du
 		return verdict{err: inUse(fault.Precondition, row, place)}
 	}
 	if until := m.former.ends(); boot < until {
+		m.waits = true
 		return verdict{until: until}
 	}
 	return verdict{}
@@ -145,7 +148,7 @@ func (m *machine) next(stored *registry.Server, say registry.Server, now time.Ti
 	if row.Lease = 0; m.shared {
 		row.Lease = m.lease
 	}
-	if m.first == 0 {
+	if m.beat == 0 {
 		m.first = row.Beat
 	}
 	m.attempts = append(m.attempts, attempt{row.Beat, row.BeatAt, boot})
@@ -165,18 +168,26 @@ func (m *machine) check(stored *registry.Server) error {
 	if m.rival != nil {
 		return m.fenced()
 	}
-	if m.first == 0 { // judged by judge, as it was then
-		if (stored == nil) != (m.former == nil) ||
-			stored != nil && (stored.Beat != m.former.row.Beat || !bytes.Equal(stored.Instance, m.former.row.Instance)) {
+	switch {
+	case m.beat == 0: // what judge allowed is to follow on the row that it saw
+		same := stored == nil && m.former == nil ||
+			stored != nil && m.former != nil && stored.Beat == m.former.row.Beat && bytes.Equal(stored.Instance, m.former.row.Instance)
+		if !same && (stored == nil || m.attempt(stored) < 0) {
 			return errMoved()
 		}
-		return nil
-	}
-	if stored != nil && m.foreign(stored) {
+	case stored != nil && m.foreign(stored):
 		m.rival = stored
 		return m.fenced()
 	}
 	return nil
+}
+
+// attempt returns the index of the attempt that a row is, or -1.
+func (m *machine) attempt(row *registry.Server) int {
+	if !bytes.Equal(row.Instance, m.instance) {
+		return -1
+	}
+	return slices.IndexFunc(m.attempts, func(a attempt) bool { return a.beat == row.Beat && a.at.Equal(row.BeatAt) })
 }
 
 // foreign reports whether a row in the place of the own one was written by
@@ -188,7 +199,7 @@ func (m *machine) foreign(row *registry.Server) bool {
 	}
 	// The own instance: a copy of this very process, as of a virtual machine that
 	// was copied while it ran, unless it is a beat that was sent from here.
-	return row.Beat > m.beat && !slices.ContainsFunc(m.attempts, func(a attempt) bool { return a.beat == row.Beat && a.at.Equal(row.BeatAt) })
+	return row.Beat > m.beat && m.attempt(row) < 0
 }
 
 func (m *machine) fenced() error {
@@ -232,22 +243,18 @@ func (m *machine) fold(row *registry.Server, boot time.Duration, live bool) {
 }
 
 func (m *machine) foldOwn(row *registry.Server) {
-	if m.first == 0 || m.rival != nil {
-		return
-	}
-	if m.foreign(row) {
-		m.rival = row
-		return
-	}
-	for i, a := range m.attempts {
-		if a.beat == row.Beat && a.at.Equal(row.BeatAt) {
-			if m.beat == 0 {
-				m.hearBy = a.begun + hearFirst
-			}
-			m.beat, m.from = a.beat, a.begun
-			m.attempts = slices.DeleteFunc(m.attempts[i+1:], func(a attempt) bool { return a.beat <= row.Beat })
-			return
+	i := m.attempt(row)
+	switch {
+	case m.rival != nil:
+	case i >= 0:
+		a := m.attempts[i]
+		if m.beat == 0 {
+			m.hearBy = a.begun + hearFirst
 		}
+		m.beat, m.from = a.beat, a.begun
+		m.attempts = slices.DeleteFunc(m.attempts, func(other attempt) bool { return other.beat <= a.beat })
+	case m.beat > 0 && m.foreign(row):
+		m.rival = row
 	}
 }
 
@@ -256,7 +263,7 @@ func (m *machine) forget(id string) { delete(m.peers, id) }
 
 // fresh is how long ago the view of the trust domain was surely complete.
 func (m *machine) fresh(boot time.Duration) time.Duration {
-	if !m.shared || m.first == 0 {
+	if !m.shared || m.beat == 0 {
 		return 0
 	}
 	return boot - m.from
@@ -281,7 +288,7 @@ func (m *machine) maySign(now time.Time, boot time.Duration) error {
 		return m.fenced()
 	case m.stopped:
 		return fault.New(fault.Unavailable, "server_stopping", "the server is shutting down")
-	case m.first == 0 && m.former != nil && m.shared:
+	case m.waits:
 		return m.waiting(boot)
 	case m.leaseLeft(boot) <= 0 && m.beat == 0:
 		return fault.New(fault.Unavailable, "server_starting", "the server is starting")

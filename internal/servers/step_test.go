@@ -183,3 +183,27 @@ func TestRival(t *testing.T) {
 		}
 	}
 }
+
+// A beat of a former life that was under way when it was killed arrives late: who
+// follows in its place judges anew, and takes over all the same (R68).
+func TestLateBeat(t *testing.T) {
+	m := newTestMachine("s", "i", 0)
+	former := &registry.Server{ID: "s", Instance: []byte("former"), Beat: 10, Lease: time.Hour, Place: here()}
+	m.judge(former, here(), 0)
+	if _, err := m.next(former, registry.Server{}, noon(), 0); err != nil {
+		t.Fatal(err)
+	}
+	late := *former
+	late.Beat++
+	if _, err := m.next(&late, registry.Server{}, noon(), 0); fault.ReasonOf(err) != "server_row_moved" {
+		t.Fatalf("next() = %v", err)
+	}
+	m.fold(&late, 0, true)
+	if v := m.judge(&late, here(), time.Second); v != (verdict{}) {
+		t.Fatalf("judge() = %v", v)
+	}
+	row := round(t, m, &late, time.Second)
+	if err := m.maySign(noon(), time.Minute); err != nil || row.Beat != 12 {
+		t.Errorf("maySign() = %v after beat %d", err, row.Beat)
+	}
+}

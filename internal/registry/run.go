@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -185,16 +186,15 @@ func (r *Registry) watch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		most := backoffMost
+		most, level := backoffMost, slog.LevelWarn
 		switch reason := fault.ReasonOf(err); reason {
 		case "epoch_changed", "compacted", "position_unknown", "log_hole", "store_corrupt", "state_differs":
-			// A batch that makes no sense does not come to make some: what the store
+			// A batch that makes no sense will not come to make some: what the store
 			// holds now counts, and the log from there.
 			if reason == "store_corrupt" {
-				most = corruptMost
-				r.log.ErrorContext(ctx, "the store's log is damaged", "position", r.Position().String(), "err", err)
+				most, level = corruptMost, slog.LevelError
 			}
-			r.log.WarnContext(ctx, "loading the registry afresh", "position", r.Position().String(), "err", err)
+			r.log.Log(ctx, level, "loading the registry afresh", "position", r.Position().String(), "err", err)
 			var s *state
 			if s, err = r.load(ctx); err == nil {
 				r.replace(s) // the old state served until here (RG9)

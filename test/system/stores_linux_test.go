@@ -1,11 +1,15 @@
 package system_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,6 +53,72 @@ func etcdBlock(e *parts.Etcd, prefix string) string {
 	return fmt.Sprintf(`DataStore "etcd" { plugin_data { endpoints = [%q] prefix = %q } }`, e.Endpoints[0], prefix)
 }
 
+// putEtcd writes a key as somebody else would.
+func putEtcd(t *testing.T, e *parts.Etcd, key, value string) {
+	t.Helper()
+	body, err := json.Marshal(map[string][]byte{"key": []byte(key), "value": []byte(value)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Post(e.Endpoints[0]+"/v3/kv/put", "application/json", bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("etcd: %s", resp.Status)
+	}
+}
+
+// restoredPostgres goes back to a copy of the database's files while no server runs.
+func restoredPostgres(t *testing.T, d *deployment, p *parts.Postgres) {
+	copyData := func(from, to string) {
+		t.Helper()
+		if out, err := exec.Command("cp", "-a", filepath.Join(p.Dir, from), filepath.Join(p.Dir, to)).CombinedOutput(); err != nil {
+			t.Fatalf("cp: %v\n%s", err, out)
+		}
+	}
+	again := func() {
+		t.Helper()
+		if err := p.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, _ := d.token()
+	d.server.stop(syscall.SIGTERM)
+	must(p.Crash())
+	copyData("data", "backup")
+	again()
+	d.startServer()
+	d.createEntry("spiffe://example.org/spire/server", "/late", nil, mine())
+	d.server.stop(syscall.SIGTERM)
+	must(p.Crash())
+	must(os.RemoveAll(filepath.Join(p.Dir, "data")))
+	must(os.Rename(filepath.Join(p.Dir, "backup"), filepath.Join(p.Dir, "data")))
+	again()
+	d.startServer()
+	if log := d.server.Output(); !strings.Contains(log, "store has a new epoch") || !strings.Contains(log, "reason=restored") {
+		t.Errorf("the server does not say that the store was restored:\n%s", log)
+	}
+	if list := d.run("server", "entry", "show", "-socketPath", d.adminSocket()); strings.Contains(list, "/late") {
+		t.Errorf("the store was not restored:\n%s", list)
+	}
+	other := newDeployment(t)
+	other.port = d.port
+	other.write("bundle.pem", d.run("server", "bundle", "show", "-socketPath", d.adminSocket()))
+	other.write("agent.conf", other.agentConfig(before))
+	refused := start(t, exec.Command(plastron, "agent", "run", "-config", other.path("agent.conf")))
+	eventually(t, "a token from before to be refused", func() bool { return strings.Contains(refused.Output(), "the join token is unknown") })
+	d.createEntry("spiffe://example.org/spire/server", "/after", nil, mine())
+	d.waitServed()
+}
+
 // TestSharedStores runs a server and an agent over each store that several
 // servers can share: entries, restarts, status, health, and a backup that is
 // noticed though no server ran while it was restored (R21).
@@ -61,6 +131,7 @@ func TestSharedStores(t *testing.T) {
 		d := newDeployment(t)
 		d.dataStore = postgresBlock(p, "plastron")
 		sharedStore(t, d, "postgres at 127.0.0.1:"+p.Port+"/plastron")
+		restoredPostgres(t, d, p)
 		for _, secret := range []string{p.Password, "a%20pass", "pass%2Fword"} {
 			if text := d.server.Output(); strings.Contains(text, secret) {
 				t.Errorf("the password is in the log:\n%s", text)
@@ -72,6 +143,15 @@ func TestSharedStores(t *testing.T) {
 		d := newDeployment(t)
 		d.dataStore = etcdBlock(e, "/a/")
 		sharedStore(t, d, "etcd at "+e.Endpoints[0]+"/a/")
+
+		// A stranger's write is shown, and takes nobody out of step.
+		putEtcd(t, e, "/a/k/stranger", "\x00x")
+		d.createEntry("spiffe://example.org/spire/server", "/three", nil, mine())
+		eventually(t, "the damage to be in the log", func() bool { return strings.Contains(d.server.Output(), "was not written by Plastron") })
+		d.createEntry("spiffe://example.org/spire/server", "/four", nil, mine())
+		eventually(t, "all entries to be there", func() bool {
+			return strings.Contains(d.run("server", "entry", "count", "-socketPath", d.adminSocket()), "4 registration")
+		})
 	})
 }
 

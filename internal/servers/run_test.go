@@ -207,7 +207,7 @@ func TestStraying(t *testing.T) {
 			for i, id := range []string{"a", "b", "c", "d"}[:servers] {
 				all = append(all, start(t, m, running{id: id, place: place(id, uint64(i))}))
 			}
-			time.Sleep(time.Minute)
+			time.Sleep(between)
 			loads := m.loads
 			all[0].link.mu.Lock()
 			all[0].link.loses = true

@@ -61,7 +61,9 @@ type Where struct {
 type StoreEnv struct {
 	Dir  string         // data_dir
 	Seen store.Position // the newest that this server remembers, if it is shared
-	Log  *slog.Logger
+	// Existing refuses (fault.NotFound, "store_not_found") to make a store that is not there.
+	Existing bool
+	Log      *slog.Logger
 }
 
 // OpenStore is an open store, with what its engine can do besides: nil is that
@@ -89,7 +91,7 @@ func (c *sqliteStore) Where(dataDir string) Where {
 
 func (c *sqliteStore) Open(ctx context.Context, env StoreEnv) (OpenStore, error) {
 	at := c.Where(env.Dir)
-	st, err := sqlite.Config{Dir: at.Dir}.Open(ctx, env.Log)
+	st, err := sqlite.Config{Dir: at.Dir, Existing: env.Existing}.Open(ctx, env.Log)
 	if err != nil {
 		return OpenStore{}, err
 	}
@@ -188,7 +190,7 @@ func (c *sqlStore) Open(ctx context.Context, env StoreEnv) (OpenStore, error) {
 		return c.sqlite().Open(ctx, env)
 	}
 	config := c.postgres()
-	config.Seen = env.Seen
+	config.Seen, config.Existing = env.Seen, env.Existing
 	st, err := config.Open(ctx, env.Log)
 	if err != nil {
 		return OpenStore{}, err
@@ -231,7 +233,7 @@ func (c *etcdStore) Where(string) Where {
 
 func (c *etcdStore) Open(ctx context.Context, env StoreEnv) (OpenStore, error) {
 	config := c.Config
-	config.Seen = env.Seen
+	config.Seen, config.Existing = env.Seen, env.Existing
 	st, err := config.Open(ctx, env.Log)
 	if err != nil {
 		return OpenStore{}, err

@@ -20,16 +20,16 @@ import (
 // openStore opens the store, and has a shared one remembered: what it held last
 // is told to the next Open, so that one that was restored from a backup while no
 // server ran is noticed. A store that is not shared remembers by itself.
-func (s *Server) openStore(ctx context.Context) (builtin.OpenStore, error) {
+func (s *Server) openStore(ctx context.Context, existing bool) (builtin.OpenStore, error) {
 	dir := s.cfg.Server.DataDir
 	if !s.plan.store.Where(dir).Shared {
-		return s.plan.store.Open(ctx, builtin.StoreEnv{Dir: dir, Log: s.log})
+		return s.plan.store.Open(ctx, builtin.StoreEnv{Dir: dir, Existing: existing, Log: s.log})
 	}
 	memory, err := openSeen(filepath.Join(dir, seenName))
 	if err != nil {
 		return builtin.OpenStore{}, err
 	}
-	opened, err := s.plan.store.Open(ctx, builtin.StoreEnv{Dir: dir, Seen: memory.position, Log: s.log})
+	opened, err := s.plan.store.Open(ctx, builtin.StoreEnv{Dir: dir, Seen: memory.position, Existing: existing, Log: s.log})
 	if err != nil {
 		return builtin.OpenStore{}, errors.Join(err, memory.file.Close())
 	}

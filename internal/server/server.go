@@ -100,7 +100,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(set.DataDir, 0o700); err != nil {
 		return fmt.Errorf("make data_dir: %w", err)
 	}
-	opened, err := s.openStore(ctx)
+	opened, err := s.openStore(ctx, false)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
 	}

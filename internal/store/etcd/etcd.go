@@ -98,6 +98,8 @@ type Config struct {
 
 	// Seen is the newest position that the caller remembers of this store, if any.
 	Seen store.Position
+	// Existing refuses (fault.NotFound, "store_not_found") to make a store that is not there.
+	Existing bool
 }
 
 // String returns the type's name: who writes a password where none belongs finds
@@ -124,6 +126,7 @@ type Store struct {
 
 	log    *slog.Logger
 	limit  limits
+	exists bool // nothing is made
 	client *clientv3.Client
 	keys   keys
 	loops  sync.WaitGroup
@@ -188,7 +191,7 @@ func (c Config) open(ctx context.Context, log *slog.Logger, limit limits) (_ *St
 		return nil, err
 	}
 	prefix := c.prefix()
-	s := &Store{log: log, limit: limit, keys: newKeys(prefix), wakeCommit: make(chan struct{}, 1)}
+	s := &Store{log: log, limit: limit, keys: newKeys(prefix), exists: c.Existing, wakeCommit: make(chan struct{}, 1)}
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if s.client, err = c.connect(ctx, s.ctx, limit); err != nil {
 		s.stop()

@@ -35,6 +35,10 @@ func (s *Store) look(ctx context.Context, opening bool) (sight, error) {
 				return sight{}, fault.New(fault.Unavailable, "store_missing", "the store under etcd's prefix %q was removed", s.keys.prefix).
 					Fix("restore a backup and restart the servers")
 			}
+			if s.exists {
+				return sight{}, fault.New(fault.NotFound, "store_not_found", "there is no store under etcd's prefix %q", s.keys.prefix).
+					Fix("see whether the configuration names the right place")
+			}
 			if err := s.create(ctx, cluster); err != nil {
 				return sight{}, s.failed(ctx, err, opening)
 			}

@@ -321,6 +321,15 @@ func TestRefusals(t *testing.T) {
 	t.Run("nobody there", func(t *testing.T) {
 		refuse(t, Config{Endpoints: []string{"http://127.0.0.1:1"}}, fault.Unavailable, "store_unreachable")
 	})
+	t.Run("not there", func(t *testing.T) {
+		c := shared(t)
+		c.Existing = true
+		refuse(t, c, fault.NotFound, "store_not_found")
+		c.Existing = false
+		opened(t, c) // nothing was left behind
+		c.Existing = true
+		opened(t, c)
+	})
 	t.Run("nowhere", func(t *testing.T) { refuse(t, Config{}, fault.Invalid, "no_endpoints") })
 	t.Run("mixed", func(t *testing.T) {
 		refuse(t, Config{Endpoints: []string{"http://a:1", "https://a:1"}}, fault.Invalid, "mixed_endpoints")

@@ -86,6 +86,8 @@ type Config struct {
 
 	// Seen is the newest position that the caller remembers of this store, if any.
 	Seen store.Position
+	// Existing refuses (fault.NotFound, "store_not_found") to make a store that is not there.
+	Existing bool
 }
 
 // String returns the type's name: the connection string may hold a password.

@@ -64,6 +64,17 @@ func TestOpenRefuses(t *testing.T) {
 		commit(t, opened(t, cluster.URL(name)), create("a", ""))
 		await(t, name, "SELECT count(*) = 1 FROM public.registered_entries")
 	})
+	t.Run("not there", func(t *testing.T) {
+		name := database(t)
+		s, err := postgres.Config{ConnectionString: cluster.URL(name), Existing: true}.Open(t.Context(), logger(t))
+		if err == nil {
+			s.Close()
+		}
+		if fault.KindOf(err) != fault.NotFound || fault.ReasonOf(err) != "store_not_found" {
+			t.Errorf("Open() = %v", err)
+		}
+		empty(t, name)
+	})
 	t.Run("newer format", func(t *testing.T) {
 		name := database(t)
 		s := open(t, cluster.URL(name))

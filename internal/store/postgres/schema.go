@@ -106,6 +106,10 @@ func (s *Store) prepare(ctx context.Context, c *session) (f found, err error) {
 	if err != nil {
 		return f, err
 	}
+	if n == 0 && s.config.Existing {
+		return f, fault.New(fault.NotFound, "store_not_found", "there is no store in schema %s of the database", s.schema).
+			Fix("see whether the configuration names the right place")
+	}
 	if n == 0 {
 		do(strings.ReplaceAll(schema, "{s}", s.schema))
 		if err != nil {

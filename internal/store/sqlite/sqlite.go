@@ -73,7 +73,10 @@ package sqlite
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 
@@ -88,6 +91,8 @@ type Config struct {
 	// SQLite's locks nor its WAL work over a network file system, and one that
 	// numbers its files anew at each mount makes every start look like a copy.
 	Dir string
+	// Existing refuses (fault.NotFound, "store_not_found") to make a store that is not there.
+	Existing bool
 }
 
 // Opened says what Open found.
@@ -175,6 +180,10 @@ const rowWeight = 256
 // ("schema_newer") or damaged ("store_corrupt"), and when there was a database
 // and is none ("database_missing").
 func (c Config) Open(ctx context.Context, log *slog.Logger) (*Store, error) {
+	if _, err := os.Lstat(filepath.Join(c.Dir, databaseName)); c.Existing && errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "store_not_found", "there is no store in %s", c.Dir).
+			Fix("see whether the configuration names the right place")
+	}
 	return open(ctx, c.Dir, log, defaultLimits())
 }
 

@@ -198,6 +198,9 @@ func (r *Registry) watch(ctx context.Context) {
 			var s *state
 			if s, err = r.load(ctx); err == nil {
 				r.replace(s) // the old state served until here (RG9)
+				if reason == "epoch_changed" {
+					wait = backoffFirst // an outage that came before is over
+				}
 			}
 		}
 		if err != nil {

@@ -165,9 +165,9 @@ func (p *Postgres) Replica(ctx context.Context, name string) (*Postgres, error) 
 	return r, nil
 }
 
-// Sent waits until a replica has all that is committed.
+// Sent waits until every replica has all that is committed.
 func (p *Postgres) Sent(ctx context.Context) error {
-	return p.Until(ctx, "SELECT count(*) FROM pg_stat_replication WHERE flush_lsn >= pg_current_wal_flush_lsn()")
+	return p.Until(ctx, "SELECT count(*) FROM pg_stat_replication HAVING min(flush_lsn) >= pg_current_wal_flush_lsn()")
 }
 
 // Forget drops the settings that StartPostgres was given, for the next Start.
@@ -184,7 +184,7 @@ func (p *Postgres) Until(ctx context.Context, sql string) error {
 	defer c.Close(ctx)
 	for {
 		r := c.ExecParams(ctx, sql, nil, nil, nil, nil).Read()
-		if r.Err != nil || len(r.Rows) != 1 || string(r.Rows[0][0]) != "0" {
+		if r.Err != nil || len(r.Rows) > 0 && string(r.Rows[0][0]) != "0" {
 			return r.Err
 		}
 		select {

@@ -98,7 +98,7 @@ type AuthorityAct Change
 // Issuance is a credential about to be signed.
 type Issuance struct {
 	Caller   string    `json:"caller"`
-	Kind     string    `json:"kind"` // "x509" or "jwt"
+	Kind     string    `json:"kind"` // "x509", "jwt", or "x509-ca" for an authority of a downstream server
 	ID       string    `json:"id"`
 	Grant    string    `json:"grant"`    // entry or rule id; empty for a mint
 	Revision uint64    `json:"revision"` // of the grant

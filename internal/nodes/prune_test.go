@@ -2,11 +2,13 @@ package nodes_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"testing"
 	"time"
 
+	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -115,4 +117,50 @@ func TestPruneRules(t *testing.T) {
 			t.Errorf("left: %v", left)
 		}
 	})
+}
+
+// What is known of authorities below ours goes when they end; JWT keys that
+// downstream servers published leave the bundle some time after, those of a
+// server's own life cycle do not (R13, R65).
+func TestPruneDownstream(t *testing.T) {
+	reg, td := openRegistry(t), agentID.TrustDomain()
+	now := time.Now().UTC().Truncate(time.Second)
+	key := func(id string, end time.Time) bundle.JWTAuthority {
+		return bundle.JWTAuthority{KeyID: id, PublicKey: []byte(id), ExpiresAt: end}
+	}
+	_, err := reg.Update(t.Context(), "test", func(tx *registry.Tx) error {
+		long := now.Add(-2 * time.Hour)
+		return errors.Join(
+			tx.PutDownstream(registry.Downstream{Serial: "1", NotAfter: now.Add(-time.Second)}),
+			tx.PutDownstream(registry.Downstream{Serial: "2", NotAfter: now.Add(time.Hour)}),
+			tx.PutBundle(&bundle.Bundle{TrustDomain: td, Sequence: 5, JWT: []bundle.JWTAuthority{
+				key("own", long), key("ended", long), key("just ended", now.Add(-time.Minute)), key("live", now.Add(time.Hour)), {KeyID: "no end", PublicKey: []byte("x")},
+			}}),
+			tx.PutAuthority(registry.Authority{Server: "s", Kind: "jwt", Slots: []registry.Slot{{Name: "A", State: registry.SlotOld, AuthorityID: "own", PublicKey: []byte("own")}}}))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine := nodes.New(nodes.Config{TrustDomain: td, Registry: reg, Log: slog.New(slog.DiscardHandler)})
+	for range 2 {
+		if err := engine.Prune(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		reg.View(func(s *registry.Snapshot) {
+			var serials, keys []string
+			for d := range s.Downstreams() {
+				serials = append(serials, d.Serial)
+			}
+			b, err := s.Bundle(td)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, k := range b.JWT {
+				keys = append(keys, k.KeyID)
+			}
+			if fmt.Sprint(serials) != "[2]" || fmt.Sprint(keys) != "[own just ended live no end]" || b.Sequence != 6 {
+				t.Errorf("left: authorities %v, keys %v, at sequence %d", serials, keys, b.Sequence)
+			}
+		})
+	}
 }

@@ -8,12 +8,14 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
 
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
@@ -59,9 +61,9 @@ type Engine struct {
 	mu     sync.Mutex
 	keys   map[[32]byte]keyOwner // live agent keys, so that no two identities share one (C37)
 	alarms map[string]bool       // what was alarmed already
-	// authorities are the keys of our bundle at that sequence number.
+	// authorities are the keys of our bundle, of servers, and of authorities below
+	// ours; nil: not known.
 	authorities map[[32]byte]bool
-	sequence    uint64
 }
 
 type keyOwner struct {
@@ -72,6 +74,7 @@ type keyOwner struct {
 // New returns an engine over the nodes that the registry holds.
 func New(cfg Config) *Engine {
 	e := &Engine{cfg: cfg, keys: map[[32]byte]keyOwner{}, alarms: map[string]bool{}}
+	cfg.Registry.Batches(e.forgetAuthorities)
 	cfg.Registry.View(func(s *registry.Snapshot) {
 		for n := range s.Nodes("") {
 			for _, c := range []registry.Credential{n.Current, n.Next} {
@@ -453,29 +456,9 @@ func (e *Engine) keyTaken(holder, claimant spiffeid.ID, key svid.PublicKey) erro
 	return fault.New(fault.Invalid, reason, "the key is in use by another identity").Fix("make a new key")
 }
 
-// checkAuthorities compares the key with every key of our bundle.
-func (e *Engine) checkAuthorities(key svid.PublicKey) error {
-	own := false
-	e.cfg.Registry.View(func(s *registry.Snapshot) {
-		b, err := s.Bundle(e.cfg.TrustDomain)
-		if err != nil {
-			return
-		}
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		if e.authorities == nil || e.sequence != b.Sequence {
-			e.authorities, e.sequence = b.KeyHashes(), b.Sequence
-		}
-		own = e.authorities[key.Hash]
-	})
-	if own {
-		return fault.New(fault.Invalid, "key_of_authority", "the key is one of the trust domain's own").Fix("make a new key")
-	}
-	return nil
-}
-
 // Prune drops what has expired: join tokens with the aliases of those that were
-// never used, entries and rules. It is one round of Run.
+// never used, entries, rules, and what is known of authorities below ours. It is
+// one round of Run.
 func (e *Engine) Prune(ctx context.Context) error {
 	now := time.Now()
 	e.mu.Lock()
@@ -483,7 +466,7 @@ func (e *Engine) Prune(ctx context.Context) error {
 	clear(e.alarms)
 	e.mu.Unlock()
 	var tokens [][]byte
-	var entries, rules []string
+	var entries, rules, downstream, published []string
 	e.cfg.Registry.View(func(s *registry.Snapshot) {
 		for t := range s.Tokens() {
 			if !now.Before(t.ExpiresAt) {
@@ -495,6 +478,7 @@ func (e *Engine) Prune(ctx context.Context) error {
 			entries = append(entries, en.ID)
 		}
 		rules = s.EndedRules(now)
+		downstream, published = endedDownstream(s, now), endedPublished(s, e.cfg.TrustDomain, now)
 	})
 	return errors.Join(
 		inBatches(tokens, func(part [][]byte) error { return e.pruneTokens(ctx, part, now) }),
@@ -504,6 +488,8 @@ func (e *Engine) Prune(ctx context.Context) error {
 		inBatches(rules, func(part []string) error {
 			return e.pruneGrants(ctx, part, now, (*registry.Tx).Rule, (*registry.Tx).DeleteRule)
 		}),
+		inBatches(downstream, func(part []string) error { return e.pruneDownstream(ctx, part) }),
+		inBatches(published, func(part []string) error { return e.prunePublished(ctx, part) }),
 	)
 }
 
@@ -715,6 +701,36 @@ func (e *Engine) pruneGrants(ctx context.Context, ids []string, now time.Time,
 			}
 		}
 		return nil
+	})
+	return err
+}
+
+func (e *Engine) pruneDownstream(ctx context.Context, serials []string) error {
+	_, err := e.cfg.Registry.Update(ctx, pruner, func(tx *registry.Tx) error {
+		for _, serial := range serials {
+			if err := tx.DeleteDownstream(serial); err != nil && fault.KindOf(err) != fault.NotFound {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+// prunePublished takes JWT keys of downstream servers out of the bundle.
+func (e *Engine) prunePublished(ctx context.Context, ids []string) error {
+	_, err := e.cfg.Registry.Update(ctx, pruner, func(tx *registry.Tx) error {
+		b, err := tx.Bundle(e.cfg.TrustDomain)
+		if err != nil {
+			return err
+		}
+		changed := b.Clone()
+		changed.JWT = slices.DeleteFunc(changed.JWT, func(k bundle.JWTAuthority) bool { return slices.Contains(ids, k.KeyID) })
+		if changed.Equal(b) {
+			return nil
+		}
+		changed.Sequence = b.Sequence + 1
+		return tx.PutBundle(changed)
 	})
 	return err
 }

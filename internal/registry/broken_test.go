@@ -302,6 +302,7 @@ func FuzzStoredRow(f *testing.F) {
 	f.Add("/bundle/td", sealed(f, bundleMessage(&bundle.Bundle{TrustDomain: td})))
 	f.Add("/token/00", sealed(f, tokenMessage(&Token{})))
 	f.Add("/authority/s/jwt", sealed(f, authorityMessage(&Authority{Server: "s", Kind: "jwt"})))
+	f.Add("/downstream/7", sealed(f, downstreamMessage(&Downstream{Serial: "7", NotAfter: created})))
 	f.Add("/server/s", sealed(f, serverMessage(td, &Server{ID: "s"})))
 	f.Add("/trust-domain", sealed(f, serverMessage(td, &Server{})))
 	f.Add("/entry-content/"+strings.Repeat("0", 64), sealed(f, &statev1.EntryContent{}))

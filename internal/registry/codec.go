@@ -283,6 +283,7 @@ func authorityMessage(a *Authority) *statev1.Authority {
 			NotBefore: unixOf(s.NotBefore), NotAfter: unixOf(s.NotAfter), Certificate: s.Certificate, PublicKey: s.PublicKey,
 			PublishedAt: unixOf(s.PublishedAt), LastExpiry: unixOf(s.LastExpiry),
 			ReadyAt: unixOf(s.ReadyAt), Unready: s.Unready, ActivatedAt: unixOf(s.ActivatedAt), RetiredAt: unixOf(s.RetiredAt),
+			Upstream: s.Upstream, Chain: s.Chain, Root: s.Root, Given: s.Given,
 		})
 	}
 	return m
@@ -307,9 +308,27 @@ func readAuthority(name string, payload []byte) (Authority, error) {
 			NotBefore: timeOf(s.NotBefore), NotAfter: timeOf(s.NotAfter), Certificate: s.Certificate, PublicKey: s.PublicKey,
 			PublishedAt: timeOf(s.PublishedAt), LastExpiry: timeOf(s.LastExpiry),
 			ReadyAt: timeOf(s.ReadyAt), Unready: s.Unready, ActivatedAt: timeOf(s.ActivatedAt), RetiredAt: timeOf(s.RetiredAt),
+			Upstream: s.Upstream, Chain: s.Chain, Root: s.Root, Given: s.Given,
 		})
 	}
 	return a, nil
+}
+
+func downstreamMessage(d *Downstream) *statev1.Downstream {
+	return &statev1.Downstream{
+		Caller: d.Caller, EntryId: d.EntryID, Server: d.Server, Issuer: d.Issuer, AuthorityId: d.AuthorityID, KeyHash: d.KeyHash, NotAfter: unixOf(d.NotAfter),
+	}
+}
+
+func readDownstream(serial string, payload []byte) (Downstream, error) {
+	var m statev1.Downstream
+	if err := proto.Unmarshal(payload, &m); err != nil {
+		return Downstream{}, err
+	}
+	return Downstream{
+		Serial: serial, Caller: m.Caller, EntryID: m.EntryId, Server: m.Server, Issuer: m.Issuer, AuthorityID: m.AuthorityId,
+		KeyHash: m.KeyHash, NotAfter: timeOf(m.NotAfter),
+	}, nil
 }
 
 func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {

@@ -22,12 +22,13 @@ const (
 	kindAuthority
 	kindServer
 	kindRoster
+	kindDownstream
 	kindTrustDomain
 	kinds
 )
 
 func prefixOf(k kind) string {
-	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/trust-domain"}[k]
+	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/downstream/", "/trust-domain"}[k]
 }
 
 // split returns the kind of a key and the name after its prefix.

@@ -117,14 +117,16 @@ func TestUpdateAndView(t *testing.T) {
 		JWT:  []bundle.JWTAuthority{{KeyID: "k", PublicKey: []byte{2}, ExpiresAt: created}}}
 	tok := Token{Hash: []byte{1, 2}, ExpiresAt: created, Consumer: []byte{3}, NodeID: "x", Epoch: r.Position().Epoch}
 	auth := Authority{Server: "s1", Kind: "x509", Slots: []Slot{{Name: "A", State: SlotActive, AuthorityID: "i", KeyID: "k",
-		NotBefore: created, NotAfter: created, Certificate: []byte{1}, PublicKey: []byte{2}, PublishedAt: created, LastExpiry: created}}}
+		NotBefore: created, NotAfter: created, Certificate: []byte{1}, PublicKey: []byte{2}, PublishedAt: created, LastExpiry: created,
+		Upstream: true, Chain: [][]byte{{3}, {4}}, Root: []byte{5}, Given: [][]byte{{6}}}}}
+	down := Downstream{Serial: "7", Caller: "spiffe://example.org/s", EntryID: "e1", Server: "s1", Issuer: "i", AuthorityID: "d", KeyHash: []byte{8}, NotAfter: created}
 	srv := Server{ID: "s1", Version: "v", StartedAt: created,
 		Instance: []byte{9}, Beat: 7, BeatAt: created.Add(5 * time.Millisecond), Lease: time.Hour, Stopped: true, Up: time.Minute, Reads: Format,
 		Place:    Place{Host: "h", DataDir: "/d", BootID: "b", Device: 1, Inode: 2},
 		Position: store.Position{Epoch: r.Position().Epoch, Revision: 3}, Digest: [32]byte{4}, Addresses: []string{"h:1"},
 		Agents: 5, Acknowledged: 6, Laggards: []Laggard{{Agent: "spiffe://example.org/spire/agent/a", Acknowledged: 2}}}
 	p := update(t, r, func(tx *Tx) error {
-		return errors.Join(tx.PutEntry(e), tx.PutNode(n), tx.PutBundle(b), tx.PutToken(tok), tx.PutAuthority(auth), tx.PutServer(srv))
+		return errors.Join(tx.PutEntry(e), tx.PutNode(n), tx.PutBundle(b), tx.PutToken(tok), tx.PutAuthority(auth), tx.PutServer(srv), tx.PutDownstream(down))
 	})
 	e.Revision = p.Revision
 	check := func(t *testing.T, r *Registry) {
@@ -147,6 +149,9 @@ func TestUpdateAndView(t *testing.T) {
 			}
 			if diff := cmp.Diff([]Authority{auth}, v.Authorities("s1")); diff != "" {
 				t.Errorf("authorities: %s", diff)
+			}
+			if diff := cmp.Diff([]Downstream{down}, slices.Collect(v.Downstreams())); diff != "" {
+				t.Errorf("downstream authorities: %s", diff)
 			}
 			if diff := cmp.Diff([]Server{srv}, v.Servers()); diff != "" {
 				t.Errorf("servers: %s", diff)

@@ -216,6 +216,18 @@ func (v *Snapshot) Authorities(server string) []Authority {
 	return out
 }
 
+// Downstreams yields the authorities below ours in no order, those that have
+// ended too.
+func (v *Snapshot) Downstreams() iter.Seq[Downstream] {
+	return func(yield func(Downstream) bool) {
+		for serial, val := range v.s.values[kindDownstream] {
+			if d, err := readDownstream(serial, val.payload); err == nil && !yield(d) {
+				return
+			}
+		}
+	}
+}
+
 // Server returns the row of a server, or fault.NotFound.
 func (v *Snapshot) Server(id string) (Server, error) {
 	val, ok := v.s.values[kindServer][id]

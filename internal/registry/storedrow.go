@@ -67,6 +67,8 @@ func (r *storedRow) read(td spiffeid.TrustDomain) (err error) {
 		}
 	case kindAuthority:
 		_, err = readAuthority(r.name, r.payload)
+	case kindDownstream:
+		_, err = readDownstream(r.name, r.payload)
 	case kindRoster:
 		_, err = readRoster(r.payload)
 	case kindServer, kindTrustDomain:

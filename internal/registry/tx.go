@@ -457,6 +457,19 @@ func (tx *Tx) DeleteAuthority(server, what string) error {
 	return tx.delete(kindAuthority, authorityName(server, what), "authority")
 }
 
+// PutDownstream creates or replaces the row of an authority below ours.
+func (tx *Tx) PutDownstream(d Downstream) error {
+	if d.Serial == "" || d.NotAfter.IsZero() {
+		return fault.New(fault.Invalid, "downstream_invalid", "the downstream authority has no serial number or no end")
+	}
+	return tx.put(kindDownstream, d.Serial, downstreamMessage(&d))
+}
+
+// DeleteDownstream deletes the row of an authority below ours.
+func (tx *Tx) DeleteDownstream(serial string) error {
+	return tx.delete(kindDownstream, serial, "downstream authority")
+}
+
 // Server returns the row of a server.
 func (tx *Tx) Server(id string) (Server, error) {
 	m, payload, err := tx.get(kindServer, id, "server")

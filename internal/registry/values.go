@@ -67,6 +67,23 @@ type Slot struct {
 	Unready     uint32    // how many had not acknowledged it when it went on
 	ActivatedAt time.Time
 	RetiredAt   time.Time // when it became old
+
+	Upstream bool     // an authority above signed it, or has published it
+	Chain    [][]byte // X.509: the certificates above, without the root, DER
+	Root     []byte   // X.509: the upstream's root that it leads to, DER
+	Given    [][]byte // what else of the upstream is in the bundle because of this key: roots, DER, or JWT key ids
+}
+
+// Downstream is an authority below ours, for as long as it may sign.
+type Downstream struct {
+	Serial      string // of its certificate, decimal
+	Caller      string // SPIFFE ID of the server that has it
+	EntryID     string // that allows it
+	Server      string // that signed
+	Issuer      string // authority id
+	AuthorityID string
+	KeyHash     []byte // SHA-256 of the SubjectPublicKeyInfo
+	NotAfter    time.Time
 }
 
 // SlotState is where a key is in its life.

@@ -90,6 +90,10 @@ type Settings struct {
 	RulePairsPerAgent int `hcl:"rule_pairs_per_agent"`
 	// RateLimit switches limits on callers off for a fleet behind one address.
 	RateLimit RateLimit `hcl:"ratelimit"`
+	// UnconstrainedDownstream leaves the name constraint on the trust domain out of
+	// authorities that are signed for downstream servers. It is for peers whose TLS
+	// library refuses name constraints on URIs. Default: false.
+	UnconstrainedDownstream bool `hcl:"unconstrained_downstream"`
 	// AuditLogEnabled is accepted in files from SPIRE. The audit trail, audit.log in
 	// data_dir, is always written.
 	AuditLogEnabled bool `hcl:"audit_log_enabled"`

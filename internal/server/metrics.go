@@ -30,7 +30,7 @@ func (s *Server) counters(m *monitor.Metrics) counters {
 	}
 	commits := m.Histogram("store_commit_seconds", "Time to make a group of transactions durable, or to refuse it.")
 	transactions := m.Counter("store_transactions_total", "Transactions given to the store, by result: ok, conflict, or why it failed.", "result")
-	issued := m.Counter("svids_issued_total", "Documents signed, by kind: x509, jwt, and agent for those of agents.", "kind")
+	issued := m.Counter("svids_issued_total", "Documents signed, by kind: x509, jwt, agent for those of agents, and x509-ca for authorities of downstream servers.", "kind")
 	refused := m.Counter("refusals_total", "Calls that the audit trail has as refused, by reason.", "reason")
 	alarms := m.Counter("alarms_total", "Things that an operator has to look at, such as a cloned agent, by reason.", "reason")
 	calls := m.Histogram("rpc_seconds", "Calls that ended, with the time that they took, by method. A stream is one call.", "method")
@@ -145,6 +145,7 @@ func (s *Server) gauges(m *monitor.Metrics, id string, api *serverapi.Server, ow
 		_, _, longest := api.Attached(time.Now())
 		return longest.Seconds()
 	})
+	m.Gauge("downstream_authorities", "Authorities of downstream servers, signed by any server, that have not ended.", func() float64 { return float64(api.Downstream(time.Now())) })
 	m.Total("panics_total", "Calls that ended in a panic. Each is a bug.", func() float64 { return float64(api.Panics()) })
 	m.Total("audit_lost_total", "Events that could not be written to the audit trail.", func() float64 { return float64(trail.Dropped()) })
 }

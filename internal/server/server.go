@@ -193,6 +193,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, Authority: auth, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
 		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reachable(listener.Addr(), os.Hostname),
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
+		CATTL: time.Duration(set.CATTL), Unconstrained: set.UnconstrainedDownstream,
 		About: serverapi.About{
 			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
 			StoreKind: opened.Kind, StoreDir: opened.Dir, StoreAddress: opened.Address,

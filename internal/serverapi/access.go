@@ -27,14 +27,15 @@ const (
 type queue string
 
 const (
-	queueFree   queue = ""       // operators: no limit of ours
-	queueAttest queue = "attest" // anybody may knock
-	queueRenew  queue = "renew"
-	queueSign   queue = "sign"
-	queueRead   queue = "read"
-	queueStatus queue = "status"
-	queueSync   queue = "sync" // opening of long streams
-	queueHint   queue = "hint"
+	queueFree      queue = ""       // operators: no limit of ours
+	queueAttest    queue = "attest" // anybody may knock
+	queueRenew     queue = "renew"
+	queueSign      queue = "sign"
+	queueRead      queue = "read"
+	queueStatus    queue = "status"
+	queueSync      queue = "sync" // opening of long streams
+	queueHint      queue = "hint"
+	queueAuthority queue = "authority" // of downstream servers
 )
 
 // rule is one row of the table of RPC by caller kind.
@@ -75,7 +76,7 @@ func access() map[string]rule {
 		bundle + "CountBundles":               {operators, queueFree, short},
 		bundle + "GetBundle":                  {anyone, queueRead, short},
 		bundle + "AppendBundle":               {operators, queueFree, short},
-		bundle + "PublishJWTAuthority":        {kindDownstream, queueSign, short},
+		bundle + "PublishJWTAuthority":        {kindDownstream, queueAuthority, short},
 		bundle + "PublishWITAuthority":        {kindDownstream, queueSign, short},
 		bundle + "ListFederatedBundles":       {operators, queueFree, long},
 		bundle + "GetFederatedBundle":         {operators | kindAgent, queueRead, short},
@@ -121,7 +122,7 @@ func access() map[string]rule {
 		svid + "BatchNewX509SVID":    {kindAgent, queueSign, long},
 		svid + "NewJWTSVID":          {kindAgent, queueSign, short},
 		svid + "BatchNewWITSVID":     {kindAgent, queueSign, long},
-		svid + "NewDownstreamX509CA": {kindDownstream, queueSign, short},
+		svid + "NewDownstreamX509CA": {kindDownstream, queueAuthority, short},
 
 		"/plastron.apply.v1.Apply/Apply":          {operators, queueFree, long},
 		"/plastron.apply.v1.Apply/List":           {operators, queueFree, long},

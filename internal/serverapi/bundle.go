@@ -100,11 +100,6 @@ func refuseRevoked(b *bundle.Bundle, roots []bundle.X509Authority, jwts []bundle
 	return nil
 }
 
-// PublishJWTAuthority is not offered.
-func (a bundles) PublishJWTAuthority(context.Context, *bundlev1.PublishJWTAuthorityRequest) (*bundlev1.PublishJWTAuthorityResponse, error) {
-	return nil, errNoDownstream()
-}
-
 // PublishWITAuthority is not offered.
 func (a bundles) PublishWITAuthority(context.Context, *bundlev1.PublishWITAuthorityRequest) (*bundlev1.PublishWITAuthorityResponse, error) {
 	return nil, errNoWIT()

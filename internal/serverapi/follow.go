@@ -313,7 +313,7 @@ func (f *follow) recheck(ctx context.Context) error {
 		return errReconnect()
 	}
 	b, err := f.bundleOf(f.cfg.TrustDomain)
-	if err != nil || f.tainted == b.Sequence || !taints(b, f.caller.link.leaf) {
+	if err != nil || f.tainted == b.Sequence || !taints(b, f.caller.link.chain) {
 		return err
 	}
 	f.tainted = b.Sequence
@@ -321,14 +321,18 @@ func (f *follow) recheck(ctx context.Context) error {
 	return f.say(ctx, directive(&syncv1.Directive{Directive: &syncv1.Directive_Renew{Renew: renew}}))
 }
 
-// taints reports whether the authority that signed a leaf is tainted.
-func taints(b *bundle.Bundle, leaf *x509.Certificate) bool {
+// taints reports whether the root that a chain leads to is tainted.
+func taints(b *bundle.Bundle, chain [][]byte) bool {
+	top, err := x509.ParseCertificate(chain[len(chain)-1])
+	if err != nil {
+		return false
+	}
 	return slices.ContainsFunc(b.X509, func(a bundle.X509Authority) bool {
 		if !a.Tainted {
 			return false
 		}
 		ca, err := x509.ParseCertificate(a.ASN1)
-		return err == nil && bytes.Equal(ca.SubjectKeyId, leaf.AuthorityKeyId)
+		return err == nil && bytes.Equal(ca.SubjectKeyId, top.AuthorityKeyId)
 	})
 }
 

@@ -49,13 +49,14 @@ type pace struct{ rate, burst float64 }
 // else an address (R100).
 func paces() map[queue]pace {
 	return map[queue]pace{
-		queueAttest: {rate: 10, burst: 50},
-		queueRenew:  {rate: 1, burst: 10},
-		queueSign:   {rate: 2000, burst: 5000}, // SVIDs, not calls
-		queueRead:   {rate: 50, burst: 200},
-		queueStatus: {rate: 1, burst: 20},
-		queueSync:   {rate: 1, burst: 20},
-		queueHint:   {rate: 1, burst: 20}, // so that no agent guesses its way through others' entries
+		queueAttest:    {rate: 10, burst: 50},
+		queueRenew:     {rate: 1, burst: 10},
+		queueSign:      {rate: 2000, burst: 5000}, // SVIDs, not calls
+		queueRead:      {rate: 50, burst: 200},
+		queueStatus:    {rate: 1, burst: 20},
+		queueSync:      {rate: 1, burst: 20},
+		queueAuthority: {rate: 1, burst: 50}, // each is kept until it ends
+		queueHint:      {rate: 1, burst: 20}, // so that no agent guesses its way through others' entries
 	}
 }
 
@@ -63,7 +64,7 @@ func paces() map[queue]pace {
 // that none waits longer than its caller (R17).
 func widths() map[queue]int {
 	return map[queue]int{queueAttest: 1000, queueRenew: 1000, queueSign: 1000, queueRead: 1000, queueStatus: 1000, queueSync: maxConnections,
-		queueHint: 16}
+		queueHint: 16, queueAuthority: 100}
 }
 
 // maxBuckets bounds the table of one queue; callers beyond it share a bucket.

@@ -36,6 +36,7 @@ import (
 	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/authority"
+	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -76,8 +77,14 @@ type Config struct {
 	Admins    []spiffeid.ID // have an operator's rights over TCP
 	X509TTL   time.Duration // of entries that name none
 	JWTTL     time.Duration
-	JWTIssuer string // iss claim; empty: none
-	RulePairs int    // of a rule and facts that one agent may have alive; 0: DefaultRulePairs
+	JWTIssuer string        // iss claim; empty: none
+	CATTL     time.Duration // the longest life of an authority below ours
+	// Unconstrained leaves the name constraint out of authorities below ours.
+	Unconstrained bool
+	// PublishJWT makes the key of a downstream server known above us and returns all
+	// keys that are; nil: nobody is above us, or takes none.
+	PublishJWT func(context.Context, bundle.JWTAuthority) ([]bundle.JWTAuthority, error)
+	RulePairs  int // of a rule and facts that one agent may have alive; 0: DefaultRulePairs
 
 	// UnlimitedAttest and UnlimitedSigning switch the rate limits off.
 	UnlimitedAttest, UnlimitedSigning bool

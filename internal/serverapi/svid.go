@@ -145,15 +145,6 @@ func errNoWIT() error {
 	return fault.New(fault.Unsupported, "wit_unsupported", "WIT-SVIDs are not offered by this server")
 }
 
-// NewDownstreamX509CA is not offered.
-func (a svids) NewDownstreamX509CA(context.Context, *svidv1.NewDownstreamX509CARequest) (*svidv1.NewDownstreamX509CAResponse, error) {
-	return nil, errNoDownstream()
-}
-
-func errNoDownstream() error {
-	return fault.New(fault.Unsupported, "downstream_unsupported", "downstream servers are not offered by this server")
-}
-
 func writeJWT(s signedJWT) *spiretypes.JWTSVID {
 	return &spiretypes.JWTSVID{Token: s.token, Id: writeID(s.id), IssuedAt: s.issuedAt.Unix(), ExpiresAt: s.expires.Unix()}
 }

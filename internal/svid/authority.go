@@ -43,6 +43,9 @@ type PreparedAuthority struct {
 	used      atomic.Bool
 }
 
+// Depth is how many authorities lie between a leaf and the root, the root included.
+func (i *X509Issuer) Depth() int { return len(i.keys) }
+
 // PrepareAuthority checks what an intermediate below the issuer shall say, cuts
 // its validity to the issuer's (R8) and its path length to what the issuer's and
 // maxChain leave, and tries the profile on a copy that a throw-away key signs (R5).

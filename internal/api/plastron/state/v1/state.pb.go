@@ -1150,6 +1150,10 @@ type Slot struct {
 	Unready       uint32                 `protobuf:"varint,12,opt,name=unready,proto3" json:"unready,omitempty"`                         // how many had not acknowledged when it went on
 	ActivatedAt   int64                  `protobuf:"varint,13,opt,name=activated_at,json=activatedAt,proto3" json:"activated_at,omitempty"`
 	RetiredAt     int64                  `protobuf:"varint,14,opt,name=retired_at,json=retiredAt,proto3" json:"retired_at,omitempty"` // when it became old
+	Upstream      bool                   `protobuf:"varint,16,opt,name=upstream,proto3" json:"upstream,omitempty"`                    // an authority above signed it, or has published it
+	Chain         [][]byte               `protobuf:"bytes,17,rep,name=chain,proto3" json:"chain,omitempty"`                           // X.509: the certificates above, without the root, DER
+	Root          []byte                 `protobuf:"bytes,18,opt,name=root,proto3" json:"root,omitempty"`                             // X.509: the upstream's root that it leads to, DER
+	Given         [][]byte               `protobuf:"bytes,19,rep,name=given,proto3" json:"given,omitempty"`                           // what else of the upstream is in the bundle because of this key: roots, DER, or JWT key ids
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1282,6 +1286,128 @@ func (x *Slot) GetRetiredAt() int64 {
 	return 0
 }
 
+func (x *Slot) GetUpstream() bool {
+	if x != nil {
+		return x.Upstream
+	}
+	return false
+}
+
+func (x *Slot) GetChain() [][]byte {
+	if x != nil {
+		return x.Chain
+	}
+	return nil
+}
+
+func (x *Slot) GetRoot() []byte {
+	if x != nil {
+		return x.Root
+	}
+	return nil
+}
+
+func (x *Slot) GetGiven() [][]byte {
+	if x != nil {
+		return x.Given
+	}
+	return nil
+}
+
+// Downstream is stored under /downstream/SERIAL: an authority below ours, for as
+// long as it may sign.
+type Downstream struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Caller        string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`                  // SPIFFE ID of the server that has it
+	EntryId       string                 `protobuf:"bytes,2,opt,name=entry_id,json=entryId,proto3" json:"entry_id,omitempty"` // that allows it
+	Server        string                 `protobuf:"bytes,3,opt,name=server,proto3" json:"server,omitempty"`                  // that signed
+	Issuer        string                 `protobuf:"bytes,4,opt,name=issuer,proto3" json:"issuer,omitempty"`                  // authority id
+	AuthorityId   string                 `protobuf:"bytes,5,opt,name=authority_id,json=authorityId,proto3" json:"authority_id,omitempty"`
+	KeyHash       []byte                 `protobuf:"bytes,6,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"` // SHA-256 of the SubjectPublicKeyInfo
+	NotAfter      int64                  `protobuf:"varint,7,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Downstream) Reset() {
+	*x = Downstream{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Downstream) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Downstream) ProtoMessage() {}
+
+func (x *Downstream) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Downstream.ProtoReflect.Descriptor instead.
+func (*Downstream) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Downstream) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Downstream) GetEntryId() string {
+	if x != nil {
+		return x.EntryId
+	}
+	return ""
+}
+
+func (x *Downstream) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Downstream) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *Downstream) GetAuthorityId() string {
+	if x != nil {
+		return x.AuthorityId
+	}
+	return ""
+}
+
+func (x *Downstream) GetKeyHash() []byte {
+	if x != nil {
+		return x.KeyHash
+	}
+	return nil
+}
+
+func (x *Downstream) GetNotAfter() int64 {
+	if x != nil {
+		return x.NotAfter
+	}
+	return 0
+}
+
 // Server is stored under /server/ID, and written by that server alone.
 type Server struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1310,7 +1436,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1448,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1461,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Server) GetId() string {
@@ -1482,7 +1608,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1620,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1633,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Laggard) GetAgentId() string {
@@ -1538,7 +1664,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1676,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1689,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Place) GetHost() string {
@@ -1611,7 +1737,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1749,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1762,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Roster) GetAgents() []byte {
@@ -1755,7 +1881,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\atainted\x18\x04 \x01(\bR\atainted\"N\n" +
 	"\tAuthority\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12-\n" +
-	"\x05slots\x18\x02 \x03(\v2\x17.plastron.state.v1.SlotR\x05slots\"\xaa\x04\n" +
+	"\x05slots\x18\x02 \x03(\v2\x17.plastron.state.v1.SlotR\x05slots\"\x86\x05\n" +
 	"\x04Slot\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1d.plastron.state.v1.Slot.StateR\x05state\x12!\n" +
@@ -1775,13 +1901,26 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\aunready\x18\f \x01(\rR\aunready\x12!\n" +
 	"\factivated_at\x18\r \x01(\x03R\vactivatedAt\x12\x1d\n" +
 	"\n" +
-	"retired_at\x18\x0e \x01(\x03R\tretiredAt\"g\n" +
+	"retired_at\x18\x0e \x01(\x03R\tretiredAt\x12\x1a\n" +
+	"\bupstream\x18\x10 \x01(\bR\bupstream\x12\x14\n" +
+	"\x05chain\x18\x11 \x03(\fR\x05chain\x12\x12\n" +
+	"\x04root\x18\x12 \x01(\fR\x04root\x12\x14\n" +
+	"\x05given\x18\x13 \x03(\fR\x05given\"g\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTATE_INTENDED\x10\x01\x12\x12\n" +
 	"\x0eSTATE_PREPARED\x10\x02\x12\x10\n" +
 	"\fSTATE_ACTIVE\x10\x03\x12\r\n" +
-	"\tSTATE_OLD\x10\x04\"\xae\x04\n" +
+	"\tSTATE_OLD\x10\x04\"\xca\x01\n" +
+	"\n" +
+	"Downstream\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x19\n" +
+	"\bentry_id\x18\x02 \x01(\tR\aentryId\x12\x16\n" +
+	"\x06server\x18\x03 \x01(\tR\x06server\x12\x16\n" +
+	"\x06issuer\x18\x04 \x01(\tR\x06issuer\x12!\n" +
+	"\fauthority_id\x18\x05 \x01(\tR\vauthorityId\x12\x19\n" +
+	"\bkey_hash\x18\x06 \x01(\fR\akeyHash\x12\x1b\n" +
+	"\tnot_after\x18\a \x01(\x03R\bnotAfter\"\xae\x04\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
@@ -1830,7 +1969,7 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
@@ -1847,10 +1986,11 @@ var file_plastron_state_v1_state_proto_goTypes = []any{
 	(*JWTAuthority)(nil),  // 12: plastron.state.v1.JWTAuthority
 	(*Authority)(nil),     // 13: plastron.state.v1.Authority
 	(*Slot)(nil),          // 14: plastron.state.v1.Slot
-	(*Server)(nil),        // 15: plastron.state.v1.Server
-	(*Laggard)(nil),       // 16: plastron.state.v1.Laggard
-	(*Place)(nil),         // 17: plastron.state.v1.Place
-	(*Roster)(nil),        // 18: plastron.state.v1.Roster
+	(*Downstream)(nil),    // 15: plastron.state.v1.Downstream
+	(*Server)(nil),        // 16: plastron.state.v1.Server
+	(*Laggard)(nil),       // 17: plastron.state.v1.Laggard
+	(*Place)(nil),         // 18: plastron.state.v1.Place
+	(*Roster)(nil),        // 19: plastron.state.v1.Roster
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	2,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
@@ -1863,8 +2003,8 @@ var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	10, // 7: plastron.state.v1.Bundle.revoked:type_name -> plastron.state.v1.Revocation
 	14, // 8: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
 	0,  // 9: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
-	16, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
-	17, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
+	17, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
+	18, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -1883,7 +2023,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

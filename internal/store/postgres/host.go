@@ -28,7 +28,7 @@ func (t timeline) before(other timeline) bool {
 func hosts(p *pgconn.Config, last string) []*pgconn.FallbackConfig {
 	all := append([]*pgconn.FallbackConfig{{Host: p.Host, Port: p.Port, TLSConfig: p.TLSConfig}}, p.Fallbacks...)
 	slices.SortStableFunc(all, func(a, b *pgconn.FallbackConfig) int {
-		switch aLast, bLast := address(a.Host, a.Port) == last, address(b.Host, b.Port) == last; {
+		switch aLast, bLast := address(a) == last, address(b) == last; {
 		case aLast && !bLast:
 			return -1
 		case bLast && !aLast:
@@ -37,6 +37,11 @@ func hosts(p *pgconn.Config, last string) []*pgconn.FallbackConfig {
 		return 0
 	})
 	return all
+}
+
+func address(h *pgconn.FallbackConfig) string {
+	_, a := pgconn.NetworkAddress(h.Host, h.Port)
+	return a
 }
 
 // dial opens a session with the primary. role distinguishes the sessions of one
@@ -55,7 +60,7 @@ func (s *Store) dial(ctx context.Context, role string) (*session, error) {
 	var best *session
 	var errs []error
 	for _, h := range hosts(p, last) {
-		if best != nil && (last != "" || best.host == address(h.Host, h.Port)) {
+		if best != nil && (last != "" || best.host == address(h)) {
 			continue
 		}
 		c, err := s.dialHost(ctx, p, h)
@@ -100,7 +105,7 @@ func (s *Store) current(c *session) error {
 func (s *Store) dialHost(ctx context.Context, p *pgconn.Config, h *pgconn.FallbackConfig) (*session, error) {
 	p = p.Copy()
 	p.Host, p.Port, p.TLSConfig, p.Fallbacks = h.Host, h.Port, h.TLSConfig, nil
-	c := &session{host: address(h.Host, h.Port)}
+	c := &session{host: address(h)}
 	p.OnNotification = func(*pgconn.PgConn, *pgconn.Notification) { c.notified = true }
 	p.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) { c.warned = c.warned || n.SeverityUnlocalized == "WARNING" }
 	var err error

@@ -585,6 +585,37 @@ func TestOtherTrustDomain(t *testing.T) {
 	}
 }
 
+// R122: of servers of two trust domains that come to an empty store at the same
+// moment, one domain's get it, and the other's are told so.
+func TestTrustDomainsRace(t *testing.T) {
+	domains := []spiffeid.TrustDomain{td, spiffeid.RequireTrustDomainFromString("other")}
+	for range 20 {
+		st := openStore(t, t.TempDir())
+		errs := make([]error, 8)
+		begin := make(chan struct{})
+		var servers sync.WaitGroup
+		for i := range errs {
+			servers.Go(func() {
+				<-begin
+				_, errs[i] = Open(t.Context(), st, domains[i%2], quiet())
+			})
+		}
+		close(begin)
+		servers.Wait()
+		winner := 0
+		if errs[0] != nil {
+			winner = 1
+		}
+		for i, err := range errs {
+			if i%2 == winner && err != nil {
+				t.Errorf("server %d, of the domain that has the store: %v", i, err)
+			} else if i%2 != winner {
+				isFault(t, err, fault.Precondition, "trust_domain_changed")
+			}
+		}
+	}
+}
+
 // Readers of every kind beside writers: under the race detector this shows that
 // reading writes nothing.
 func TestReadersBesideWriters(t *testing.T) {

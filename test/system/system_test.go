@@ -175,6 +175,13 @@ func (d *deployment) workloadSocket() string  { return d.path("public/api.sock")
 // startServer writes the configuration, starts the server and waits until it is healthy.
 func (d *deployment) startServer() {
 	d.t.Helper()
+	d.launchServer()
+	d.waitHealthy("server")
+}
+
+// launchServer does not wait.
+func (d *deployment) launchServer() {
+	d.t.Helper()
 	d.write("server.conf", fmt.Sprintf(`server {
   bind_address = %q
   bind_port    = %d
@@ -191,7 +198,6 @@ plugins {
 `, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.dataStore, d.path("server/keys.json"), d.serverAttestor))
 	args := append(append([]string{}, d.serverPrefix...), plastron, "server", "run", "-config", d.path("server.conf"))
 	d.server = start(d.t, exec.Command(args[0], args[1:]...))
-	d.waitHealthy("server")
 }
 
 // startAgent starts the agent with a fresh token (or none) and waits until it is healthy.

@@ -146,7 +146,7 @@ func (s *Store) choose(ctx context.Context, c *session) error {
 			Fix("create a schema for it: CREATE SCHEMA plastron AUTHORIZATION the user, and put it first in the user's search path")
 	case spire != 0:
 		return fault.New(fault.Precondition, "spire_database", "schema %s holds SPIRE's tables and is left untouched", rows[0][0]).
-			Fix("name a database or schema of its own in the connection string; entries are moved with plastron server import")
+			Fix("name a database or schema of its own in the connection string")
 	}
 	s.schema = string(rows[0][0])
 	s.sql = newStatements(s.schema)

@@ -192,6 +192,11 @@ func (f *configFile) read(dst any) error {
 	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) && !f.command.Flags().Changed("config") {
 		return nil
 	}
+	return f.readFile(dst)
+}
+
+// readFile is read for a file that must be there.
+func (f *configFile) readFile(dst any) error {
 	src, err := config.ReadFile(f.path)
 	if err != nil {
 		return err

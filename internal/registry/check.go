@@ -152,7 +152,7 @@ func (c *Check) Row(key string, rev uint64, value []byte) {
 		if f, ok := errors.AsType[*fault.Error](r.err); ok && f.Reason == "trust_domain_changed" && r.kind == kindTrustDomain {
 			c.owner = f
 		}
-		c.fault("row_unreadable", key, unreadable, "the row cannot be read, servers leave it aside: %s", fault.MessageOf(r.err))
+		c.fault("row_unreadable", key, unreadable, "the row cannot be read, servers leave it aside: %v", r.err)
 		return
 	}
 	switch r.kind {
@@ -182,6 +182,13 @@ func (c *Check) Row(key string, rev uint64, value []byte) {
 		c.token(&r)
 	case kindTrustDomain:
 		c.claimed = true
+	case kindCopy:
+		mark, _ := readCopy(r.payload)
+		if key == CopyingHere {
+			c.fault("copy_incomplete", key, "run the same 'plastron server db copy' again", "the store is being filled with what is in %s, and that has not been finished", mark.Place)
+		} else {
+			c.remark("store_copied", key, "use the configuration of the copy", "the store was copied to %s", mark.Place)
+		}
 	case kindOther:
 		c.remark("row_unknown", key, "", "this version does not know rows of this name; a newer one may have written it")
 	}

@@ -166,6 +166,12 @@ func TestCheck(t *testing.T) {
 		{code: "row_unknown", key: "/later/x", remark: true, seed: func(t testing.TB, s *paper) {
 			s.put(t, "/later/x", &statev1.Server{})
 		}},
+		{code: "copy_incomplete", key: CopyingHere, seed: func(t testing.TB, s *paper) {
+			s.put(t, CopyingHere, &statev1.Copy{Epoch: make([]byte, 16), Place: "there"})
+		}},
+		{code: "store_copied", key: CopiedAway, remark: true, seed: func(t testing.TB, s *paper) {
+			s.put(t, CopiedAway, &statev1.Copy{Epoch: make([]byte, 16), Place: "there"})
+		}},
 		{code: "trust_domain_changed", key: "/trust-domain", seed: func(t testing.TB, s *paper) {
 			s.put(t, "/trust-domain", &statev1.Server{TrustDomain: "other"})
 		}},

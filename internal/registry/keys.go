@@ -23,12 +23,13 @@ const (
 	kindServer
 	kindRoster
 	kindDownstream
+	kindCopy
 	kindTrustDomain
 	kinds
 )
 
 func prefixOf(k kind) string {
-	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/downstream/", "/trust-domain"}[k]
+	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/downstream/", "/copy/", "/trust-domain"}[k]
 }
 
 // split returns the kind of a key and the name after its prefix.

@@ -58,6 +58,9 @@ func (r *Registry) load(ctx context.Context) (*state, error) {
 	if err := s.foreign(); err != nil {
 		return nil, err
 	}
+	if err := s.copied(); err != nil {
+		return nil, err
+	}
 	for key, bad := range s.bad {
 		r.log.WarnContext(ctx, "stored row left aside", "id", key, "revision", bad.revision, "err", bad.err)
 	}

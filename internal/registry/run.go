@@ -58,8 +58,12 @@ func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error)
 		}
 		r.mu.RLock()
 		at := r.state.position
+		copied := r.state.copied()
 		txn, no := plan(r.state, caller, f)
 		r.mu.RUnlock()
+		if copied != nil {
+			return store.Position{}, copied
+		}
 		changes := len(txn.Puts) + len(txn.Deletes)
 		switch {
 		case changes+len(txn.Conditions) > 0:

@@ -69,6 +69,8 @@ func (r *storedRow) read(td spiffeid.TrustDomain) (err error) {
 		_, err = readAuthority(r.name, r.payload)
 	case kindDownstream:
 		_, err = readDownstream(r.name, r.payload)
+	case kindCopy:
+		_, err = readCopy(r.payload)
 	case kindRoster:
 		_, err = readRoster(r.payload)
 	case kindServer, kindTrustDomain:

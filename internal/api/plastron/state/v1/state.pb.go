@@ -1772,6 +1772,68 @@ func (x *Roster) GetAgents() []byte {
 	return nil
 }
 
+// Copy is stored under /copy/here in a store that is being filled with what is in
+// another, and under /copy/away in one that was copied into another.
+type Copy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         []byte                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the other store
+	Place         string                 `protobuf:"bytes,2,opt,name=place,proto3" json:"place,omitempty"` // where that is
+	BegunAt       int64                  `protobuf:"varint,3,opt,name=begun_at,json=begunAt,proto3" json:"begun_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Copy) Reset() {
+	*x = Copy{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Copy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Copy) ProtoMessage() {}
+
+func (x *Copy) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Copy.ProtoReflect.Descriptor instead.
+func (*Copy) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Copy) GetEpoch() []byte {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
+}
+
+func (x *Copy) GetPlace() string {
+	if x != nil {
+		return x.Place
+	}
+	return ""
+}
+
+func (x *Copy) GetBegunAt() int64 {
+	if x != nil {
+		return x.BegunAt
+	}
+	return 0
+}
+
 var File_plastron_state_v1_state_proto protoreflect.FileDescriptor
 
 const file_plastron_state_v1_state_proto_rawDesc = "" +
@@ -1954,7 +2016,11 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x06device\x18\x04 \x01(\x04R\x06device\x12\x14\n" +
 	"\x05inode\x18\x05 \x01(\x04R\x05inode\" \n" +
 	"\x06Roster\x12\x16\n" +
-	"\x06agents\x18\x01 \x01(\fR\x06agentsBEZCgithub.com/plastron/plastron/internal/api/plastron/state/v1;statev1b\x06proto3"
+	"\x06agents\x18\x01 \x01(\fR\x06agents\"M\n" +
+	"\x04Copy\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\fR\x05epoch\x12\x14\n" +
+	"\x05place\x18\x02 \x01(\tR\x05place\x12\x19\n" +
+	"\bbegun_at\x18\x03 \x01(\x03R\abegunAtBEZCgithub.com/plastron/plastron/internal/api/plastron/state/v1;statev1b\x06proto3"
 
 var (
 	file_plastron_state_v1_state_proto_rawDescOnce sync.Once
@@ -1969,7 +2035,7 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
@@ -1991,6 +2057,7 @@ var file_plastron_state_v1_state_proto_goTypes = []any{
 	(*Laggard)(nil),       // 17: plastron.state.v1.Laggard
 	(*Place)(nil),         // 18: plastron.state.v1.Place
 	(*Roster)(nil),        // 19: plastron.state.v1.Roster
+	(*Copy)(nil),          // 20: plastron.state.v1.Copy
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	2,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
@@ -2023,7 +2090,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

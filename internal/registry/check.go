@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -373,47 +372,51 @@ func (c *Check) checkAuthorities() {
 		c.fault("bundle_sequence", key, tampered, "the bundle has no sequence number")
 	}
 	for _, a := range own.X509 {
-		if !slices.ContainsFunc(owned, func(s slotOf) bool { return s.under(a.ASN1) }) {
+		if !slices.ContainsFunc(owned, func(s slotOf) bool { return s.explains(a.ASN1) }) {
 			sum := sha256.Sum256(a.ASN1)
 			c.fault("bundle_key_unowned", key, "if you did not put it there, take the trust domain for compromised: see in the audit logs who wrote the row",
-				"no server's X.509 authority is, or is signed by, the root with SHA-256 %x", sum)
+				"no server's row has, or was given by its upstream, the root with SHA-256 %x", sum)
 		}
 	}
 	for _, a := range own.JWT {
-		if !slices.ContainsFunc(owned, func(s slotOf) bool { return s.AuthorityID == a.KeyID && bytes.Equal(s.PublicKey, a.PublicKey) }) {
+		if !slices.ContainsFunc(owned, func(s slotOf) bool { return s.isJWT(a) || s.gave([]byte(a.KeyID)) }) {
 			c.remark("bundle_key_unowned", key, "if no server below this one published it, take the trust domain for compromised",
 				"no server's row has the JWT key %q", a.KeyID)
 		}
 	}
 }
 
+// root is what the bundle holds for an X.509 key: its certificate, or the root of
+// the upstream that signed it.
+func (s *slotOf) root() []byte {
+	if len(s.Root) > 0 {
+		return s.Root
+	}
+	return s.Certificate
+}
+
+// explains tells whether an X.509 authority is in the bundle for this key.
+func (s *slotOf) explains(root []byte) bool {
+	return bytes.Equal(s.root(), root) || s.gave(root)
+}
+
+// gave tells whether a root or a JWT key id came with this key from the upstream.
+func (s *slotOf) gave(what []byte) bool {
+	return slices.ContainsFunc(s.Given, func(g []byte) bool { return bytes.Equal(g, what) })
+}
+
+func (s *slotOf) isJWT(a bundle.JWTAuthority) bool {
+	return s.AuthorityID == a.KeyID && bytes.Equal(s.PublicKey, a.PublicKey)
+}
+
 // in tells whether a bundle holds the slot's key, and tainted.
 func (s *slotOf) in(b *bundle.Bundle) (there, tainted bool) {
 	if s.Certificate == nil {
-		i := slices.IndexFunc(b.JWT, func(a bundle.JWTAuthority) bool {
-			return a.KeyID == s.AuthorityID && bytes.Equal(a.PublicKey, s.PublicKey)
-		})
+		i := slices.IndexFunc(b.JWT, s.isJWT)
 		return i >= 0, i >= 0 && b.JWT[i].Tainted
 	}
-	for _, a := range b.X509 {
-		if s.under(a.ASN1) {
-			return true, a.Tainted
-		}
-	}
-	return false, false
-}
-
-// under tells whether the slot's certificate is a root, or signed by it.
-func (s *slotOf) under(root []byte) bool {
-	if len(s.Certificate) == 0 || bytes.Equal(s.Certificate, root) {
-		return len(s.Certificate) > 0
-	}
-	cert, err := x509.ParseCertificate(s.Certificate)
-	if err != nil {
-		return false
-	}
-	issuer, err := x509.ParseCertificate(root)
-	return err == nil && bytes.Equal(cert.RawIssuer, issuer.RawSubject) && cert.CheckSignatureFrom(issuer) == nil
+	i := slices.IndexFunc(b.X509, func(a bundle.X509Authority) bool { return bytes.Equal(a.ASN1, s.root()) })
+	return i >= 0, i >= 0 && b.X509[i].Tainted
 }
 
 // checkReferences remarks on what leads nowhere.

@@ -227,6 +227,15 @@ func TestCheck(t *testing.T) {
 			ca, _ := testCA(t)
 			s.put(t, "/bundle/td", bundleMessage(bundleOf(t, s).WithX509(bundle.X509Authority{ASN1: ca})))
 		}},
+		{seed: func(t testing.TB, s *paper) { // below an upstream the bundle holds its roots and keys, and not ours
+			root, public := testCA(t)
+			other, _ := testCA(t)
+			ca, _ := testCA(t)
+			s.put(t, "/authority/s2/x509", &statev1.Authority{Kind: "x509", Slots: []*statev1.Slot{{Name: "A", State: statev1.Slot_STATE_ACTIVE,
+				Certificate: ca, PublicKey: public, Upstream: true, Root: root, Given: [][]byte{other, []byte("above")}}}})
+			s.put(t, "/bundle/td", bundleMessage(bundleOf(t, s).WithX509(bundle.X509Authority{ASN1: root}).WithX509(bundle.X509Authority{ASN1: other}).
+				WithJWT(bundle.JWTAuthority{KeyID: "above", PublicKey: public})))
+		}},
 		{code: "bundle_key_unowned", key: "/bundle/td", remark: true, seed: func(t testing.TB, s *paper) {
 			_, public := testCA(t)
 			s.put(t, "/bundle/td", bundleMessage(bundleOf(t, s).WithJWT(bundle.JWTAuthority{KeyID: "nested", PublicKey: public})))

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
@@ -29,12 +30,14 @@ type Registry struct {
 	td    spiffeid.TrustDomain
 	log   *slog.Logger
 
-	jobs    chan *job     // to the commit loop
-	stopped chan struct{} // closed when Run has ended
-	turn    chan struct{} // room for one: held by an update that others keep colliding with
-	afresh  chan struct{} // room for one: all is to be loaded again
+	jobs     chan *job     // to the commit loop
+	stopped  chan struct{} // closed when Run has ended
+	turn     chan struct{} // room for one: held by an update that others keep colliding with
+	answered chan struct{} // room for one: a commit went well, so following the log may as well
+	afresh   chan struct{} // room for one: all is to be loaded again
 
-	bodies bodyCache
+	bodies  bodyCache
+	reloads atomic.Uint64
 
 	// mu guards what is below: many readers, and the watch loop as the writer.
 	mu        sync.RWMutex
@@ -51,7 +54,8 @@ type Registry struct {
 func Open(ctx context.Context, st store.Store, td spiffeid.TrustDomain, log *slog.Logger) (*Registry, error) {
 	r := &Registry{
 		store: st, td: td, log: log,
-		jobs: make(chan *job), stopped: make(chan struct{}), turn: make(chan struct{}, 1), afresh: make(chan struct{}, 1),
+		jobs: make(chan *job), stopped: make(chan struct{}), turn: make(chan struct{}, 1),
+		answered: make(chan struct{}, 1), afresh: make(chan struct{}, 1),
 		moved:     make(chan struct{}),
 		followers: make(map[string]map[*Follower]struct{}),
 		woken:     make(map[*Follower]struct{}),
@@ -128,6 +132,9 @@ func (r *Registry) Position() store.Position {
 	return r.state.position
 }
 
+// Reloads counts how often everything was loaded anew since Open.
+func (r *Registry) Reloads() uint64 { return r.reloads.Load() }
+
 // Batches calls f with every batch from now on, in order, after it was applied;
 // it is the watch loop that calls, so f must be quick. When the registry had to
 // load afresh, because it could not follow the log, f gets a batch without
@@ -153,6 +160,7 @@ func (r *Registry) fold(b store.Batch) {
 
 // replace puts a freshly loaded state into the place of the current one.
 func (r *Registry) replace(s *state) {
+	r.reloads.Add(1)
 	r.mu.Lock()
 	r.state = s
 	r.touches.forget(s.position.Revision)

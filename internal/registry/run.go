@@ -19,7 +19,8 @@ const (
 	maxCollected  = 4 * store.MaxGroup
 	backoffFirst  = 50 * time.Millisecond
 	backoffMost   = 5 * time.Second
-	corruptMost   = time.Minute // the same when the log makes no sense, and all is loaded each time
+	corruptMost   = time.Minute            // the same when the log makes no sense, and all is loaded each time
+	backoffSoon   = 250 * time.Millisecond // after a commit that went well: the store is there
 )
 
 // job is a transaction on its way to the commit loop. result has room, so the
@@ -43,9 +44,10 @@ func (r *Registry) Run(ctx context.Context) error {
 // after a conflict, so f may run several times; it must not block or call the
 // registry. That something is not there, or is there already, is not said before
 // the store has confirmed it: another server's change may not be seen here yet,
-// and what it was told must hold (R74). Update returns once this replica shows the change: a fault
-// "committed_not_visible" says that it is durable but not seen here yet, and
-// comes with its position. A closure that writes nothing commits nothing.
+// and what it was told must hold (R74). Update returns once this replica shows
+// the change: a fault "committed_not_visible" says that it is durable but not
+// seen here yet, and comes with its position. A closure that writes nothing
+// commits nothing.
 func (r *Registry) Update(ctx context.Context, caller string, f func(*Tx) error) (store.Position, error) {
 	for run := range maxReruns {
 		if run == turnAfter { // those that keep colliding go one after the other
@@ -177,6 +179,12 @@ func (r *Registry) commit(ctx context.Context) {
 		// What was begun is finished, so that nobody is told too little at shutdown (R102).
 		for i, result := range r.store.Commit(context.WithoutCancel(ctx), txns) {
 			taken[i].result <- result
+			if result.Err == nil {
+				select {
+				case r.answered <- struct{}{}:
+				default:
+				}
+			}
 		}
 	}
 }
@@ -190,13 +198,13 @@ func (r *Registry) watch(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		most, level := backoffMost, slog.LevelWarn
+		most, answered, level := backoffMost, r.answered, slog.LevelWarn
 		switch reason := fault.ReasonOf(err); reason {
 		case "epoch_changed", "compacted", "position_unknown", "log_hole", "store_corrupt", "state_differs":
 			// A batch that makes no sense will not come to make some: what the store
 			// holds now counts, and the log from there.
 			if reason == "store_corrupt" {
-				most, level = corruptMost, slog.LevelError
+				most, answered, level = corruptMost, nil, slog.LevelError
 			}
 			r.log.Log(ctx, level, "loading the registry afresh", "position", r.Position().String(), "err", err)
 			var s *state
@@ -212,9 +220,15 @@ func (r *Registry) watch(ctx context.Context) {
 		}
 		select {
 		case <-time.After(wait/2 + rand.N(wait/2)):
+			wait = min(2*wait, most)
+		case <-answered:
+			wait = backoffSoon
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
 		case <-ctx.Done():
 		}
-		wait = min(2*wait, most)
 	}
 }
 

@@ -408,6 +408,38 @@ func TestCommittedNotVisible(t *testing.T) {
 	})
 }
 
+// R76, R80: when the store was away for long, whoever commits first sees it: the
+// commit tells the loop that follows the log, which would wait for seconds yet.
+func TestVisibleAfterOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := openStore(t, t.TempDir())
+		var away atomic.Bool
+		away.Store(true)
+		var tries atomic.Int64
+		st := &hooked{Store: inner}
+		st.watch = func(ctx context.Context, after store.Position) iter.Seq2[store.Batch, error] {
+			tries.Add(1)
+			if away.Load() {
+				return func(yield func(store.Batch, error) bool) {
+					yield(store.Batch{}, fault.New(fault.Unavailable, "store_unavailable", "away"))
+				}
+			}
+			return inner.Watch(ctx, after)
+		}
+		r := start(t, st)
+		time.Sleep(time.Minute)
+		before := tries.Load()
+		away.Store(false)
+		began := time.Now()
+		if _, err := r.Update(t.Context(), "test", func(tx *Tx) error { return tx.PutServer(Server{ID: "s"}) }); err != nil {
+			t.Errorf("Update() = %v", err)
+		}
+		if took := time.Since(began); took > time.Second || before > 60 {
+			t.Errorf("visible after %v; %d tries in a minute", took, before)
+		}
+	})
+}
+
 func TestUpdateWithoutRun(t *testing.T) {
 	r, err := Open(t.Context(), openStore(t, t.TempDir()), td, quiet())
 	if err != nil {
@@ -526,6 +558,9 @@ func TestReload(t *testing.T) {
 				t.Errorf("Delta() = %+v, want it to ask for a resync", d)
 			}
 			update(t, r, func(tx *Tx) error { return tx.PutEntry(grant("later", "/spire/agent/a", "/later", "u:1")) })
+			if r.Reloads() != 1 || writer.Reloads() != 0 {
+				t.Errorf("%d and %d reloads are counted", r.Reloads(), writer.Reloads())
+			}
 		})
 	}
 }

@@ -101,6 +101,7 @@ func (s *Server) gauges(m *monitor.Metrics, id string, api *serverapi.Server, ow
 	m.Gauge("entries", "Registration entries.", view(func(snap *registry.Snapshot) float64 { return float64(snap.EntryCount()) }))
 	m.Gauge("nodes", "Nodes that have attested and were not evicted, banned ones included.", view(func(snap *registry.Snapshot) float64 { return float64(snap.NodeCount()) }))
 	m.Gauge("store_revision", "Revision of the newest change that is applied here.", view(func(snap *registry.Snapshot) float64 { return float64(snap.Position().Revision) }))
+	m.Total("store_reloads_total", "Times that everything was read from the store anew, because its log could not be followed from where this server was.", func() float64 { return float64(s.registry.Reloads()) })
 	m.Gauge("bundle_sequence", "Sequence number of the own trust domain's bundle.", view(func(snap *registry.Snapshot) float64 {
 		b, err := snap.Bundle(s.cfg.Server.TrustDomain.TrustDomain)
 		if err != nil {

@@ -36,9 +36,15 @@ func (s *Store) follow() {
 		s.log.Warn("store is not followed", "err", err)
 		select {
 		case <-time.After(wait/2 + rand.N(wait/2)):
+			wait = min(2*wait, most)
+		case <-s.wakeFollow: // a commit went well, so this may as well
+			wait = first
+			select {
+			case <-time.After(wait):
+			case <-s.life.Done():
+			}
 		case <-s.life.Done():
 		}
-		wait = min(2*wait, most)
 	}
 }
 

@@ -3,7 +3,9 @@ package postgres
 import (
 	"context"
 	"errors"
+	"net"
 	"slices"
+	"strconv"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -40,8 +42,7 @@ func hosts(p *pgconn.Config, last string) []*pgconn.FallbackConfig {
 }
 
 func address(h *pgconn.FallbackConfig) string {
-	_, a := pgconn.NetworkAddress(h.Host, h.Port)
-	return a
+	return net.JoinHostPort(h.Host, strconv.Itoa(int(h.Port)))
 }
 
 // dial opens a session with the primary. role distinguishes the sessions of one

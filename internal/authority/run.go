@@ -50,7 +50,10 @@ type Config struct {
 	// restored to; Remember, which may be nil, keeps it.
 	Revoked  []bundle.Revocation
 	Remember func([]bundle.Revocation) error
-	Log      *slog.Logger
+	// May says why this server may neither sign nor change what is shared, if so (R68,
+	// R70). Nil: it always may.
+	May func(now time.Time) error
+	Log *slog.Logger
 }
 
 // Authority turns the machine for each kind of this server's keys and hands out
@@ -415,6 +418,14 @@ func (a *Authority) answer(ctx context.Context, r request) answer {
 // settle takes steps until none is due, and returns when the next one is.
 func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 	for range maxSteps {
+		if a.May != nil && l.ask == nil { // to withdraw a key is always allowed
+			if err := a.May(time.Now()); err != nil {
+				// What others decide about the key meanwhile is looked at before it signs again.
+				l.clear()
+				l.active = ""
+				return time.Time{}, err
+			}
+		}
 		held, err := a.held(ctx, l)
 		if err != nil {
 			return time.Time{}, err

@@ -19,9 +19,9 @@ const (
 	// pruneAfter is how long a key stays in the bundle after the last document
 	// under it has ended: for validators whose clock is slow.
 	pruneAfter = time.Minute
-	// maxLive bounds how many keys of a kind a bundle holds, so that a server that
+	// MaxLive bounds how many keys of a kind a bundle holds, so that a server that
 	// loses its keys at every restart does not make the bundle unreadable (RG29).
-	maxLive = 90
+	MaxLive = 90
 )
 
 // event is all that a step may depend on.
@@ -286,7 +286,7 @@ func (m *machine) intend() bool {
 	return true
 }
 
-func (m *machine) full() bool { return m.count(m.Bundle) >= maxLive }
+func (m *machine) full() bool { return m.count(m.Bundle) >= MaxLive }
 
 // prune forgets an old key after the last document under it. Without an active
 // key nothing is pruned: time alone never empties a bundle.

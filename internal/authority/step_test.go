@@ -211,7 +211,7 @@ func slotsOld(b time.Duration) []registry.Slot {
 }
 
 func full(e *event) {
-	for i := range maxLive {
+	for i := range MaxLive {
 		e.Bundle = e.Bundle.WithX509(bundle.X509Authority{ASN1: []byte{byte(i)}})
 	}
 }
@@ -510,10 +510,10 @@ func simulate(t *testing.T, seed uint64) string {
 	}
 	// Without further faults, and with everyone there, it comes to rest with a signer.
 	s.peers = Peers{}
-	if !s.turn(false) && s.kind.count(s.bundle) < maxLive {
+	if !s.turn(false) && s.kind.count(s.bundle) < MaxLive {
 		s.failf("no rest without faults")
 	}
-	if s.signer == nil && s.kind.count(s.bundle) < maxLive {
+	if s.signer == nil && s.kind.count(s.bundle) < MaxLive {
 		s.failf("nothing signs after a turn without faults")
 	}
 	return s.trace.String()

@@ -50,7 +50,11 @@ type Config struct {
 	// ReattestPeriod bounds the life of a certificate whose agent has to attest again
 	// for the next; 0: TTL alone does.
 	ReattestPeriod time.Duration
-	Log            *slog.Logger
+	// Stale says why nothing new is to be granted, MayPrune why nothing is to be
+	// removed because of the time, if so (R77, R70). Nil: never.
+	Stale    func() error
+	MayPrune func(now time.Time) error
+	Log      *slog.Logger
 }
 
 // Engine admits, renews, bans and forgets nodes. All methods may be called concurrently.
@@ -106,6 +110,11 @@ type Admitted struct {
 // consumed by the commit that writes the node's row, so a mistake never burns a
 // one-time secret (K18) and a crash leaves all or nothing (R19).
 func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Challenger) (Admitted, error) {
+	if e.cfg.Stale != nil {
+		if err := e.cfg.Stale(); err != nil {
+			return Admitted{}, err
+		}
+	}
 	// 1. Sizes, then the key.
 	verifier, known := e.cfg.Verifiers[a.Type]
 	switch {
@@ -503,6 +512,9 @@ func (e *Engine) Run(ctx context.Context) error {
 			wait.Stop()
 			return nil
 		case <-wait.C:
+			if e.cfg.MayPrune != nil && e.cfg.MayPrune(time.Now()) != nil {
+				continue // health says why
+			}
 			if err := e.Prune(ctx); err != nil && ctx.Err() == nil {
 				e.cfg.Log.WarnContext(ctx, "expired rows not pruned", "err", err)
 			}

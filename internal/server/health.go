@@ -44,6 +44,11 @@ func (s *Server) readiness() []monitor.Check {
 		return s.checks
 	default:
 		return []monitor.Check{{Name: "serving", Run: func() error {
+			if fleet := s.fleet.Load(); fleet != nil {
+				if err := fleet.MaySign(time.Now()); err != nil { // it may have to wait for a lease
+					return err
+				}
+			}
 			return fault.New(fault.Unavailable, "server_starting", "the server is starting")
 		}}}
 	}

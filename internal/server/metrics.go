@@ -179,5 +179,6 @@ func Metrics() []monitor.Metric {
 	m := monitor.NewMetrics(&monitor.Telemetry{Prometheus: &monitor.Prometheus{}}, role, "")
 	s.counters(m)
 	s.gauges(m, "", nil, nil, nil)
+	s.fleetGauges(m, nil)
 	return m.Describe()
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/servers"
 	"github.com/plastron/plastron/internal/store"
 )
 
@@ -21,6 +22,9 @@ func recordBatches(trail *audit.Writer) func(store.Batch) {
 			content := func(c store.Change) bool { return strings.HasPrefix(c.Key, "/entry-content/") }
 			alone := !slices.ContainsFunc(w.Changes, func(c store.Change) bool { return !content(c) })
 			for _, c := range w.Changes {
+				if w.Caller == servers.Caller && (strings.HasPrefix(c.Key, "/server/") || strings.HasPrefix(c.Key, "/roster/")) {
+					continue // that a server lives; who took its identity when is on record
+				}
 				if content(c) && !alone {
 					continue
 				}

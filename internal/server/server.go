@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/plastron/plastron/internal/audit"
@@ -26,11 +27,13 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys/memkeys"
+	"github.com/plastron/plastron/internal/machine"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
+	"github.com/plastron/plastron/internal/servers"
 	"github.com/plastron/plastron/internal/systemd"
 	"github.com/plastron/plastron/internal/upkeep"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -50,6 +53,8 @@ type Server struct {
 	addr     net.Addr
 	registry *registry.Registry
 	checks   []monitor.Check
+
+	fleet atomic.Pointer[servers.Servers] // set before it serves
 }
 
 // New checks the configuration and returns a server that has not started.
@@ -100,6 +105,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(set.DataDir, 0o700); err != nil {
 		return fmt.Errorf("make data_dir: %w", err)
 	}
+	lock, err := lockDataDir(set.DataDir)
+	if err != nil {
+		return err
+	}
+	defer closing("lock of data_dir", lock.Close)
+	at, err := place(set.DataDir)
+	if err != nil {
+		return err
+	}
 	opened, err := s.openStore(ctx, false)
 	if err != nil {
 		return fmt.Errorf("open store: %w", err)
@@ -128,17 +142,32 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	reg.Batches(recordBatches(trail))
 
 	// 3. Engines.
+	followers := serverapi.NewFollowers(id, reg)
+	var addresses atomic.Pointer[[]string] // known once it listens
+	fleet := servers.New(servers.Config{
+		TrustDomain: td, ID: id, Registry: reg, Shared: opened.Shared, Lease: time.Duration(set.DefaultX509SVIDTTL),
+		Place: at, Version: Version, Started: started, Boot: machine.Uptime, Log: s.log,
+		Report: func() servers.Report {
+			r := followers.Report(time.Now())
+			if known := addresses.Load(); known != nil {
+				r.Addresses = *known
+			}
+			return r
+		},
+	})
+	s.fleet.Store(fleet)
 	keeper, err := s.plan.keeper.Open(ctx)
 	if err != nil {
 		return fmt.Errorf("open key manager: %w", err)
 	}
 	auth, err := authority.New(authority.Config{
-		TrustDomain: td, ServerID: id, Keeper: keeper, Registry: reg, Log: s.log,
+		TrustDomain: td, ServerID: id, Keeper: gate{keeper, fleet.MaySign}, Registry: reg, May: fleet.MaySign, Log: s.log,
 		TTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey,
 	})
 	if err != nil {
 		return err
 	}
+	x509Issuer, jwtIssuer := ask(fleet.MaySign, auth.X509), ask(fleet.MaySign, auth.JWT)
 	verifiers := map[string]nodeattest.Verifier{}
 	for name, config := range s.plan.attestors {
 		if verifiers[name], err = config.Open(ctx, nodeattest.Env{TrustDomain: td, Roots: roots(reg, td), Log: s.log}); err != nil {
@@ -146,7 +175,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		}
 	}
 	engine := nodes.New(nodes.Config{
-		TrustDomain: td, Registry: reg, Audit: trail, Verifiers: verifiers, Issuer: auth.X509,
+		TrustDomain: td, Registry: reg, Audit: trail, Verifiers: verifiers, Issuer: x509Issuer, Stale: fleet.Stale, MayPrune: fleet.MayPrune,
 		TTL: set.AgentTTL.Or(time.Duration(set.DefaultX509SVIDTTL)), ReattestPeriod: time.Duration(set.AgentReattestPeriod), Log: s.log,
 	})
 
@@ -164,11 +193,16 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		stopLoops()
 		err = errors.Join(err, background.Wait())
 	}()
+	if err := fleet.Start(ctx); err != nil {
+		return err
+	}
+	defer s.stopSigning(ctx, fleet)
+	background.Go(func() error { return fleet.Run(loops) })
 	if err := auth.Start(ctx); err != nil {
 		return fmt.Errorf("prepare signing keys: %w", err)
 	}
 	own := &ownSVID{
-		trustDomain: td, ttl: time.Duration(set.DefaultX509SVIDTTL), issuer: auth.X509, audit: trail, log: s.log, wake: make(chan struct{}, 1),
+		trustDomain: td, ttl: time.Duration(set.DefaultX509SVIDTTL), issuer: x509Issuer, audit: trail, log: s.log, wake: make(chan struct{}, 1),
 	}
 	if err := own.rotate(time.Now()); err != nil {
 		return fmt.Errorf("issue the server's own certificate: %w", err)
@@ -188,10 +222,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	defer stopServing()
 	context.AfterFunc(loops, stopServing) // a loop that fails takes the server down
 	s.addr, s.registry = listener.Addr(), reg
-	s.checks = s.needs(serving, st, auth, own, trail)
+	reached := reachable(listener.Addr(), os.Hostname)
+	addresses.Store(&reached)
+	fleet.Poke()
+	s.checks = append(s.needs(serving, st, auth, own, trail), s.fleetChecks(fleet)...)
 	api := serverapi.New(serverapi.Config{
-		TrustDomain: td, Registry: reg, Nodes: engine, Audit: trail, Authority: auth, X509: auth.X509, JWT: auth.JWT, Certificate: own.certificate,
-		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reachable(listener.Addr(), os.Hostname),
+		TrustDomain: td, Registry: reg, Followers: followers, Nodes: engine, Audit: trail, Authority: auth,
+		X509: x509Issuer, JWT: jwtIssuer, Certificate: own.certificate, Stale: fleet.Stale, Remember: time.Duration(set.DefaultX509SVIDTTL),
+		Shared: opened.Shared, Poke: fleet.Poke,
+		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reached,
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
 		CATTL: time.Duration(set.CATTL), Unconstrained: set.UnconstrainedDownstream,
 		About: serverapi.About{
@@ -204,6 +243,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log, Count: count.api,
 	})
 	s.gauges(metrics, id, api, own, trail)
+	s.fleetGauges(metrics, fleet)
 	stopMetrics, err := s.showMetrics(ctx, metrics)
 	if err != nil {
 		return errors.Join(err, listener.Close())

@@ -352,7 +352,7 @@ func TestHealthListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	checks := slices.Sorted(maps.Keys(got.Checks))
-	want := []string{"admin_socket", "audit", "certificate", "jwt_authority", "serving", "store", "x509_authority"}
+	want := []string{"admin_socket", "audit", "bundle", "certificate", "freshness", "jwt_authority", "replicas", "serving", "signing", "store", "x509_authority"}
 	if status != 200 || got.Status != monitor.OK || !slices.Equal(checks, want) {
 		t.Errorf("/ready: %d %s", status, body)
 	}

@@ -73,6 +73,11 @@ type Config struct {
 	// follow here. Nil: nobody reads it.
 	Poke func()
 
+	// Stale says why nothing is to be granted that was not granted before, if so (R77);
+	// nil: never. What was granted is remembered for the time of Remember at least.
+	Stale    func() error
+	Remember time.Duration
+
 	Addresses []string      // where agents reach this server, host:port
 	Admins    []spiffeid.ID // have an operator's rights over TCP
 	X509TTL   time.Duration // of entries that name none
@@ -118,6 +123,7 @@ type Server struct {
 	guard     rpc.Guard
 	meter     rpc.Meter
 	pairs     *pairs
+	renewals  *renewals
 	closing   chan struct{} // closed when shutdown begins
 }
 
@@ -126,6 +132,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
 		pairs:     newPairs(cfg.RulePairs),
+		renewals:  newRenewals(cfg.Remember),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: cfg.Followers,
 		meter:     rpc.Meter{Tell: cfg.Count.Call},

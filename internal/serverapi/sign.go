@@ -96,7 +96,9 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 	if err != nil {
 		return nil, err
 	}
+	agent, stale := callerFrom(ctx).id, s.stale()
 	results := make([]signedX509, len(requests))
+	pairs := make([]pair, len(requests))
 	prepared := make([]*svid.PreparedX509, len(requests))
 	events := make([]audit.Event, 0, len(requests))
 	for i, r := range requests {
@@ -109,6 +111,10 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 		if !ok || e.Expired(now) {
 			err = errNotEntitled()
 		}
+		pairs[i] = pairOf(r.grant, r.facts)
+		if err == nil {
+			err = s.mayGrant(stale, agent, pairs[i], now)
+		}
 		var who subject
 		if err == nil {
 			who, err = s.subjectOf(&e, r.facts, at, endOf(&e, e.X509TTL, s.cfg.X509TTL, now))
@@ -118,7 +124,7 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 			prepared[i], event, err = s.prepareX509(ctx, issuer, who, key, now)
 		}
 		if err == nil && e.Rule != nil { // last, so that it counts what will be signed
-			err = s.pairs.take(callerFrom(ctx).id, pairOf(e.ID, r.facts), prepared[i].NotAfter(), now)
+			err = s.pairs.take(agent, pairs[i], prepared[i].NotAfter(), now)
 		}
 		results[i] = signedX509{revision: e.Revision, err: err}
 		if err != nil {
@@ -134,7 +140,9 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 	}
 	for i, p := range prepared {
 		if p != nil {
-			results[i].X509, results[i].err = p.Issue()
+			if results[i].X509, results[i].err = p.Issue(); results[i].err == nil {
+				s.renewals.note(agent, pairs[i], p.NotAfter(), now)
+			}
 		}
 	}
 	return results, nil
@@ -202,14 +210,22 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 		id := uuid.New()
 		jti = base64.RawURLEncoding.EncodeToString(id[:])
 	}
+	agent, what := callerFrom(ctx).id, pairOf(e.ID, facts)
 	who, err := s.subjectOf(&e, facts, at, endOf(&e, e.JWTTL, s.cfg.JWTTL, now))
+	if err == nil {
+		err = s.mayGrant(s.stale(), agent, what, now)
+	}
 	if err == nil && e.Rule != nil {
-		err = s.pairs.take(callerFrom(ctx).id, pairOf(e.ID, facts), who.end, now)
+		err = s.pairs.take(agent, what, who.end, now)
 	}
 	if err != nil {
 		return signedJWT{}, err
 	}
-	return s.signJWT(ctx, who, audience, jti, now)
+	signed, err := s.signJWT(ctx, who, audience, jti, now)
+	if err == nil {
+		s.renewals.note(agent, what, who.end, now)
+	}
+	return signed, err
 }
 
 func (s *Server) signJWT(ctx context.Context, who subject, audience []string, jti string, now time.Time) (signedJWT, error) {

@@ -65,6 +65,9 @@ func (a svids) NewJWTSVID(ctx context.Context, req *svidv1.NewJWTSVIDRequest) (*
 // MintX509SVID signs for an operator what the request names: one ID of our
 // trust domain outside the reserved space, and DNS names. The subject is ours.
 func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest) (*svidv1.MintX509SVIDResponse, error) {
+	if err := a.server.stale(); err != nil {
+		return nil, err
+	}
 	key, err := svid.ParseCSR(req.Csr)
 	if err != nil {
 		return nil, err
@@ -99,6 +102,9 @@ func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest
 
 // MintJWTSVID signs a token for an operator.
 func (a svids) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRequest) (*svidv1.MintJWTSVIDResponse, error) {
+	if err := a.server.stale(); err != nil {
+		return nil, err
+	}
 	if err := checkAudience(req.Audience); err != nil {
 		return nil, err
 	}

@@ -114,6 +114,22 @@ func (s *Servers) Stale() error {
 	return s.machine.stale(s.cfg.Boot())
 }
 
+// LeaseLeft is for how long this server may still sign without its store; limited
+// is false with a store that it has for itself.
+func (s *Servers) LeaseLeft() (left time.Duration, limited bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(0, s.machine.leaseLeft(s.cfg.Boot())), s.cfg.Shared
+}
+
+// Clock is by how much the own clock is ahead, and whose is taken for right.
+func (s *Servers) Clock(now time.Time) (ahead time.Duration, by string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.machine.clock(now, s.cfg.Boot())
+	return r.ahead, r.by
+}
+
 // Others returns what is known of the other servers, by id.
 func (s *Servers) Others() []Other {
 	s.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -86,14 +87,35 @@ func (p *program) agentListCommand() *cobra.Command {
 			_, err = fmt.Fprintln(p.stdout, "No attested agents found")
 			return err
 		}
+		at := attachments(c.Context(), conn, found.GetAgents())
 		fmt.Fprintf(p.stdout, "Found %s:\n\n", plural(len(found.GetAgents()), "attested agent", "attested agents"))
 		for _, one := range found.GetAgents() {
-			printAgent(p.stdout, one)
+			printAgent(p.stdout, one, at)
 			fmt.Fprintln(p.stdout)
 		}
 		return nil
 	}
 	return c
+}
+
+// attachments says to which server each agent is attached, as far as the server that
+// is asked knows such a thing.
+func attachments(ctx context.Context, conn grpc.ClientConnInterface, agents []*spiretypes.Agent) map[string]string {
+	at := map[string]string{}
+	for part := range slices.Chunk(agents, 500) {
+		req := &nodev1.AttachedRequest{}
+		for _, one := range part {
+			req.Agents = append(req.Agents, idText(one.GetId()))
+		}
+		reply, err := nodev1.NewNodeClient(conn).Attached(ctx, req)
+		if err != nil {
+			break // the list itself is what was asked for
+		}
+		for _, a := range reply.GetAgents() {
+			at[a.GetAgent()] = a.GetServer()
+		}
+	}
+	return at
 }
 
 // listAgents collects all pages.
@@ -144,12 +166,17 @@ func (p *program) agentCountCommand() *cobra.Command {
 }
 
 func (p *program) agentShowCommand() *cobra.Command {
+	var attached map[string]string
 	return p.oneAgentCommand("show", "Show one agent", nil, func(ctx context.Context, conn grpc.ClientConnInterface, id *spiretypes.SPIFFEID) (proto.Message, error) {
-		return agentv1.NewAgentClient(conn).GetAgent(ctx, &agentv1.GetAgentRequest{Id: id})
+		one, err := agentv1.NewAgentClient(conn).GetAgent(ctx, &agentv1.GetAgentRequest{Id: id})
+		if err == nil {
+			attached = attachments(ctx, conn, []*spiretypes.Agent{one})
+		}
+		return one, err
 	}, func(reply proto.Message) {
 		one := reply.(*spiretypes.Agent)
 		fmt.Fprint(p.stdout, "Found an attested agent given its SPIFFE ID\n\n")
-		printAgent(p.stdout, one)
+		printAgent(p.stdout, one, attached)
 		for _, s := range one.GetSelectors() {
 			agentLine(p.stdout, "Selectors", s.GetType()+":"+s.GetValue())
 		}
@@ -300,7 +327,7 @@ func printPurged(w io.Writer, all []purged, dryRun bool) error {
 }
 
 // printAgent prints an agent in SPIRE's form.
-func printAgent(w io.Writer, a *spiretypes.Agent) {
+func printAgent(w io.Writer, a *spiretypes.Agent, attached map[string]string) {
 	agentLine(w, "SPIFFE ID", idText(a.GetId()))
 	agentLine(w, "Attestation type", a.GetAttestationType())
 	agentLine(w, "Expiration time", time.Unix(a.GetX509SvidExpiresAt(), 0).UTC())
@@ -312,6 +339,9 @@ func printAgent(w io.Writer, a *spiretypes.Agent) {
 	agentLine(w, "Can re-attest", a.GetCanReattest())
 	if a.GetAgentVersion() != "" {
 		agentLine(w, "Agent version", a.GetAgentVersion())
+	}
+	if server := attached[idText(a.GetId())]; server != "" && !a.GetBanned() {
+		agentLine(w, "Attached to", "server "+server)
 	}
 }
 

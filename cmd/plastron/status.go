@@ -42,7 +42,18 @@ cannot or does not answer.`,
 }
 
 func (p *program) serverListCommand() *cobra.Command {
-	c := &cobra.Command{Use: "list", Short: "List the servers of the trust domain, with where each stands"}
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "List the servers of the trust domain, with where each stands",
+		Long: `Lists the servers that share the store, as the one that is asked sees them; it
+comes first. The others say every 10 s that they live and where they stood.
+
+BEHIND is how many revisions the log has gone on since that position, BEAT how long
+ago that was seen here. DIGEST says whether both held the same at one position, CLOCK
+how far its clock is from that of the server that is asked, LEASE for how long it may
+sign if it does not reach the store again. LAGGARDS are attached agents that have not
+acknowledged all that affects them.`,
+	}
 	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		conn, peer, err := at.dial(c.Context())
@@ -57,15 +68,61 @@ func (p *program) serverListCommand() *cobra.Command {
 		if *out == asJSON {
 			return printJSON(p.stdout, got)
 		}
-		table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "SERVER\tVERSION\tPOSITION\tDIGEST\tENTRIES\tATTACHED\tLAGGARDS\tUP")
-		for _, s := range got.GetServers() {
-			fmt.Fprintf(table, "%.8s\t%s\t%s\t%.8s\t%d\t%d\t%d\t%s\n", s.GetId(), s.GetVersion(), positionText(s.GetPosition()), s.GetDigest(),
-				s.GetEntries(), s.GetAttached().GetAgents(), len(s.GetAttached().GetLaggards()), ago(s.GetStartedAt(), p.start))
-		}
-		return table.Flush()
+		return printServers(p.stdout, got.GetServers(), p.start)
 	}
 	return c
+}
+
+func printServers(w io.Writer, servers []*statusv1.ServerStatus, now time.Time) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "SERVER\tSTATE\tVERSION\tUP\tPOSITION\tBEHIND\tBEAT\tDIGEST\tAGENTS\tLAGGARDS\tCLOCK\tLEASE\tADDRESS")
+	for _, s := range servers {
+		seen, state, up := s.GetSeen(), "silent", ago(s.GetStartedAt(), now)
+		switch seen.GetState() {
+		case statusv1.Seen_STATE_LIVE:
+			state = "live"
+		case statusv1.Seen_STATE_STOPPED:
+			state, up = "stopped", "-"
+		}
+		beat, digest, clock := roughly(time.Duration(seen.GetBeatAgeMs())*time.Millisecond), "?", "?"
+		switch seen.GetAgreement() {
+		case statusv1.Seen_AGREEMENT_SAME:
+			digest = "same"
+		case statusv1.Seen_AGREEMENT_DIFFERS:
+			digest = "DIFFERS"
+		}
+		if seen.GetClockKnown() {
+			clock = fmt.Sprintf("%+.1fs", float64(seen.GetClockAheadMs())/1000)
+		}
+		if seen.GetSelf() {
+			beat, digest, clock = "-", "-", "-"
+		}
+		fmt.Fprintf(table, "%.8s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", s.GetId(), state, s.GetVersion(), up,
+			positionText(s.GetPosition()), seen.GetBehind(), beat, digest, s.GetAttached().GetAgents(), len(s.GetAttached().GetLaggards()), clock,
+			leaseText(seen), cmp.Or(strings.Join(s.GetAddresses(), ","), "-"))
+	}
+	fmt.Fprintln(table)
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintln(table, "SERVER\tKIND\tSTATE\tAUTHORITY\tUNTIL")
+	for _, s := range servers {
+		for _, a := range s.GetAuthorities() {
+			fmt.Fprintf(table, "%.8s\t%s\t%s\t%s\t%s\n", s.GetId(), a.GetKind(), a.GetState(), a.GetAuthorityId(), until(a.GetExpiresAt(), now))
+		}
+	}
+	return table.Flush()
+}
+
+// leaseText says for how long a server may sign without its store.
+func leaseText(seen *statusv1.Seen) string {
+	switch {
+	case !seen.GetLeased():
+		return "-"
+	case seen.GetLeaseLeftMs() == 0:
+		return "ended"
+	}
+	return roughly(time.Duration(seen.GetLeaseLeftMs()) * time.Millisecond)
 }
 
 func (p *program) agentStatusCommand() *cobra.Command {

@@ -36,10 +36,8 @@ func (f *Followers) Report(now time.Time) servers.Report {
 		for id, gone := range f.left {
 			held[id] = revisionIn(r.Position, gone.held)
 		}
-		for id, rows := range f.byAgent {
-			for _, row := range rows {
-				held[id] = max(held[id], revisionIn(r.Position, row.holds(s)))
-			}
+		for id := range f.byAgent {
+			held[id] = f.heldLocked(id, s)
 		}
 	})
 	r.Acknowledged = r.Position.Revision
@@ -67,6 +65,32 @@ func (s *Server) poke() {
 	if s.cfg.Poke != nil {
 		s.cfg.Poke()
 	}
+}
+
+// heldLocked is up to where an agent that follows here holds what it is granted.
+func (f *Followers) heldLocked(agent spiffeid.ID, s *registry.Snapshot) (revision uint64) {
+	for _, row := range f.byAgent[agent] {
+		revision = max(revision, revisionIn(s.Position(), row.holds(s)))
+	}
+	return revision
+}
+
+// where says where agents are attached: here as it is now, elsewhere as the rows say.
+func (f *Followers) where(agents []spiffeid.ID, now time.Time) []registry.Attachment {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	at := make([]registry.Attachment, len(agents))
+	f.registry.View(func(s *registry.Snapshot) {
+		elsewhere := f.seen(s, now).elsewhere
+		for i, agent := range agents {
+			if len(f.byAgent[agent]) == 0 {
+				at[i], _ = elsewhere.Of(agent)
+				continue
+			}
+			at[i] = registry.Attachment{Server: f.server, Acknowledged: store.Position{Epoch: s.Position().Epoch, Revision: f.heldLocked(agent, s)}}
+		}
+	})
+	return at
 }
 
 // holds is the position at which the agent has what it is granted: the snapshot's, if

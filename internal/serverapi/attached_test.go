@@ -2,6 +2,7 @@ package serverapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -181,6 +182,25 @@ func TestReportOfMany(t *testing.T) {
 			t.Errorf("laggard %d is %+v", i, l)
 		}
 	}
+}
+
+// What servers say of themselves affects no agent, so that no beat has an agent
+// acknowledge something, which would be worth another beat.
+func TestBeatsWakeNobody(t *testing.T) {
+	c := newCrowd(t, 3)
+	rows := []*following{c.attach(0), c.attach(1)}
+	c.update(func(tx *registry.Tx) error {
+		r := c.f.Report(c.now)
+		return errors.Join(tx.PutServer(registry.Server{ID: "s1", Position: r.Position, Acknowledged: r.Acknowledged}), tx.PutRoster("s1", r.Roster))
+	})
+	for _, row := range rows {
+		select {
+		case <-row.follower.Wake():
+			t.Error("a beat wakes an agent's stream")
+		default:
+		}
+	}
+	c.is("after a beat", c.reg.Position().Revision, []int{0, 1})
 }
 
 // In the steady state a server with 1,000 agents writes no roster, though they connect

@@ -2,76 +2,53 @@ package serverapi_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"sync/atomic"
 	"testing"
 	"time"
 
+	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
+	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
+	"github.com/plastron/plastron/internal/servers"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 )
 
-// beats is a server's row as its engine would write it, but as soon as it is poked.
-type beats struct {
-	id        string
-	followers *serverapi.Followers
-	registry  *registry.Registry
-	poked     chan struct{}
-	n         atomic.Int64
-}
-
-// beating makes a rig one of several.
-func beating(t *testing.T, b *beats) option {
+// clustered makes a rig one of several servers.
+func clustered(t *testing.T) option {
 	return func(c *serverapi.Config, _ *nodes.Config) {
-		b.id, b.registry, b.poked = c.About.ServerID, c.Registry, make(chan struct{}, 1)
-		b.followers = serverapi.NewFollowers(b.id, c.Registry)
-		c.Shared, c.Followers, c.Poke = true, b.followers, func() {
-			select {
-			case b.poked <- struct{}{}:
-			default:
-			}
+		c.Shared, c.Followers = true, serverapi.NewFollowers(c.About.ServerID, c.Registry)
+		began := time.Now()
+		c.Servers = servers.New(servers.Config{
+			TrustDomain: td, ID: c.About.ServerID, Registry: c.Registry, Shared: true, Lease: time.Hour, Version: "test", Started: began,
+			Report: func() servers.Report { return c.Followers.Report(time.Now()) },
+			Boot:   func() time.Duration { return time.Hour + time.Since(began) }, Log: c.Log,
+		})
+		c.Poke = c.Servers.Poke
+		if err := c.Servers.Start(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-		done := make(chan struct{})
 		ctx, cancel := context.WithCancel(context.Background())
-		t.Cleanup(func() { cancel(); <-done })
-		go func() {
-			defer close(done)
-			for {
-				select {
-				case <-b.poked:
-					if err := b.beat(ctx); err != nil && ctx.Err() == nil {
-						t.Errorf("beat: %v", err)
-					}
-				case <-ctx.Done():
-					return
-				}
+		done := make(chan error, 1)
+		go func() { done <- c.Servers.Run(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("Servers.Run() = %v", err)
 			}
-		}()
+		})
 	}
-}
-
-func (b *beats) beat(ctx context.Context) error {
-	r := b.followers.Report(time.Now())
-	_, err := b.registry.Update(ctx, "test", func(tx *registry.Tx) error {
-		row := registry.Server{ID: b.id, BeatAt: time.Now(), Lease: time.Hour, Beat: uint64(b.n.Add(1)),
-			Position: r.Position, Acknowledged: r.Acknowledged, Laggards: r.Laggards, Agents: r.Agents}
-		return errors.Join(tx.PutServer(row), tx.PutRoster(b.id, r.Roster))
-	})
-	return err
 }
 
 // Receipts count the agents of all servers.
 func TestReceiptAcrossServers(t *testing.T) {
-	var onA, onB beats
-	a := newRig(t, beating(t, &onA))
-	b := newRigOver(t, a.sqlite, "s2", beating(t, &onB))
+	a := newRig(t, clustered(t))
+	b := newRigOver(t, a.sqlite, "s2", clustered(t))
 	here, there, away := a.agent(), a.agent(), a.agent()
 	f, g := follow(t, a.connect(&here), nil), follow(t, b.connect(&there), nil)
 	f.sync()
@@ -125,9 +102,8 @@ func TestReceiptAcrossServers(t *testing.T) {
 // R76: who carries the receipt of a change to another server sees the change there, or
 // is told that the server is behind.
 func TestReadYourWritesAcrossServers(t *testing.T) {
-	var onA, onB beats
-	a := newRig(t, beating(t, &onA))
-	b := newRigOver(t, a.sqlite, "s2", beating(t, &onB))
+	a := newRig(t, clustered(t))
+	b := newRigOver(t, a.sqlite, "s2", clustered(t))
 	agent := a.agent()
 	list := func(receipts ...string) (int, error) {
 		ctx := metadata.NewOutgoingContext(t.Context(), metadata.MD{"plastron-receipt": receipts})
@@ -149,4 +125,55 @@ func TestReadYourWritesAcrossServers(t *testing.T) {
 	wantCode(t, "of another epoch", err, codes.FailedPrecondition, "receipt_unknown")
 	_, err = list("x")
 	wantCode(t, "nonsense", err, codes.InvalidArgument, "receipt_invalid")
+}
+
+// Each server lists all, with what their rows say.
+func TestServersList(t *testing.T) {
+	a := newRig(t, clustered(t))
+	b := newRigOver(t, a.sqlite, "s2", clustered(t))
+	agent := a.agent()
+	f := follow(t, b.connect(&agent), nil)
+	f.sync()
+	f.ack()
+	list := func(r *rig) (self, other *statusv1.ServerStatus) {
+		t.Helper()
+		got, err := statusv1.NewServerClient(r.admin).List(t.Context(), &statusv1.ListRequest{})
+		if err != nil || len(got.Servers) != 2 || !got.Servers[0].Seen.Self || got.Servers[1].Seen.Self {
+			t.Fatalf("List() = %v, %v", got, err)
+		}
+		return got.Servers[0], got.Servers[1]
+	}
+	var self, other *statusv1.ServerStatus
+	until(t, "B says that an agent is attached, and was compared with A", func() bool {
+		self, other = list(a)
+		return other.Attached.Agents == 1 && other.Seen.Agreement != statusv1.Seen_AGREEMENT_UNSPECIFIED
+	})
+	if self.Id != "s1" || self.Seen.State != statusv1.Seen_STATE_LIVE || self.Seen.LeaseLeftMs < time.Minute.Milliseconds() || self.Seen.LeaseLeftMs > time.Hour.Milliseconds() {
+		t.Errorf("self: %v", self)
+	}
+	if s := other.Seen; other.Id != "s2" || other.Version != "test" || s.State != statusv1.Seen_STATE_LIVE || s.Agreement != statusv1.Seen_AGREEMENT_SAME ||
+		!s.ClockKnown || s.ClockAheadMs > 1000 || s.ClockAheadMs < -deadline.Milliseconds() || s.BeatAgeMs > deadline.Milliseconds() ||
+		s.LeaseLeftMs < time.Minute.Milliseconds() || s.LeaseLeftMs > time.Hour.Milliseconds() || s.Behind > 20 || len(other.Authorities) != 2 ||
+		other.Position.Epoch != self.Position.Epoch || other.StartedAt == 0 {
+		t.Errorf("other: %v", other)
+	}
+	// Both say where the agent is attached.
+	for _, r := range []*rig{a, b} {
+		got, err := nodev1.NewNodeClient(r.admin).Attached(t.Context(), &nodev1.AttachedRequest{Agents: []string{a.agent().id.String(), agent.id.String()}})
+		if err != nil || len(got.Agents) != 1 || got.Agents[0].Agent != agent.id.String() || got.Agents[0].Server != "s2" || got.Agents[0].Acknowledged == 0 {
+			t.Errorf("Attached() = %v, %v", got, err)
+		}
+	}
+	_, err := nodev1.NewNodeClient(a.admin).Attached(t.Context(), &nodev1.AttachedRequest{Agents: make([]string, 1001)})
+	wantCode(t, "too many", err, codes.InvalidArgument, "batch_too_large")
+	_, err = nodev1.NewNodeClient(a.admin).Attached(t.Context(), &nodev1.AttachedRequest{Agents: []string{"spiffe://other/x"}})
+	wantCode(t, "a stranger", err, codes.InvalidArgument, "")
+
+	if err := b.servers.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "A sees that B has stopped", func() bool {
+		_, other = list(a)
+		return other.Seen.State == statusv1.Seen_STATE_STOPPED && !other.Seen.Leased
+	})
 }

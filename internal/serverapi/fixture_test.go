@@ -31,6 +31,7 @@ import (
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
+	"github.com/plastron/plastron/internal/servers"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/sqlite"
 	"github.com/plastron/plastron/internal/svid"
@@ -59,6 +60,7 @@ type rig struct {
 	audit     *audit.Writer
 	trail     string
 	sqlite    *sqlite.Store
+	servers   *servers.Servers // nil: the rig is alone
 	store     *countingStore
 	addr      string
 	socket    string
@@ -170,7 +172,7 @@ func newRigOver(t *testing.T, st *sqlite.Store, id string, options ...option) *r
 		o(&cfg, &nodesConfig)
 	}
 	r.nodes = nodes.New(nodesConfig)
-	cfg.Nodes = r.nodes
+	cfg.Nodes, r.servers = r.nodes, cfg.Servers
 	r.api = serverapi.New(cfg)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(err)

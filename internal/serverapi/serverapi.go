@@ -41,6 +41,7 @@ import (
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/rpc"
+	"github.com/plastron/plastron/internal/servers"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/plastron/plastron/internal/upkeep"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -72,6 +73,8 @@ type Config struct {
 	// Poke has the server's row written soon, which says how far the agents are that
 	// follow here. Nil: nobody reads it.
 	Poke func()
+	// Servers knows the others; nil: there are none.
+	Servers *servers.Servers
 
 	// Stale says why nothing is to be granted that was not granted before, if so (R77);
 	// nil: never. What was granted is remembered for the time of Remember at least.

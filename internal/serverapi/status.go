@@ -39,11 +39,6 @@ func (a statuses) Status(_ context.Context, req *statusv1.ServerStatusRequest) (
 	return a.server.status(req.GetCheckStore(), time.Now()), nil
 }
 
-// List says how each server is doing: so far there is one.
-func (a statuses) List(context.Context, *statusv1.ListRequest) (*statusv1.ListResponse, error) {
-	return &statusv1.ListResponse{Servers: []*statusv1.ServerStatus{a.server.status(false, time.Now())}}, nil
-}
-
 func (s *Server) status(checkStore bool, now time.Time) *statusv1.ServerStatus {
 	about := s.cfg.About
 	out := &statusv1.ServerStatus{
@@ -94,11 +89,7 @@ func (s *Server) describe(out *statusv1.ServerStatus, now time.Time) (sequence u
 		for range snap.Unreadable() {
 			out.Unreadable++
 		}
-		for _, a := range snap.Authorities(s.cfg.About.ServerID) {
-			for _, slot := range a.Slots {
-				out.Authorities = append(out.Authorities, describeSlot(a.Kind, slot))
-			}
-		}
+		out.Authorities = describeAuthorities(snap, s.cfg.About.ServerID)
 	})
 	return sequence
 }
@@ -116,6 +107,15 @@ func describeBundle(b *bundle.Bundle) *statusv1.Bundle {
 	for _, a := range b.JWT {
 		if a.Tainted {
 			out.Tainted++
+		}
+	}
+	return out
+}
+
+func describeAuthorities(snap *registry.Snapshot, server string) (out []*statusv1.Authority) {
+	for _, a := range snap.Authorities(server) {
+		for _, slot := range a.Slots {
+			out = append(out, describeSlot(a.Kind, slot))
 		}
 	}
 	return out

@@ -274,6 +274,10 @@ func (s *Servers) Stop(ctx context.Context) error {
 
 // beat writes the row once.
 func (s *Servers) beat(ctx context.Context, caller string) error {
+	// First, so that what happens after the report was made asks for another beat.
+	s.mu.Lock()
+	s.machine.try(s.cfg.Boot())
+	s.mu.Unlock()
 	say := registry.Server{Version: s.cfg.Version, StartedAt: s.cfg.Started, Place: s.cfg.Place, Reads: registry.Format}
 	var r Report
 	if s.cfg.Report != nil {
@@ -281,9 +285,6 @@ func (s *Servers) beat(ctx context.Context, caller string) error {
 		say.Addresses, say.Agents, say.Acknowledged = r.Addresses, r.Agents, r.Acknowledged
 		say.Laggards = r.Laggards[:min(len(r.Laggards), registry.MaxLaggards)]
 	}
-	s.mu.Lock()
-	s.machine.try(s.cfg.Boot())
-	s.mu.Unlock()
 	_, err := s.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
 		stored, err := optional(tx.Server(s.cfg.ID))
 		if err != nil {

@@ -368,13 +368,14 @@ type Other struct {
 	Silent   time.Duration // since its beat was first seen here
 	Clock    bool          // its clock is known
 	Ahead    time.Duration // its clock less the own one
-	Diverged bool          // at the same position it held something else
+	Compared bool          // with this server, at the same position
+	Diverged bool          // there it held something else
 }
 
 func (m *machine) others(now time.Time, boot time.Duration) []Other {
 	var out []Other
 	for _, p := range m.peers {
-		o := Other{Row: p.row, Live: m.alive(p, boot), Silent: boot - p.seen, Diverged: p.differs}
+		o := Other{Row: p.row, Live: m.alive(p, boot), Silent: boot - p.seen, Compared: p.compared, Diverged: p.differs}
 		if o.Clock = len(p.zeroes) > 0; o.Clock {
 			o.Ahead = slices.MaxFunc(p.zeroes, time.Time.Compare).Sub(now.Add(-boot))
 		}

@@ -103,6 +103,154 @@ func (*UnbanResponse) Descriptor() ([]byte, []int) {
 	return file_plastron_node_v1_node_proto_rawDescGZIP(), []int{1}
 }
 
+type AttachedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agents        []string               `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"` // SPIFFE IDs
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachedRequest) Reset() {
+	*x = AttachedRequest{}
+	mi := &file_plastron_node_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachedRequest) ProtoMessage() {}
+
+func (x *AttachedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_node_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachedRequest.ProtoReflect.Descriptor instead.
+func (*AttachedRequest) Descriptor() ([]byte, []int) {
+	return file_plastron_node_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AttachedRequest) GetAgents() []string {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+type AttachedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agents        []*Attachment          `protobuf:"bytes,1,rep,name=agents,proto3" json:"agents,omitempty"` // in the order of the request
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachedResponse) Reset() {
+	*x = AttachedResponse{}
+	mi := &file_plastron_node_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachedResponse) ProtoMessage() {}
+
+func (x *AttachedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_node_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachedResponse.ProtoReflect.Descriptor instead.
+func (*AttachedResponse) Descriptor() ([]byte, []int) {
+	return file_plastron_node_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AttachedResponse) GetAgents() []*Attachment {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+type Attachment struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agent         string                 `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`
+	Server        string                 `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`              // id
+	Acknowledged  uint64                 `protobuf:"varint,3,opt,name=acknowledged,proto3" json:"acknowledged,omitempty"` // revision up to which it holds what it is granted
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attachment) Reset() {
+	*x = Attachment{}
+	mi := &file_plastron_node_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attachment) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attachment) ProtoMessage() {}
+
+func (x *Attachment) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_node_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
+func (*Attachment) Descriptor() ([]byte, []int) {
+	return file_plastron_node_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Attachment) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *Attachment) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *Attachment) GetAcknowledged() uint64 {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return 0
+}
+
 var File_plastron_node_v1_node_proto protoreflect.FileDescriptor
 
 const file_plastron_node_v1_node_proto_rawDesc = "" +
@@ -110,9 +258,19 @@ const file_plastron_node_v1_node_proto_rawDesc = "" +
 	"\x1bplastron/node/v1/node.proto\x12\x10plastron.node.v1\"\x1e\n" +
 	"\fUnbanRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x0f\n" +
-	"\rUnbanResponse2P\n" +
+	"\rUnbanResponse\")\n" +
+	"\x0fAttachedRequest\x12\x16\n" +
+	"\x06agents\x18\x01 \x03(\tR\x06agents\"H\n" +
+	"\x10AttachedResponse\x124\n" +
+	"\x06agents\x18\x01 \x03(\v2\x1c.plastron.node.v1.AttachmentR\x06agents\"^\n" +
+	"\n" +
+	"Attachment\x12\x14\n" +
+	"\x05agent\x18\x01 \x01(\tR\x05agent\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\x12\"\n" +
+	"\facknowledged\x18\x03 \x01(\x04R\facknowledged2\xa3\x01\n" +
 	"\x04Node\x12H\n" +
-	"\x05Unban\x12\x1e.plastron.node.v1.UnbanRequest\x1a\x1f.plastron.node.v1.UnbanResponseB:Z8github.com/plastron/plastron/api/plastron/node/v1;nodev1b\x06proto3"
+	"\x05Unban\x12\x1e.plastron.node.v1.UnbanRequest\x1a\x1f.plastron.node.v1.UnbanResponse\x12Q\n" +
+	"\bAttached\x12!.plastron.node.v1.AttachedRequest\x1a\".plastron.node.v1.AttachedResponseB:Z8github.com/plastron/plastron/api/plastron/node/v1;nodev1b\x06proto3"
 
 var (
 	file_plastron_node_v1_node_proto_rawDescOnce sync.Once
@@ -126,19 +284,25 @@ func file_plastron_node_v1_node_proto_rawDescGZIP() []byte {
 	return file_plastron_node_v1_node_proto_rawDescData
 }
 
-var file_plastron_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_plastron_node_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_plastron_node_v1_node_proto_goTypes = []any{
-	(*UnbanRequest)(nil),  // 0: plastron.node.v1.UnbanRequest
-	(*UnbanResponse)(nil), // 1: plastron.node.v1.UnbanResponse
+	(*UnbanRequest)(nil),     // 0: plastron.node.v1.UnbanRequest
+	(*UnbanResponse)(nil),    // 1: plastron.node.v1.UnbanResponse
+	(*AttachedRequest)(nil),  // 2: plastron.node.v1.AttachedRequest
+	(*AttachedResponse)(nil), // 3: plastron.node.v1.AttachedResponse
+	(*Attachment)(nil),       // 4: plastron.node.v1.Attachment
 }
 var file_plastron_node_v1_node_proto_depIdxs = []int32{
-	0, // 0: plastron.node.v1.Node.Unban:input_type -> plastron.node.v1.UnbanRequest
-	1, // 1: plastron.node.v1.Node.Unban:output_type -> plastron.node.v1.UnbanResponse
-	1, // [1:2] is the sub-list for method output_type
-	0, // [0:1] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	4, // 0: plastron.node.v1.AttachedResponse.agents:type_name -> plastron.node.v1.Attachment
+	0, // 1: plastron.node.v1.Node.Unban:input_type -> plastron.node.v1.UnbanRequest
+	2, // 2: plastron.node.v1.Node.Attached:input_type -> plastron.node.v1.AttachedRequest
+	1, // 3: plastron.node.v1.Node.Unban:output_type -> plastron.node.v1.UnbanResponse
+	3, // 4: plastron.node.v1.Node.Attached:output_type -> plastron.node.v1.AttachedResponse
+	3, // [3:5] is the sub-list for method output_type
+	1, // [1:3] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_plastron_node_v1_node_proto_init() }
@@ -152,7 +316,7 @@ func file_plastron_node_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_node_v1_node_proto_rawDesc), len(file_plastron_node_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,7 +21,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Node_Unban_FullMethodName = "/plastron.node.v1.Node/Unban"
+	Node_Unban_FullMethodName    = "/plastron.node.v1.Node/Unban"
+	Node_Attached_FullMethodName = "/plastron.node.v1.Node/Attached"
 )
 
 // NodeClient is the client API for Node service.
@@ -32,6 +33,9 @@ type NodeClient interface {
 	// it is kept, and no certificate or token that it had counts any more. An agent
 	// that is not banned is refused with agent_not_banned. Caller: an operator.
 	Unban(ctx context.Context, in *UnbanRequest, opts ...grpc.CallOption) (*UnbanResponse, error)
+	// Attached says to which server each of these agents is attached, at most 1000; one that
+	// is attached to none is left out. Caller: an operator.
+	Attached(ctx context.Context, in *AttachedRequest, opts ...grpc.CallOption) (*AttachedResponse, error)
 }
 
 type nodeClient struct {
@@ -52,6 +56,16 @@ func (c *nodeClient) Unban(ctx context.Context, in *UnbanRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *nodeClient) Attached(ctx context.Context, in *AttachedRequest, opts ...grpc.CallOption) (*AttachedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AttachedResponse)
+	err := c.cc.Invoke(ctx, Node_Attached_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // NodeServer is the server API for Node service.
 // All implementations must embed UnimplementedNodeServer
 // for forward compatibility.
@@ -60,6 +74,9 @@ type NodeServer interface {
 	// it is kept, and no certificate or token that it had counts any more. An agent
 	// that is not banned is refused with agent_not_banned. Caller: an operator.
 	Unban(context.Context, *UnbanRequest) (*UnbanResponse, error)
+	// Attached says to which server each of these agents is attached, at most 1000; one that
+	// is attached to none is left out. Caller: an operator.
+	Attached(context.Context, *AttachedRequest) (*AttachedResponse, error)
 	mustEmbedUnimplementedNodeServer()
 }
 
@@ -72,6 +89,9 @@ type UnimplementedNodeServer struct{}
 
 func (UnimplementedNodeServer) Unban(context.Context, *UnbanRequest) (*UnbanResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Unban not implemented")
+}
+func (UnimplementedNodeServer) Attached(context.Context, *AttachedRequest) (*AttachedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Attached not implemented")
 }
 func (UnimplementedNodeServer) mustEmbedUnimplementedNodeServer() {}
 func (UnimplementedNodeServer) testEmbeddedByValue()              {}
@@ -112,6 +132,24 @@ func _Node_Unban_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Attached_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AttachedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Attached(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Attached_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Attached(ctx, req.(*AttachedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Node_ServiceDesc is the grpc.ServiceDesc for Node service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -122,6 +160,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Unban",
 			Handler:    _Node_Unban_Handler,
+		},
+		{
+			MethodName: "Attached",
+			Handler:    _Node_Attached_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

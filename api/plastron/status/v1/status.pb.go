@@ -24,6 +24,107 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Seen_State int32
+
+const (
+	Seen_STATE_UNSPECIFIED Seen_State = 0
+	Seen_STATE_LIVE        Seen_State = 1
+	Seen_STATE_SILENT      Seen_State = 2 // it has not said for 35 s that it lives
+	Seen_STATE_STOPPED     Seen_State = 3 // it ended in order
+)
+
+// Enum value maps for Seen_State.
+var (
+	Seen_State_name = map[int32]string{
+		0: "STATE_UNSPECIFIED",
+		1: "STATE_LIVE",
+		2: "STATE_SILENT",
+		3: "STATE_STOPPED",
+	}
+	Seen_State_value = map[string]int32{
+		"STATE_UNSPECIFIED": 0,
+		"STATE_LIVE":        1,
+		"STATE_SILENT":      2,
+		"STATE_STOPPED":     3,
+	}
+)
+
+func (x Seen_State) Enum() *Seen_State {
+	p := new(Seen_State)
+	*p = x
+	return p
+}
+
+func (x Seen_State) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Seen_State) Descriptor() protoreflect.EnumDescriptor {
+	return file_plastron_status_v1_status_proto_enumTypes[0].Descriptor()
+}
+
+func (Seen_State) Type() protoreflect.EnumType {
+	return &file_plastron_status_v1_status_proto_enumTypes[0]
+}
+
+func (x Seen_State) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Seen_State.Descriptor instead.
+func (Seen_State) EnumDescriptor() ([]byte, []int) {
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{4, 0}
+}
+
+type Seen_Agreement int32
+
+const (
+	Seen_AGREEMENT_UNSPECIFIED Seen_Agreement = 0 // they were not compared yet
+	Seen_AGREEMENT_SAME        Seen_Agreement = 1
+	Seen_AGREEMENT_DIFFERS     Seen_Agreement = 2 // at one position both held something else
+)
+
+// Enum value maps for Seen_Agreement.
+var (
+	Seen_Agreement_name = map[int32]string{
+		0: "AGREEMENT_UNSPECIFIED",
+		1: "AGREEMENT_SAME",
+		2: "AGREEMENT_DIFFERS",
+	}
+	Seen_Agreement_value = map[string]int32{
+		"AGREEMENT_UNSPECIFIED": 0,
+		"AGREEMENT_SAME":        1,
+		"AGREEMENT_DIFFERS":     2,
+	}
+)
+
+func (x Seen_Agreement) Enum() *Seen_Agreement {
+	p := new(Seen_Agreement)
+	*p = x
+	return p
+}
+
+func (x Seen_Agreement) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Seen_Agreement) Descriptor() protoreflect.EnumDescriptor {
+	return file_plastron_status_v1_status_proto_enumTypes[1].Descriptor()
+}
+
+func (Seen_Agreement) Type() protoreflect.EnumType {
+	return &file_plastron_status_v1_status_proto_enumTypes[1]
+}
+
+func (x Seen_Agreement) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Seen_Agreement.Descriptor instead.
+func (Seen_Agreement) EnumDescriptor() ([]byte, []int) {
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{4, 1}
+}
+
 type ServerStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CheckStore    bool                   `protobuf:"varint,1,opt,name=check_store,json=checkStore,proto3" json:"check_store,omitempty"` // read the whole store and say whether it is intact
@@ -173,6 +274,7 @@ type ServerStatus struct {
 	SocketPath           string                 `protobuf:"bytes,21,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
 	Rules                uint64                 `protobuf:"varint,22,opt,name=rules,proto3" json:"rules,omitempty"`
 	CertificateIssuedAt  int64                  `protobuf:"varint,23,opt,name=certificate_issued_at,json=certificateIssuedAt,proto3" json:"certificate_issued_at,omitempty"`
+	Seen                 *Seen                  `protobuf:"bytes,24,opt,name=seen,proto3" json:"seen,omitempty"` // in a list only
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -368,6 +470,122 @@ func (x *ServerStatus) GetCertificateIssuedAt() int64 {
 	return 0
 }
 
+func (x *ServerStatus) GetSeen() *Seen {
+	if x != nil {
+		return x.Seen
+	}
+	return nil
+}
+
+// Seen is how the server that answers sees a server.
+type Seen struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         Seen_State             `protobuf:"varint,1,opt,name=state,proto3,enum=plastron.status.v1.Seen_State" json:"state,omitempty"`
+	Self          bool                   `protobuf:"varint,2,opt,name=self,proto3" json:"self,omitempty"`                              // it is the one that answers
+	Behind        uint64                 `protobuf:"varint,3,opt,name=behind,proto3" json:"behind,omitempty"`                          // revisions from its position, which is that before its last beat, to the end of the log
+	BeatAgeMs     int64                  `protobuf:"varint,4,opt,name=beat_age_ms,json=beatAgeMs,proto3" json:"beat_age_ms,omitempty"` // since that beat was seen
+	Agreement     Seen_Agreement         `protobuf:"varint,5,opt,name=agreement,proto3,enum=plastron.status.v1.Seen_Agreement" json:"agreement,omitempty"`
+	ClockKnown    bool                   `protobuf:"varint,6,opt,name=clock_known,json=clockKnown,proto3" json:"clock_known,omitempty"`
+	ClockAheadMs  int64                  `protobuf:"varint,7,opt,name=clock_ahead_ms,json=clockAheadMs,proto3" json:"clock_ahead_ms,omitempty"` // its clock less that of the server that answers
+	Leased        bool                   `protobuf:"varint,8,opt,name=leased,proto3" json:"leased,omitempty"`                                   // it may sign for a time only, unless it beats again
+	LeaseLeftMs   int64                  `protobuf:"varint,9,opt,name=lease_left_ms,json=leaseLeftMs,proto3" json:"lease_left_ms,omitempty"`    // that time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seen) Reset() {
+	*x = Seen{}
+	mi := &file_plastron_status_v1_status_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seen) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seen) ProtoMessage() {}
+
+func (x *Seen) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_status_v1_status_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seen.ProtoReflect.Descriptor instead.
+func (*Seen) Descriptor() ([]byte, []int) {
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Seen) GetState() Seen_State {
+	if x != nil {
+		return x.State
+	}
+	return Seen_STATE_UNSPECIFIED
+}
+
+func (x *Seen) GetSelf() bool {
+	if x != nil {
+		return x.Self
+	}
+	return false
+}
+
+func (x *Seen) GetBehind() uint64 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *Seen) GetBeatAgeMs() int64 {
+	if x != nil {
+		return x.BeatAgeMs
+	}
+	return 0
+}
+
+func (x *Seen) GetAgreement() Seen_Agreement {
+	if x != nil {
+		return x.Agreement
+	}
+	return Seen_AGREEMENT_UNSPECIFIED
+}
+
+func (x *Seen) GetClockKnown() bool {
+	if x != nil {
+		return x.ClockKnown
+	}
+	return false
+}
+
+func (x *Seen) GetClockAheadMs() int64 {
+	if x != nil {
+		return x.ClockAheadMs
+	}
+	return 0
+}
+
+func (x *Seen) GetLeased() bool {
+	if x != nil {
+		return x.Leased
+	}
+	return false
+}
+
+func (x *Seen) GetLeaseLeftMs() int64 {
+	if x != nil {
+		return x.LeaseLeftMs
+	}
+	return 0
+}
+
 // A point in the log. Positions of different epochs do not compare.
 type Position struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -379,7 +597,7 @@ type Position struct {
 
 func (x *Position) Reset() {
 	*x = Position{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[4]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -391,7 +609,7 @@ func (x *Position) String() string {
 func (*Position) ProtoMessage() {}
 
 func (x *Position) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[4]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -404,7 +622,7 @@ func (x *Position) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Position.ProtoReflect.Descriptor instead.
 func (*Position) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{4}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Position) GetEpoch() string {
@@ -435,7 +653,7 @@ type Store struct {
 
 func (x *Store) Reset() {
 	*x = Store{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[5]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -447,7 +665,7 @@ func (x *Store) String() string {
 func (*Store) ProtoMessage() {}
 
 func (x *Store) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[5]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -460,7 +678,7 @@ func (x *Store) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Store.ProtoReflect.Descriptor instead.
 func (*Store) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{5}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Store) GetKind() string {
@@ -518,7 +736,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[6]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +748,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[6]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +761,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{6}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Bundle) GetSequence() uint64 {
@@ -595,7 +813,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[7]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +825,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[7]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +838,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{7}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Authority) GetKind() string {
@@ -669,7 +887,7 @@ func (x *Authority) GetExpiresAt() int64 {
 type Attached struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Agents        uint32                 `protobuf:"varint,1,opt,name=agents,proto3" json:"agents,omitempty"`
-	Laggards      []string               `protobuf:"bytes,2,rep,name=laggards,proto3" json:"laggards,omitempty"`                                // have not acknowledged the bundle as it is; at most 100
+	Laggards      []string               `protobuf:"bytes,2,rep,name=laggards,proto3" json:"laggards,omitempty"`                                // have not acknowledged the bundle as it is, or at another server some change; at most 100
 	Clocks        uint32                 `protobuf:"varint,3,opt,name=clocks,proto3" json:"clocks,omitempty"`                                   // agents whose clock is known
 	ClockAgent    string                 `protobuf:"bytes,4,opt,name=clock_agent,json=clockAgent,proto3" json:"clock_agent,omitempty"`          // the one whose clock is furthest away
 	ClockAheadMs  int64                  `protobuf:"varint,5,opt,name=clock_ahead_ms,json=clockAheadMs,proto3" json:"clock_ahead_ms,omitempty"` // its clock less ours
@@ -679,7 +897,7 @@ type Attached struct {
 
 func (x *Attached) Reset() {
 	*x = Attached{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[8]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +909,7 @@ func (x *Attached) String() string {
 func (*Attached) ProtoMessage() {}
 
 func (x *Attached) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[8]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +922,7 @@ func (x *Attached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attached.ProtoReflect.Descriptor instead.
 func (*Attached) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{8}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Attached) GetAgents() uint32 {
@@ -753,7 +971,7 @@ type Fault struct {
 
 func (x *Fault) Reset() {
 	*x = Fault{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[9]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -765,7 +983,7 @@ func (x *Fault) String() string {
 func (*Fault) ProtoMessage() {}
 
 func (x *Fault) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[9]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -778,7 +996,7 @@ func (x *Fault) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fault.ProtoReflect.Descriptor instead.
 func (*Fault) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{9}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Fault) GetReason() string {
@@ -810,7 +1028,7 @@ type AgentStatusRequest struct {
 
 func (x *AgentStatusRequest) Reset() {
 	*x = AgentStatusRequest{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[10]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -822,7 +1040,7 @@ func (x *AgentStatusRequest) String() string {
 func (*AgentStatusRequest) ProtoMessage() {}
 
 func (x *AgentStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[10]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -835,7 +1053,7 @@ func (x *AgentStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStatusRequest.ProtoReflect.Descriptor instead.
 func (*AgentStatusRequest) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{10}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{11}
 }
 
 type AgentStatus struct {
@@ -869,7 +1087,7 @@ type AgentStatus struct {
 
 func (x *AgentStatus) Reset() {
 	*x = AgentStatus{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[11]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1099,7 @@ func (x *AgentStatus) String() string {
 func (*AgentStatus) ProtoMessage() {}
 
 func (x *AgentStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[11]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1112,7 @@ func (x *AgentStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentStatus.ProtoReflect.Descriptor instead.
 func (*AgentStatus) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{11}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AgentStatus) GetId() string {
@@ -1077,7 +1295,7 @@ type Following struct {
 
 func (x *Following) Reset() {
 	*x = Following{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[12]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1089,7 +1307,7 @@ func (x *Following) String() string {
 func (*Following) ProtoMessage() {}
 
 func (x *Following) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[12]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1102,7 +1320,7 @@ func (x *Following) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Following.ProtoReflect.Descriptor instead.
 func (*Following) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{12}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Following) GetAddress() string {
@@ -1186,7 +1404,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1198,7 +1416,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1211,7 +1429,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{13}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Ending) GetSpiffeId() string {
@@ -1245,7 +1463,7 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"checkStore\"\r\n" +
 	"\vListRequest\"J\n" +
 	"\fListResponse\x12:\n" +
-	"\aservers\x18\x01 \x03(\v2 .plastron.status.v1.ServerStatusR\aservers\"\xe7\x06\n" +
+	"\aservers\x18\x01 \x03(\v2 .plastron.status.v1.ServerStatusR\aservers\"\x95\a\n" +
 	"\fServerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12!\n" +
@@ -1275,7 +1493,29 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\vsocket_path\x18\x15 \x01(\tR\n" +
 	"socketPath\x12\x14\n" +
 	"\x05rules\x18\x16 \x01(\x04R\x05rules\x122\n" +
-	"\x15certificate_issued_at\x18\x17 \x01(\x03R\x13certificateIssuedAt\"<\n" +
+	"\x15certificate_issued_at\x18\x17 \x01(\x03R\x13certificateIssuedAt\x12,\n" +
+	"\x04seen\x18\x18 \x01(\v2\x18.plastron.status.v1.SeenR\x04seen\"\xf5\x03\n" +
+	"\x04Seen\x124\n" +
+	"\x05state\x18\x01 \x01(\x0e2\x1e.plastron.status.v1.Seen.StateR\x05state\x12\x12\n" +
+	"\x04self\x18\x02 \x01(\bR\x04self\x12\x16\n" +
+	"\x06behind\x18\x03 \x01(\x04R\x06behind\x12\x1e\n" +
+	"\vbeat_age_ms\x18\x04 \x01(\x03R\tbeatAgeMs\x12@\n" +
+	"\tagreement\x18\x05 \x01(\x0e2\".plastron.status.v1.Seen.AgreementR\tagreement\x12\x1f\n" +
+	"\vclock_known\x18\x06 \x01(\bR\n" +
+	"clockKnown\x12$\n" +
+	"\x0eclock_ahead_ms\x18\a \x01(\x03R\fclockAheadMs\x12\x16\n" +
+	"\x06leased\x18\b \x01(\bR\x06leased\x12\"\n" +
+	"\rlease_left_ms\x18\t \x01(\x03R\vleaseLeftMs\"S\n" +
+	"\x05State\x12\x15\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x0e\n" +
+	"\n" +
+	"STATE_LIVE\x10\x01\x12\x10\n" +
+	"\fSTATE_SILENT\x10\x02\x12\x11\n" +
+	"\rSTATE_STOPPED\x10\x03\"Q\n" +
+	"\tAgreement\x12\x19\n" +
+	"\x15AGREEMENT_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eAGREEMENT_SAME\x10\x01\x12\x15\n" +
+	"\x11AGREEMENT_DIFFERS\x10\x02\"<\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\"\xa8\x01\n" +
@@ -1382,49 +1622,56 @@ func file_plastron_status_v1_status_proto_rawDescGZIP() []byte {
 	return file_plastron_status_v1_status_proto_rawDescData
 }
 
-var file_plastron_status_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_plastron_status_v1_status_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_plastron_status_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_plastron_status_v1_status_proto_goTypes = []any{
-	(*ServerStatusRequest)(nil), // 0: plastron.status.v1.ServerStatusRequest
-	(*ListRequest)(nil),         // 1: plastron.status.v1.ListRequest
-	(*ListResponse)(nil),        // 2: plastron.status.v1.ListResponse
-	(*ServerStatus)(nil),        // 3: plastron.status.v1.ServerStatus
-	(*Position)(nil),            // 4: plastron.status.v1.Position
-	(*Store)(nil),               // 5: plastron.status.v1.Store
-	(*Bundle)(nil),              // 6: plastron.status.v1.Bundle
-	(*Authority)(nil),           // 7: plastron.status.v1.Authority
-	(*Attached)(nil),            // 8: plastron.status.v1.Attached
-	(*Fault)(nil),               // 9: plastron.status.v1.Fault
-	(*AgentStatusRequest)(nil),  // 10: plastron.status.v1.AgentStatusRequest
-	(*AgentStatus)(nil),         // 11: plastron.status.v1.AgentStatus
-	(*Following)(nil),           // 12: plastron.status.v1.Following
-	(*Ending)(nil),              // 13: plastron.status.v1.Ending
-	nil,                         // 14: plastron.status.v1.AgentStatus.RefusalsEntry
+	(Seen_State)(0),             // 0: plastron.status.v1.Seen.State
+	(Seen_Agreement)(0),         // 1: plastron.status.v1.Seen.Agreement
+	(*ServerStatusRequest)(nil), // 2: plastron.status.v1.ServerStatusRequest
+	(*ListRequest)(nil),         // 3: plastron.status.v1.ListRequest
+	(*ListResponse)(nil),        // 4: plastron.status.v1.ListResponse
+	(*ServerStatus)(nil),        // 5: plastron.status.v1.ServerStatus
+	(*Seen)(nil),                // 6: plastron.status.v1.Seen
+	(*Position)(nil),            // 7: plastron.status.v1.Position
+	(*Store)(nil),               // 8: plastron.status.v1.Store
+	(*Bundle)(nil),              // 9: plastron.status.v1.Bundle
+	(*Authority)(nil),           // 10: plastron.status.v1.Authority
+	(*Attached)(nil),            // 11: plastron.status.v1.Attached
+	(*Fault)(nil),               // 12: plastron.status.v1.Fault
+	(*AgentStatusRequest)(nil),  // 13: plastron.status.v1.AgentStatusRequest
+	(*AgentStatus)(nil),         // 14: plastron.status.v1.AgentStatus
+	(*Following)(nil),           // 15: plastron.status.v1.Following
+	(*Ending)(nil),              // 16: plastron.status.v1.Ending
+	nil,                         // 17: plastron.status.v1.AgentStatus.RefusalsEntry
 }
 var file_plastron_status_v1_status_proto_depIdxs = []int32{
-	3,  // 0: plastron.status.v1.ListResponse.servers:type_name -> plastron.status.v1.ServerStatus
-	4,  // 1: plastron.status.v1.ServerStatus.position:type_name -> plastron.status.v1.Position
-	5,  // 2: plastron.status.v1.ServerStatus.store:type_name -> plastron.status.v1.Store
-	6,  // 3: plastron.status.v1.ServerStatus.bundle:type_name -> plastron.status.v1.Bundle
-	7,  // 4: plastron.status.v1.ServerStatus.authorities:type_name -> plastron.status.v1.Authority
-	8,  // 5: plastron.status.v1.ServerStatus.attached:type_name -> plastron.status.v1.Attached
-	9,  // 6: plastron.status.v1.ServerStatus.unhealthy:type_name -> plastron.status.v1.Fault
-	9,  // 7: plastron.status.v1.Store.fault:type_name -> plastron.status.v1.Fault
-	12, // 8: plastron.status.v1.AgentStatus.following:type_name -> plastron.status.v1.Following
-	13, // 9: plastron.status.v1.AgentStatus.ending:type_name -> plastron.status.v1.Ending
-	14, // 10: plastron.status.v1.AgentStatus.refusals:type_name -> plastron.status.v1.AgentStatus.RefusalsEntry
-	4,  // 11: plastron.status.v1.Following.position:type_name -> plastron.status.v1.Position
-	9,  // 12: plastron.status.v1.Following.fault:type_name -> plastron.status.v1.Fault
-	0,  // 13: plastron.status.v1.Server.Status:input_type -> plastron.status.v1.ServerStatusRequest
-	1,  // 14: plastron.status.v1.Server.List:input_type -> plastron.status.v1.ListRequest
-	10, // 15: plastron.status.v1.Agent.Status:input_type -> plastron.status.v1.AgentStatusRequest
-	3,  // 16: plastron.status.v1.Server.Status:output_type -> plastron.status.v1.ServerStatus
-	2,  // 17: plastron.status.v1.Server.List:output_type -> plastron.status.v1.ListResponse
-	11, // 18: plastron.status.v1.Agent.Status:output_type -> plastron.status.v1.AgentStatus
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	5,  // 0: plastron.status.v1.ListResponse.servers:type_name -> plastron.status.v1.ServerStatus
+	7,  // 1: plastron.status.v1.ServerStatus.position:type_name -> plastron.status.v1.Position
+	8,  // 2: plastron.status.v1.ServerStatus.store:type_name -> plastron.status.v1.Store
+	9,  // 3: plastron.status.v1.ServerStatus.bundle:type_name -> plastron.status.v1.Bundle
+	10, // 4: plastron.status.v1.ServerStatus.authorities:type_name -> plastron.status.v1.Authority
+	11, // 5: plastron.status.v1.ServerStatus.attached:type_name -> plastron.status.v1.Attached
+	12, // 6: plastron.status.v1.ServerStatus.unhealthy:type_name -> plastron.status.v1.Fault
+	6,  // 7: plastron.status.v1.ServerStatus.seen:type_name -> plastron.status.v1.Seen
+	0,  // 8: plastron.status.v1.Seen.state:type_name -> plastron.status.v1.Seen.State
+	1,  // 9: plastron.status.v1.Seen.agreement:type_name -> plastron.status.v1.Seen.Agreement
+	12, // 10: plastron.status.v1.Store.fault:type_name -> plastron.status.v1.Fault
+	15, // 11: plastron.status.v1.AgentStatus.following:type_name -> plastron.status.v1.Following
+	16, // 12: plastron.status.v1.AgentStatus.ending:type_name -> plastron.status.v1.Ending
+	17, // 13: plastron.status.v1.AgentStatus.refusals:type_name -> plastron.status.v1.AgentStatus.RefusalsEntry
+	7,  // 14: plastron.status.v1.Following.position:type_name -> plastron.status.v1.Position
+	12, // 15: plastron.status.v1.Following.fault:type_name -> plastron.status.v1.Fault
+	2,  // 16: plastron.status.v1.Server.Status:input_type -> plastron.status.v1.ServerStatusRequest
+	3,  // 17: plastron.status.v1.Server.List:input_type -> plastron.status.v1.ListRequest
+	13, // 18: plastron.status.v1.Agent.Status:input_type -> plastron.status.v1.AgentStatusRequest
+	5,  // 19: plastron.status.v1.Server.Status:output_type -> plastron.status.v1.ServerStatus
+	4,  // 20: plastron.status.v1.Server.List:output_type -> plastron.status.v1.ListResponse
+	14, // 21: plastron.status.v1.Agent.Status:output_type -> plastron.status.v1.AgentStatus
+	19, // [19:22] is the sub-list for method output_type
+	16, // [16:19] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_plastron_status_v1_status_proto_init() }
@@ -1437,13 +1684,14 @@ func file_plastron_status_v1_status_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_status_v1_status_proto_rawDesc), len(file_plastron_status_v1_status_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   15,
+			NumEnums:      2,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
 		GoTypes:           file_plastron_status_v1_status_proto_goTypes,
 		DependencyIndexes: file_plastron_status_v1_status_proto_depIdxs,
+		EnumInfos:         file_plastron_status_v1_status_proto_enumTypes,
 		MessageInfos:      file_plastron_status_v1_status_proto_msgTypes,
 	}.Build()
 	File_plastron_status_v1_status_proto = out.File

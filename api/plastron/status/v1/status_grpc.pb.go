@@ -34,7 +34,8 @@ const (
 type ServerClient interface {
 	// Status says how this server is doing.
 	Status(ctx context.Context, in *ServerStatusRequest, opts ...grpc.CallOption) (*ServerStatus, error)
-	// List says the same of every server of the trust domain.
+	// List says of every server of the trust domain what the answering one knows of it:
+	// all of that of itself, and of the others what their rows say.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 }
 
@@ -74,7 +75,8 @@ func (c *serverClient) List(ctx context.Context, in *ListRequest, opts ...grpc.C
 type ServerServer interface {
 	// Status says how this server is doing.
 	Status(context.Context, *ServerStatusRequest) (*ServerStatus, error)
-	// List says the same of every server of the trust domain.
+	// List says of every server of the trust domain what the answering one knows of it:
+	// all of that of itself, and of the others what their rows say.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	mustEmbedUnimplementedServerServer()
 }

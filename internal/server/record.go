@@ -22,10 +22,8 @@ func recordBatches(trail *audit.Writer) func(store.Batch) {
 			content := func(c store.Change) bool { return strings.HasPrefix(c.Key, "/entry-content/") }
 			alone := !slices.ContainsFunc(w.Changes, func(c store.Change) bool { return !content(c) })
 			for _, c := range w.Changes {
-				if w.Caller == servers.Caller && (strings.HasPrefix(c.Key, "/server/") || strings.HasPrefix(c.Key, "/roster/")) {
-					continue // that a server lives; who took its identity when is on record
-				}
-				if content(c) && !alone {
+				beat := w.Caller == servers.Caller && (strings.HasPrefix(c.Key, "/server/") || strings.HasPrefix(c.Key, "/roster/"))
+				if beat || content(c) && !alone { // of a server's life, who took its identity and who ended is on record
 					continue
 				}
 				change := audit.Change{Caller: w.Caller, Position: position, Key: c.Key, Deleted: c.Deleted}

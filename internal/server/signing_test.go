@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
 	"net/url"
@@ -26,6 +27,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/server"
 	"github.com/plastron/plastron/internal/svid"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
@@ -38,31 +40,39 @@ func TestNothingIsSignedWithoutTheLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var csrs [2][]byte // the second is the agent's
-	var key *ecdsa.PrivateKey
-	for i := range csrs {
-		if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+	newKey := func() *ecdsa.PrivateKey {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if csrs[i], err = svid.NewCSR(key); err != nil {
+		return key
+	}
+	request := func(csr []byte, err error) []byte {
+		if err != nil {
 			t.Fatal(err)
 		}
+		return csr
 	}
-	csr := csrs[0]
-	if key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		t.Fatal(err)
+	csr, renewal := request(svid.NewCSR(newKey())), request(svid.NewCSR(newKey()))
+	minted := request(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/minted"}}}, newKey()))
+	create := func(path string, downstream bool) string {
+		made, err := entryv1.NewEntryClient(r.admin).BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*spiretypes.Entry{{
+			SpiffeId: &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: path}, ParentId: id, Downstream: downstream,
+			Selectors: []*spiretypes.Selector{{Type: "unix", Value: "uid:1"}},
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made.Results[0].Entry.Id
 	}
-	minted, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{{Scheme: "spiffe", Host: "example.org", Path: "/minted"}}}, key)
+	entry, nested := create("/web", false), create("/nested", true)
+	nestedKey := newKey()
+	issued, err := svidv1.NewSVIDClient(r.connect(&cert, nil)).BatchNewX509SVID(t.Context(), &svidv1.BatchNewX509SVIDRequest{
+		Params: []*svidv1.NewX509SVIDParams{{EntryId: nested, Csr: request(svid.NewCSR(nestedKey))}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	made, err := entryv1.NewEntryClient(r.admin).BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*spiretypes.Entry{{
-		SpiffeId: &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: "/web"}, ParentId: id, Selectors: []*spiretypes.Selector{{Type: "unix", Value: "uid:1"}},
-	}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	entry := made.Results[0].Entry.Id
+	server := r.connect(&tls.Certificate{Certificate: issued.Results[0].Svid.CertChain, PrivateKey: nestedKey}, nil)
 	spare := r.token()
 	agent, admin := r.connect(&cert, nil), r.admin
 
@@ -85,6 +95,11 @@ func TestNothingIsSignedWithoutTheLease(t *testing.T) {
 			_, err := svidv1.NewSVIDClient(agent).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{EntryId: entry, Audience: []string{"a"}})
 			return err
 		},
+		"SVID/NewDownstreamX509CA": func(ctx context.Context) error {
+			below := request(svid.NewAuthorityCSR(spiffeid.RequireTrustDomainFromString("example.org"), newKey()))
+			_, err := svidv1.NewSVIDClient(server).NewDownstreamX509CA(ctx, &svidv1.NewDownstreamX509CARequest{Csr: below})
+			return err
+		},
 		"Issue/X509": func(ctx context.Context) error {
 			_, err := issuev1.NewIssueClient(agent).X509(ctx, &issuev1.X509Request{Items: []*issuev1.X509Item{{GrantId: entry, Csr: csr}}})
 			return err
@@ -94,7 +109,7 @@ func TestNothingIsSignedWithoutTheLease(t *testing.T) {
 			return err
 		},
 		"Agent/RenewAgent": func(ctx context.Context) error {
-			_, err := agentv1.NewAgentClient(agent).RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: csrs[1]}})
+			_, err := agentv1.NewAgentClient(agent).RenewAgent(ctx, &agentv1.RenewAgentRequest{Params: &agentv1.AgentX509SVIDParams{Csr: renewal}})
 			return err
 		},
 		"Agent/AttestAgent": func(context.Context) error {
@@ -113,7 +128,7 @@ func TestNothingIsSignedWithoutTheLease(t *testing.T) {
 	}
 	// others are the calls whose name looks like it and that sign nothing.
 	others := []string{
-		"SVID/MintWITSVID", "SVID/BatchNewWITSVID", "SVID/NewDownstreamX509CA", // not offered
+		"SVID/MintWITSVID", "SVID/BatchNewWITSVID", // not offered
 		"Bundle/PublishJWTAuthority",
 		"LocalAuthority/PrepareJWTAuthority", "LocalAuthority/PrepareWITAuthority", // a key, and no document
 		"LocalAuthority/GetX509AuthorityState", "LocalAuthority/GetJWTAuthorityState",

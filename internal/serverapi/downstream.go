@@ -33,6 +33,9 @@ const (
 // authority of our own would be.
 func (a svids) NewDownstreamX509CA(ctx context.Context, req *svidv1.NewDownstreamX509CARequest) (*svidv1.NewDownstreamX509CAResponse, error) {
 	s, caller, now := a.server, callerFrom(ctx), time.Now()
+	if err := s.stale(); err != nil {
+		return nil, err
+	}
 	key, err := svid.ParseCSR(req.Csr)
 	if err != nil {
 		return nil, err

@@ -560,6 +560,13 @@ func TestReplacements(t *testing.T) {
 				if roots, keys, authorities, rows := stays.left(); roots != 1 || keys != 1 || authorities != 2 || rows != 1 {
 					t.Errorf("in the end %d roots, %d keys, %d authorities, %d rows", roots, keys, authorities, rows)
 				}
+				m.mu.Lock()
+				for key := range m.rows {
+					if strings.HasPrefix(key, "/roster/") && key != "/roster/stays" {
+						t.Errorf("%s is left", key)
+					}
+				}
+				m.mu.Unlock()
 				stays.stop()
 			})
 		})

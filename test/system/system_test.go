@@ -182,7 +182,14 @@ func (d *deployment) startServer() {
 // launchServer does not wait.
 func (d *deployment) launchServer() {
 	d.t.Helper()
-	d.write("server.conf", fmt.Sprintf(`server {
+	d.write("server.conf", d.serverConfig())
+	args := append(append([]string{}, d.serverPrefix...), plastron, "server", "run", "-config", d.path("server.conf"))
+	d.server = start(d.t, exec.Command(args[0], args[1:]...))
+}
+
+// serverConfig is the server's configuration.
+func (d *deployment) serverConfig() string {
+	return fmt.Sprintf(`server {
   bind_address = %q
   bind_port    = %d
   socket_path  = %q
@@ -195,9 +202,7 @@ plugins {
   KeyManager "disk" { plugin_data { keys_path = %q } }
   %s
 }
-`, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.dataStore, d.path("server/keys.json"), d.serverAttestor))
-	args := append(append([]string{}, d.serverPrefix...), plastron, "server", "run", "-config", d.path("server.conf"))
-	d.server = start(d.t, exec.Command(args[0], args[1:]...))
+`, d.host, d.port, d.adminSocket(), d.trustDomain, d.path("server"), d.serverOptions, d.dataStore, d.path("server/keys.json"), d.serverAttestor)
 }
 
 // startAgent starts the agent with a fresh token (or none) and waits until it is healthy.

@@ -2,6 +2,7 @@ package parts
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -123,6 +124,46 @@ func (e *Etcd) Ready(ctx context.Context, i int) error {
 			return fmt.Errorf("etcd does not answer: %w\n%s", ctx.Err(), tail(m.log))
 		}
 	}
+}
+
+// Leader returns the member that leads, as a member that runs says.
+func (e *Etcd) Leader(ctx context.Context) (int, error) {
+	ctx, stop := context.WithTimeout(ctx, 120*time.Second)
+	defer stop()
+	for {
+		for i, endpoint := range e.Endpoints {
+			var answer struct {
+				Leader string `json:"leader"`
+				Header struct {
+					Member string `json:"member_id"`
+				} `json:"header"`
+			}
+			if err := ask(ctx, endpoint+"/v3/maintenance/status", &answer); err == nil && answer.Leader == answer.Header.Member {
+				return i, nil
+			}
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return 0, fmt.Errorf("no member of etcd leads: %w", ctx.Err())
+		}
+	}
+}
+
+// ask calls a method of etcd without arguments through its JSON gateway.
+func ask(ctx context.Context, url string, answer any) error {
+	ctx, stop := context.WithTimeout(ctx, time.Second) // a frozen member does not answer
+	defer stop()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("{}"))
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(answer)
 }
 
 // Kill ends a member with SIGKILL.

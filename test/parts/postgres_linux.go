@@ -239,6 +239,57 @@ func (p *Postgres) signal(signal syscall.Signal) error {
 // farewell, and the next start recovers.
 func (p *Postgres) Crash() error { return p.process.stop(syscall.SIGQUIT) }
 
+// MoveLog moves the write-ahead log to another directory of the cluster's user,
+// and starts the cluster again.
+func (p *Postgres) MoveLog(ctx context.Context, dir string) error {
+	if err := p.process.stop(syscall.SIGINT); err != nil {
+		return err
+	}
+	from, to := filepath.Join(p.data(), "pg_wal"), filepath.Join(dir, "pg_wal")
+	cmd, err := command(p.Dir, p.log(), "cp", "-r", from, to)
+	if err != nil {
+		return err
+	}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("copy pg_wal: %w", err)
+	}
+	if err := os.RemoveAll(from); err != nil {
+		return err
+	}
+	if err := os.Symlink(to, from); err != nil {
+		return err
+	}
+	return p.Start(ctx)
+}
+
+// KillPostmaster ends the first process with SIGKILL, and returns when the sessions that it
+// leaves behind have noticed: before that it cannot start again.
+func (p *Postgres) KillPostmaster(ctx context.Context) error {
+	if err := p.process.stop(syscall.SIGKILL); err != nil {
+		return err
+	}
+	for {
+		left := false
+		dirs, err := filepath.Glob("/proc/[0-9]*/cwd") // all of them run in the data directory
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			if cwd, err := os.Readlink(dir); err == nil && cwd == p.data() {
+				left = true
+			}
+		}
+		if !left {
+			return nil
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("sessions of the killed postgres go on: %w", ctx.Err())
+		}
+	}
+}
+
 // Close ends the cluster and removes it.
 func (p *Postgres) Close() error {
 	if p.process != nil {

@@ -38,7 +38,7 @@ func (m *machine) outlook() (o Outlook) {
 				at("activate", later(activateAt(m.slots[active]), m.spreadAt(s)))
 			}
 		case registry.SlotOld:
-			if m.at(registry.SlotActive) >= 0 {
+			if m.at(registry.SlotActive) >= 0 && !m.Keep {
 				at("prune", s.LastExpiry.Add(pruneAfter))
 			}
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
 )
 
 const (
@@ -34,6 +35,36 @@ type Missing struct {
 	Until  time.Time // from when on it does not count: its certificate has ended; zero: it always does
 	ByTime bool      // it never acknowledges, and has the bundle after a time
 }
+
+// serverGone is how long after its last beat a server does not count any more.
+const serverGone = time.Minute
+
+// Known is who could meet a document that this server signs and is not known to
+// have what was committed up to a position, as the rows of all servers tell: other
+// servers that live, agents with a certificate, and, as one, the trust domains
+// that federate with this one, which fetch the bundle now and then.
+func Known(s *registry.Snapshot, self string, at store.Position, now time.Time) (p Peers) {
+	for _, server := range s.Servers() {
+		// One without a lease has a store for itself: it is this one, in another life.
+		if server.ID == self || server.Lease == 0 || !server.Live(now) {
+			continue
+		}
+		p.Others = true
+		if server.Position.Epoch != at.Epoch || server.Position.Revision < at.Revision {
+			p.Missing = append(p.Missing, Missing{Name: server.ID, Server: server.ID, Until: server.BeatAt.Add(serverGone)})
+		}
+	}
+	for _, a := range s.Unacknowledged(at, now) {
+		p.Missing = append(p.Missing, Missing{Name: a.ID.String(), Server: a.Server, Until: a.Until, ByTime: a.Polls})
+	}
+	if s.BundleCount() > 1 {
+		p.Missing = append(p.Missing, Missing{Name: "trust domains that federate with this one", ByTime: true})
+	}
+	return p
+}
+
+// waiting reports whether a key waits until it is ready.
+func waiting(s registry.Slot) bool { return s.State == registry.SlotPrepared && s.ReadyAt.IsZero() }
 
 // spreadAt is when everyone who asks for the bundle now and then has had the time
 // to see a prepared key (R64), less for keys of a short life.

@@ -43,9 +43,12 @@ type Config struct {
 	KeyType     keys.Type     // of X.509 authorities; default ec-p256
 	JWTKeyType  keys.Type     // default: as KeyType
 	MaxWait     time.Duration // of a prepared key, for who is silent; default DefaultMaxWait
-	// Peers says who is not known to have what is committed up to a position. Nil:
-	// everyone has it at once.
-	Peers func(s *registry.Snapshot, at store.Position, now time.Time) Peers
+	// Peers says who is not known to have what is committed up to a position: Known, if
+	// servers and agents report. Nil: everyone has it at once.
+	Peers func(s *registry.Snapshot, self string, at store.Position, now time.Time) Peers
+	// MaySign says why this server may not sign, or change keys, by its clock or its
+	// lease; MayPrune why it may not remove what time has ended. Nil: it may.
+	MaySign, MayPrune func(now time.Time) error
 	// Revoked is what this server remembers as revoked, whatever the store was
 	// restored to; Remember, which may be nil, keeps it.
 	Revoked  []bundle.Revocation
@@ -181,7 +184,7 @@ func (a *Authority) poke() {
 
 // X509 returns the active X.509 authority.
 func (a *Authority) X509(now time.Time) (*svid.X509Issuer, error) {
-	if err := checkClock(now); err != nil {
+	if err := a.may(now); err != nil {
 		return nil, err
 	}
 	i := a.x509.Load()
@@ -193,7 +196,7 @@ func (a *Authority) X509(now time.Time) (*svid.X509Issuer, error) {
 
 // JWT returns the active JWT key.
 func (a *Authority) JWT(now time.Time) (*svid.JWTIssuer, error) {
-	if err := checkClock(now); err != nil {
+	if err := a.may(now); err != nil {
 		return nil, err
 	}
 	i := a.jwt.Load()
@@ -201,6 +204,14 @@ func (a *Authority) JWT(now time.Time) (*svid.JWTIssuer, error) {
 		return nil, a.unavailable("JWT key")
 	}
 	return i, nil
+}
+
+// may says why nothing may be signed or changed now, or nil.
+func (a *Authority) may(now time.Time) error {
+	if err := checkClock(now); err != nil || a.MaySign == nil {
+		return err
+	}
+	return a.MaySign(now)
 }
 
 func (a *Authority) unavailable(what string) error {
@@ -376,7 +387,7 @@ func (a *Authority) Status(now time.Time) (out []Status) {
 		for _, stored := range snap.Authorities("") {
 			for _, l := range a.lines {
 				if l.name == stored.Kind {
-					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, stored.Slots, now)}
+					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, stored.Server, stored.Slots, now)}
 					out = append(out, status(l.kind, stored, e))
 				}
 			}
@@ -444,7 +455,7 @@ func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 			}
 		case s.Rule == "":
 			a.await(ctx, l, s.Missing)
-			return s.At, nil
+			return s.At, a.remember(s.Bundle)
 		default:
 			log := a.Log.With("kind", l.name, "reason", s.Rule)
 			if l.active != "" { // there is none before the first
@@ -488,8 +499,12 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		}
 		e.Held[id] = spki
 	}
-	// Stored times are whole seconds.
-	e.Now = time.Now().UTC().Truncate(time.Second)
+	now := time.Now()
+	if err := a.may(now); err != nil {
+		return step{}, err
+	}
+	e.Keep = a.MayPrune != nil && a.MayPrune(now) != nil
+	e.Now = now.UTC().Truncate(time.Second) // as stored times are
 	var s step
 	caller := "authority"
 	if l.ask != nil {
@@ -508,7 +523,7 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		}
 		l.made = still(l.made, stored.Slots)
 		e.Made = l.made
-		e.Peers = a.peers(tx.Snapshot(), stored.Slots, e.Now)
+		e.Peers = a.peers(tx.Snapshot(), a.ServerID, stored.Slots, e.Now)
 		if s, err = next(l.kind, stored.Slots, e); err != nil {
 			return err
 		}
@@ -532,21 +547,19 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 	if l.ask != nil && l.ask.rule() == s.Rule {
 		l.ask, l.done = nil, answer{slot: s.About, passed: s.Missing}
 	}
-	return s, a.remember(s.Bundle)
+	return s, nil
 }
 
 // peers asks who is missing, if a prepared key waits to know.
-func (a *Authority) peers(snap *registry.Snapshot, slots []registry.Slot, now time.Time) Peers {
+func (a *Authority) peers(snap *registry.Snapshot, server string, slots []registry.Slot, now time.Time) Peers {
 	at, known := snap.BundleVersion(a.TrustDomain)
-	if a.Peers == nil || !known || !slices.ContainsFunc(slots, func(s registry.Slot) bool {
-		return s.State == registry.SlotPrepared && s.ReadyAt.IsZero()
-	}) {
+	if a.Peers == nil || !known || !slices.ContainsFunc(slots, waiting) {
 		return Peers{}
 	}
-	p := a.Peers(snap, at, now)
-	if !a.running.Load() { // whoever was attached here in an earlier life is not now
+	p := a.Peers(snap, server, at, now)
+	if server == a.ServerID && !a.running.Load() { // whoever was attached here in an earlier life is not now
 		for i := range p.Missing {
-			if p.Missing[i].Server == a.ServerID {
+			if p.Missing[i].Server == server {
 				p.Missing[i].Server = ""
 			}
 		}

@@ -1,6 +1,7 @@
 package authority
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509"
@@ -9,6 +10,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -41,6 +44,10 @@ type world struct {
 	reg    *registry.Registry
 	stop   func()
 	ttl    time.Duration
+
+	peers    func(*registry.Snapshot, string, store.Position, time.Time) Peers
+	revoked  []bundle.Revocation
+	remember func([]bundle.Revocation) error
 }
 
 func newWorld(t testing.TB, keeper keys.Keeper, ttl time.Duration) *world {
@@ -78,7 +85,8 @@ func (w *world) open() {
 
 func (w *world) authority(server string) *Authority {
 	w.t.Helper()
-	a, err := New(Config{TrustDomain: domain(), ServerID: server, Keeper: w.keeper, Registry: w.reg, TTL: w.ttl, Log: quiet()})
+	a, err := New(Config{TrustDomain: domain(), ServerID: server, Keeper: w.keeper, Registry: w.reg, TTL: w.ttl, Log: quiet(),
+		Peers: w.peers, Revoked: w.revoked, Remember: w.remember})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -564,5 +572,202 @@ func TestAuthorityCertificate(t *testing.T) {
 	}
 	if back := time.Since(c.NotBefore); back < 30*time.Second || back > time.Minute {
 		t.Errorf("backdated by %v", back)
+	}
+}
+
+// say writes the row of a server and its roster: what it holds, and its agents,
+// which hold it too but for those that lag.
+func (w *world) say(server string, shared bool, held uint64, agents []string, laggards ...registry.Laggard) {
+	w.t.Helper()
+	row := registry.Server{ID: server, BeatAt: time.Now(), Position: store.Position{Epoch: w.reg.Position().Epoch, Revision: held}, Acknowledged: held, Laggards: laggards}
+	if shared {
+		row.Lease = time.Hour
+	}
+	var roster []uint64
+	for _, a := range agents {
+		roster = append(roster, registry.AgentHash(agentID(a)))
+	}
+	slices.Sort(roster)
+	w.update(func(tx *registry.Tx) error { return errors.Join(tx.PutServer(row), tx.PutRoster(server, roster)) })
+}
+
+func agentID(name string) spiffeid.ID {
+	return spiffeid.RequireFromPath(domain(), "/spire/agent/test/"+name)
+}
+
+// node admits an agent whose certificate lasts for a time.
+func (w *world) node(name string, lasts time.Duration, follows bool) {
+	w.t.Helper()
+	w.update(func(tx *registry.Tx) error {
+		return tx.PutNode(registry.Node{ID: agentID(name), AttestationType: "test", Follows: follows,
+			Current: registry.Credential{Serial: "1", ExpiresAt: time.Now().Add(lasts), KeyHash: []byte("x")}})
+	})
+}
+
+func (w *world) update(f func(tx *registry.Tx) error) {
+	w.t.Helper()
+	if _, err := w.reg.Update(context.Background(), "test", f); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// R64: a key signs once every agent and server has said that it has the bundle;
+// who is missing is named; what servers write about it wakes the machine.
+func TestWaitsForAcknowledgements(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, memory(t), 24*time.Hour)
+		w.peers = Known
+		a, stop := w.start("s1")
+		defer stop()
+		w.node("one", 2*time.Hour, true)
+		w.node("two", 2*time.Hour, true)
+		w.node("gone", time.Second, true)
+		time.Sleep(2 * time.Second)
+		s, err := a.Prepare(t.Context(), "test", X509)
+		if err != nil {
+			t.Fatal(err)
+		}
+		missing := func(force bool) string {
+			t.Helper()
+			now, cancel := context.WithCancel(t.Context())
+			cancel()
+			_, _, err := a.Activate(now, "test", X509, s.AuthorityID, force)
+			if err == nil {
+				return ""
+			}
+			if fault.ReasonOf(err) != "authority_not_acknowledged" {
+				t.Fatal(err)
+			}
+			return err.Error()
+		}
+		if text := missing(false); !strings.Contains(text, "2 do not have") || !strings.Contains(text, "/one, ") || !strings.Contains(text, "/two;") {
+			t.Errorf("with nobody attached: %q", text)
+		}
+		here := func() uint64 { return w.reg.Position().Revision }
+		w.say("s1", false, here(), []string{"one", "two"}, registry.Laggard{Agent: agentID("two").String(), Acknowledged: 1})
+		if text := missing(false); !strings.Contains(text, "1 do not have") || strings.Contains(text, "/one") {
+			t.Errorf("with one: %q", text)
+		}
+		w.say("s2", true, 1, nil)
+		if text := missing(false); !strings.Contains(text, "2 do not have") || !strings.Contains(text, "s2, ") {
+			t.Errorf("with a server that is behind: %q", text)
+		}
+		if st := a.Status(time.Now()); len(st) != 2 || len(st[1].Missing) != 2 || st[1].Next != "ready" || st[1].Server != "s1" {
+			t.Errorf("status: %+v", st)
+		}
+		// It waits until the rows say so.
+		done := make(chan error, 1)
+		go func() {
+			_, _, err := a.Activate(t.Context(), "test", X509, s.AuthorityID, false)
+			done <- err
+		}()
+		w.say("s2", true, here(), []string{"two"})
+		synctest.Wait()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if x, _ := authorities(t, a); x != s.AuthorityID {
+			t.Errorf("%s signs", x)
+		}
+
+		// By force it goes at once, and says who was not ready.
+		w.say("s2", true, here(), nil)
+		w.say("s1", false, here(), []string{"one"})
+		s, err = a.Prepare(t.Context(), "test", JWT)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, passed, err := a.Activate(t.Context(), "test", JWT, s.AuthorityID, true)
+		if err != nil || len(passed) != 3 || s.Unready != 3 || !s.ReadyAt.IsZero() {
+			t.Errorf("forced: %+v, %+v, %v", s, passed, err)
+		}
+	})
+}
+
+// R64: a server that joins others serves once they and their agents have its first
+// key, and after a minute if one of them is silent; alone it starts at once.
+func TestJoining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, memory(t), 24*time.Hour)
+		w.peers = Known
+		_, stop := w.start("s1") // at once: the first
+		w.node("one", time.Hour, true)
+		w.say("s1", true, w.reg.Position().Revision, []string{"one"})
+		w.keeper = memory(t)
+		join := func(server string) (took time.Duration) {
+			t.Helper()
+			a, began := w.authority(server), time.Now()
+			done := make(chan error, 1)
+			go func() { done <- a.Start(t.Context()) }()
+			synctest.Wait()
+			select {
+			case err := <-done:
+				t.Errorf("%s starts at once: %v", server, err)
+			default:
+			}
+			if _, err := a.X509(time.Now()); fault.KindOf(err) != fault.Unavailable {
+				t.Errorf("%s signs: %v", server, err)
+			}
+			if server == "s2" { // s1 and its agent hear of it
+				time.Sleep(5 * time.Second)
+				w.say("s1", true, w.reg.Position().Revision, []string{"one"})
+			} else {
+				time.Sleep(30 * time.Second)
+				w.say("s1", true, 1, nil) // s1 lives, and is far behind
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			return time.Since(began)
+		}
+		if took := join("s2"); took != 5*time.Second {
+			t.Errorf("s2 took %v", took)
+		}
+		w.keeper = memory(t)
+		if took := join("s3"); took != joinWait {
+			t.Errorf("s3 took %v", took)
+		}
+		stop()
+		time.Sleep(2 * time.Minute) // the others are silent: nobody could tell the agent
+		w.keeper = memory(t)
+		began := time.Now()
+		if err := w.authority("s4").Start(t.Context()); err != nil || time.Since(began) != 0 {
+			t.Errorf("s4 alone: %v after %v", err, time.Since(began))
+		}
+	})
+}
+
+// R69: what a server remembers as revoked it takes out of a store that was restored,
+// and keeps from coming back; it signs no more with such a key.
+func TestRevokedAndRestored(t *testing.T) {
+	w := newWorld(t, memory(t), 24*time.Hour)
+	var kept []bundle.Revocation
+	w.remember = func(r []bundle.Revocation) error { kept = r; return nil }
+	a, stop := w.start("s1")
+	first, _ := authorities(t, a)
+	before := w.bundle()
+	rotate(t, a, X509)
+	for _, do := range []func(context.Context, string, string, string) (registry.Slot, error){a.Taint, a.Revoke} {
+		if _, err := do(t.Context(), "test", X509, first); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if len(kept) != 1 || len(w.bundle().X509) != 1 || len(w.bundle().Revoked) != 1 {
+		t.Fatalf("remembered %v, the bundle is %+v", kept, w.bundle())
+	}
+	// The store as it was before.
+	restored := before.Clone()
+	restored.Sequence = w.bundle().Sequence + 1
+	w.update(func(tx *registry.Tx) error { return tx.PutBundle(restored) })
+	w.revoked = kept
+	a, stop = w.start("s1")
+	defer stop()
+	b := w.bundle()
+	if !b.IsRevoked(kept[0].KeyHash) || bytes.Contains(b.X509DER(), before.X509[0].ASN1) {
+		t.Errorf("after the restore: %+v", b)
+	}
+	if x, _ := authorities(t, a); x == first {
+		t.Errorf("%s signs", x)
 	}
 }

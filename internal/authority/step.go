@@ -35,6 +35,7 @@ type event struct {
 	Ask      *ask                // what an operator wants now, or nil
 	Peers    Peers               // with regard to Bundle
 	Revoked  []bundle.Revocation // what this server remembers besides the bundle
+	Keep     bool                // nothing is removed because its time has ended (R70)
 }
 
 // ask is what an operator wants.
@@ -291,7 +292,7 @@ func (m *machine) full() bool { return m.count(m.Bundle) >= MaxLive }
 // prune forgets an old key after the last document under it. Without an active
 // key nothing is pruned: time alone never empties a bundle.
 func (m *machine) prune() bool {
-	if m.at(registry.SlotActive) < 0 {
+	if m.at(registry.SlotActive) < 0 || m.Keep {
 		return false
 	}
 	i := slices.IndexFunc(m.slots, func(s registry.Slot) bool {

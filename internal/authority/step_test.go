@@ -103,6 +103,7 @@ func TestRules(t *testing.T) {
 		{name: "prepared is not in the bundle", slots: slotsMade(0, hour), at: 2 * hour, edit: func(e *event) { e.Bundle.X509 = e.Bundle.X509[:1] }, rule: "drop", want: "A3", inB: "A"},
 		{name: "old, its last document lives", slots: slotsOld(20 * hour), at: 24*hour + pruneAfter - time.Second, rule: "", want: "A4 B3", inB: "A B"},
 		{name: "old, its last document has ended", slots: slotsOld(20 * hour), at: 24*hour + pruneAfter, rule: "prune", want: "B3", inB: "B"},
+		{name: "R70 old, its last document has ended by a clock that is off", slots: slotsOld(20 * hour), at: 24*hour + pruneAfter, edit: func(e *event) { e.Keep = true }, rule: "", want: "A4 B3"},
 		{name: "old has ended, none active", slots: slotsOld(-1), at: 25 * hour, edit: full, rule: "error"},
 		{name: "the bundle is full, none active", edit: full, rule: "error"},
 		{name: "the bundle is full", slots: slots(active), at: 13 * hour, edit: full, rule: "", want: "A3"},

@@ -192,6 +192,9 @@ func (v *Snapshot) BundleVersion(td spiffeid.TrustDomain) (store.Position, bool)
 	return store.Position{Epoch: v.s.position.Epoch, Revision: val.revision}, ok
 }
 
+// BundleCount returns the number of bundles, the own one included.
+func (v *Snapshot) BundleCount() int { return len(v.s.values[kindBundle]) }
+
 // Bundles yields all bundles, the own one included, in the order of trust domains.
 func (v *Snapshot) Bundles() iter.Seq[*bundle.Bundle] {
 	return func(yield func(*bundle.Bundle) bool) {

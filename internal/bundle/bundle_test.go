@@ -529,3 +529,47 @@ func FuzzParsePEM(f *testing.F) {
 		}
 	})
 }
+
+// R69: a revoked key does not come back, in whatever certificate, until nothing
+// under it can be valid.
+func TestRevoked(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Truncate(time.Second)
+	certificate := func(serial int64) X509Authority {
+		template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: now.Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return X509Authority{ASN1: der}
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := sha256.Sum256(spki)
+	b := (&Bundle{}).WithX509(certificate(1)).WithJWT(JWTAuthority{KeyID: "a", PublicKey: spki})
+	revoked := b.WithRevoked(Revocation{KeyHash: hash, Until: now.Add(time.Hour)})
+	if len(revoked.X509) != 0 || len(revoked.JWT) != 0 || revoked.Sequence != b.Sequence+1 || len(b.X509) != 1 {
+		t.Errorf("revoked: %+v", revoked)
+	}
+	for name, back := range map[string]*Bundle{
+		"the same certificate": revoked.WithX509(certificate(1)), "another": revoked.WithX509(certificate(2)),
+		"a tainted one": revoked.WithX509(X509Authority{ASN1: certificate(1).ASN1, Tainted: true}),
+		"a JWT key":     revoked.WithJWT(JWTAuthority{KeyID: "b", PublicKey: spki}), "too early": revoked.Forgotten(now.Add(time.Hour)).WithX509(certificate(1)),
+	} {
+		if !back.Equal(revoked) || back.Sequence != revoked.Sequence {
+			t.Errorf("%s: %+v", name, back)
+		}
+	}
+	if n := len(revoked.Forgotten(now.Add(time.Hour + 1)).Revoked); n != 0 {
+		t.Errorf("%d revocations are remembered for ever", n)
+	}
+	longer := revoked.WithRevoked(Revocation{KeyHash: hash}).WithRevoked(Revocation{KeyHash: hash, Until: now})
+	if len(longer.Revoked) != 1 || !longer.Revoked[0].Until.IsZero() || longer.Sequence != revoked.Sequence {
+		t.Errorf("revoked again: %+v", longer)
+	}
+}

@@ -83,6 +83,10 @@ type Settings struct {
 	// AdminIDs have an operator's rights over TCP. One of another trust domain
 	// needs the bundle of that domain to be known.
 	AdminIDs []string `hcl:"admin_ids"`
+	// AuthorityMaxWait is how long a signing key that is prepared waits for agents
+	// that are silent and hold a certificate. Until they have the bundle they refuse
+	// what it signs. Default: 24h.
+	AuthorityMaxWait config.Duration `hcl:"authority_max_wait"`
 	// RulePairsPerAgent is how many different SPIFFE IDs an agent may have signed by
 	// rules at a time, each counted until its last SVID ends. It bounds what a
 	// compromised agent can collect; too small a value refuses processes their SVID.
@@ -130,7 +134,7 @@ func Default() Config {
 		LogLevel: "INFO", LogFormat: "text",
 		CATTL: config.Duration(24 * time.Hour), CAKeyType: string(keys.ECP256),
 		DefaultX509SVIDTTL: config.Duration(time.Hour), DefaultJWTSVIDTTL: config.Duration(5 * time.Minute),
-		RulePairsPerAgent: serverapi.DefaultRulePairs,
+		RulePairsPerAgent: serverapi.DefaultRulePairs, AuthorityMaxWait: config.Duration(authority.DefaultMaxWait),
 	}}
 }
 
@@ -177,6 +181,7 @@ func (c *Config) plan() (plan, error) {
 	}
 	check(time.Duration(s.DefaultX509SVIDTTL) >= time.Second, "server.default_x509_svid_ttl: %s is shorter than a second", s.DefaultX509SVIDTTL)
 	check(time.Duration(s.DefaultJWTSVIDTTL) >= time.Second, "server.default_jwt_svid_ttl: %s is shorter than a second", s.DefaultJWTSVIDTTL)
+	check(s.AuthorityMaxWait > 0, "server.authority_max_wait: %s is not a positive time", s.AuthorityMaxWait)
 	check(s.RulePairsPerAgent > 0, "server.rule_pairs_per_agent: %d is less than 1", s.RulePairsPerAgent)
 	check(s.AgentReattestPeriod.Or(time.Second) >= time.Second, "server.agent_reattest_period: %s is shorter than a second", s.AgentReattestPeriod)
 	check(s.AgentTTL.Or(time.Second) >= time.Second, "server.agent_ttl: %s is shorter than a second", s.AgentTTL)

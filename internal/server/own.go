@@ -8,12 +8,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -30,6 +33,8 @@ type ownSVID struct {
 	audit       *audit.Writer
 	log         *slog.Logger
 	wake        chan struct{} // room for one: the certificate is missed
+	look        chan struct{} // room for one: the bundle has changed
+	bundle      func() (*bundle.Bundle, error)
 
 	// mu guards everything below.
 	mu      sync.Mutex
@@ -105,6 +110,36 @@ func (o *ownSVID) due() time.Time {
 	return o.begin.Add(o.end.Sub(o.begin) / 2)
 }
 
+// changed has run look whether the certificate is still trusted. It does not wait.
+func (o *ownSVID) changed(b store.Batch) {
+	for _, w := range b.Writes {
+		for _, c := range w.Changes {
+			if c.Key == "/bundle/"+o.trustDomain.Name() {
+				select {
+				case o.look <- struct{}{}:
+				default: // it will look anyway
+				}
+				return
+			}
+		}
+	}
+}
+
+// trusted reports whether the certificate leads to an authority that is in the
+// bundle and not tainted (R69).
+func (o *ownSVID) trusted(now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	b, err := o.bundle()
+	if err != nil || o.current == nil {
+		return true // nothing better could be signed
+	}
+	untainted := b.Clone()
+	untainted.X509 = slices.DeleteFunc(untainted.X509, func(a bundle.X509Authority) bool { return a.Tainted })
+	_, err = svid.VerifyX509(o.current.Certificate, untainted.Roots(), o.trustDomain, now)
+	return err == nil
+}
+
 // run renews the certificate until ctx is done.
 func (o *ownSVID) run(ctx context.Context) error {
 	wait := time.NewTimer(time.Until(o.due()))
@@ -115,6 +150,11 @@ func (o *ownSVID) run(ctx context.Context) error {
 			return nil
 		case <-wait.C:
 		case <-o.wake:
+		case <-o.look:
+			if o.trusted(time.Now()) {
+				continue
+			}
+			o.log.InfoContext(ctx, "the authority of the server's own certificate is tainted or gone")
 		}
 		if err := o.rotate(time.Now()); err != nil {
 			o.log.WarnContext(ctx, "server certificate not renewed", "err", err, "next", ownRetry.String())

@@ -160,9 +160,15 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open key manager: %w", err)
 	}
+	remembered := revokedFile(filepath.Join(set.DataDir, "revoked.json"))
+	revoked, err := remembered.read()
+	if err != nil {
+		return err
+	}
 	auth, err := authority.New(authority.Config{
 		TrustDomain: td, ServerID: id, Keeper: gate{keeper, fleet.MaySign}, Registry: reg, May: fleet.MaySign, Log: s.log,
-		TTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey,
+		TTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey, MaxWait: time.Duration(set.AuthorityMaxWait),
+		Revoked: revoked, Remember: remembered.write,
 	})
 	if err != nil {
 		return err
@@ -203,7 +209,12 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	own := &ownSVID{
 		trustDomain: td, ttl: time.Duration(set.DefaultX509SVIDTTL), issuer: x509Issuer, audit: trail, log: s.log, wake: make(chan struct{}, 1),
+		look: make(chan struct{}, 1), bundle: func() (b *bundle.Bundle, err error) {
+			reg.View(func(snap *registry.Snapshot) { b, err = snap.Bundle(td) })
+			return b, err
+		},
 	}
+	reg.Batches(own.changed)
 	if err := own.rotate(time.Now()); err != nil {
 		return fmt.Errorf("issue the server's own certificate: %w", err)
 	}

@@ -264,7 +264,7 @@ func (m *machine) commit(c *changes, ev event, dirty map[*group]bool, fx *effect
 		fx.narrowed = fx.narrowed || before != nil
 		if td == m.td.Name() && after != nil {
 			fx.own = after.bundle
-			m.checkIssuers(ev.now)
+			m.checkIssuers(ev)
 		}
 		for _, g := range m.groups {
 			if td == m.td.Name() || g.federates[td] {

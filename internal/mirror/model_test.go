@@ -597,7 +597,7 @@ func (w *model) check() {
 	}
 	for p := range a.m.pairs() {
 		if p.cert != nil && len(p.groups) > 0 && w.issued[string(p.cert.chain)].ca < told.tainted && p.grant.serves(now) &&
-			!p.signing && !a.m.signing && due(p.notYet, now, grantCeiling) && due(a.m.signNotYet, now, signCeiling) { // R69
+			!p.signing && !a.m.signing && (!now.Before(p.cert.renewAt) || p.cert.renewAt.Sub(now) > taintSpread) && due(p.notYet, now, grantCeiling) && due(a.m.signNotYet, now, signCeiling) { // R69
 			w.Fatalf("nobody replaces the SVID of %s, whose authority is tainted", p.id)
 		}
 		if p.grant.entry.Rule == nil || len(p.groups) > 0 {

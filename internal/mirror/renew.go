@@ -24,6 +24,8 @@ const (
 	signAway     = 2
 	grantFloor   = time.Second
 	grantCeiling = 5 * time.Minute
+	// taintSpread is the time over which what a tainted authority signed is replaced (R69).
+	taintSpread = 15 * time.Second
 	// expiryMargin is how long before its end an SVID is taken away, or a tenth of
 	// its life if that is shorter (R35).
 	expiryMargin = 5 * time.Second
@@ -197,19 +199,28 @@ func (m *machine) issuer(c *cert) (found, tainted bool) {
 }
 
 // checkIssuers follows a change of the own bundle: an SVID without its
-// authority goes (R58), one of a tainted authority is replaced at once, and what
+// authority goes (R58), those of a tainted authority are replaced soon, and what
 // failed because the bundle was behind is tried again.
-func (m *machine) checkIssuers(now time.Time) {
+func (m *machine) checkIssuers(ev event) {
+	var tainted []*pair
 	for p := range m.pairs() {
 		p.notYet = time.Time{}
 		if p.cert == nil {
 			continue
 		}
-		switch found, tainted := m.issuer(p.cert); {
+		switch found, bad := m.issuer(p.cert); {
 		case !found:
 			p.cert = nil
-		case tainted:
-			p.cert.renewAt = now
+		case bad:
+			tainted = append(tainted, p)
+		}
+	}
+	// The soonest to end first, and not all agents in the same moment.
+	slices.SortFunc(tainted, func(a, b *pair) int { return cmp.Or(byExpiry(a, b), byAge(a, b)) })
+	for i, p := range tainted {
+		at := ev.now.Add(time.Duration(float64(taintSpread) * (float64(i) + fraction(ev.seed, i)) / float64(len(tainted))))
+		if at.Before(p.cert.renewAt) {
+			p.cert.renewAt = at
 		}
 	}
 }

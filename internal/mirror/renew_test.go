@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"crypto/x509"
 	"fmt"
 	"testing"
 	"time"
@@ -35,5 +36,53 @@ func TestSoonestEndFirst(t *testing.T) {
 				t.Fatalf("%s: number %d ends in %v", keyType, i, left)
 			}
 		}
+	}
+}
+
+// R69: of 10,000 SVIDs of a tainted authority the soonest to end come first, all are
+// under way within the spread, and what is due meanwhile and ends sooner goes before.
+func TestTaintedInTurn(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("example.org")
+	now := time.Unix(1_800_000_000, 0)
+	const n = 10_000
+	m := newMachine(td, n, "test")
+	m.synced = true
+	m.bundles[td.Name()] = &trust{bundle: &bundle.Bundle{TrustDomain: td}, roots: []root{
+		{certificate: &x509.Certificate{RawSubject: []byte("old")}, tainted: true}, {certificate: &x509.Certificate{RawSubject: []byte("new")}}}}
+	for i := range n {
+		id := fmt.Sprintf("g%05d", i)
+		m.grants[id] = hold(entry.Entry{ID: id, SPIFFEID: spiffeid.RequireFromPath(td, "/"+id), Selectors: []entry.Selector{{Type: "unix", Value: "uid:1"}}})
+		left := time.Hour + time.Duration(i*7%n)*time.Second
+		m.grants[id].own.cert = &cert{authName: []byte("old"), span: span{issuedAt: now, expiresAt: now.Add(left), renewAt: now.Add(left / 2)}}
+	}
+	due := &m.grants["g00000"].own // due anyway, of another authority, and ends before all others
+	due.cert = &cert{authName: []byte("new"), span: span{issuedAt: now.Add(-time.Hour), expiresAt: now.Add(time.Minute), renewAt: now.Add(5 * time.Second)}}
+	ev := event{now: now, seed: 1, what: tick{}}
+	m.checkIssuers(ev)
+	signed, renewed := map[string]bool{}, time.Time{}
+	last := time.Duration(0)
+	for len(signed) < n {
+		if ev.now.After(now.Add(taintSpread + time.Second)) {
+			t.Fatalf("after %v %d of %d are under way", taintSpread, len(signed), n)
+		}
+		fx := m.step(ev)
+		for _, w := range fx.sign {
+			p := &m.grants[w.grantID].own
+			if p == due {
+				renewed = ev.now
+			} else if left := p.cert.expiresAt.Sub(now); left < last {
+				t.Fatalf("%s ends in %v, after one that ends in %v", w.grantID, left, last)
+			} else {
+				last = left
+			}
+			signed[w.grantID] = true
+			p.cert = &cert{authName: []byte("new"), span: span{issuedAt: ev.now, expiresAt: ev.now.Add(time.Hour), renewAt: ev.now.Add(time.Hour / 2)}}
+			p.signing = false
+		}
+		m.signing = false
+		ev.now = ev.now.Add(500 * time.Millisecond)
+	}
+	if late := renewed.Sub(now.Add(5 * time.Second)); late > time.Second {
+		t.Errorf("what was due was renewed %v late", late)
 	}
 }

@@ -135,6 +135,9 @@ func plugins(w *bytes.Buffer, role string) {
 		for _, p := range builtin.KeyManagers() {
 			row("KeyManager", p.Name, p.Doc, p.New())
 		}
+		for _, p := range builtin.Upstreams() {
+			row("UpstreamAuthority", p.Name, p.Doc, p.New())
+		}
 		for _, p := range builtin.NodeAttestors() {
 			row("NodeAttestor", p.Name, p.Doc, p.New())
 		}

@@ -34,6 +34,8 @@ func (m *machine) checkAsk() error {
 		return fault.New(fault.Unavailable, "authority_unavailable", "the server is initializing: it has no active %s authority", m.name).Fix("try again in a moment")
 	case m.Ask.do == askPrepare:
 		return nil
+	case m.Ask.do == askTaintAbove, m.Ask.do == askRevokeAbove:
+		return m.checkAbove()
 	case m.Ask.id == "":
 		return fault.New(fault.Invalid, "authority_id_missing", "no authority ID provided")
 	}
@@ -58,6 +60,10 @@ func (m *machine) checkAsk() error {
 	case state != registry.SlotOld:
 		return fault.New(fault.Invalid, "authority_in_use", "only an old authority can be %s, and %q is %s", past(m.Ask.do), m.Ask.id, StateName(state)).
 			Fix("prepare and activate another one first")
+	}
+	if m.name == X509 && m.slots[i].Upstream {
+		return fault.New(fault.Precondition, "authority_of_upstream", "%q is signed by an upstream authority, whose root is in the bundle, not it", m.Ask.id).
+			Fix("taint or revoke the upstream authority, by its subject key identifier")
 	}
 	switch found, tainted := m.find(m.Bundle, m.slots[i]); {
 	case m.Ask.do == askTaint && !found:

@@ -15,16 +15,18 @@
 //
 //	rule       key was    key becomes  its public half
 //	purge      any        as it was    leaves the bundle: it was revoked once
+//	adopt      any        as it was    the bundle follows the authority above
 //	revoke     old        forgotten    leaves the bundle for ever; an operator asks
 //	taint      old        old          is marked, so that all replace what is under it; an operator asks
+//	revoke upstream, taint upstream    as revoke and taint, of the root above an old key
 //	retire     active     old          stays in the bundle, unless withdrawn already
 //	drop       prepared   forgotten    leaves the bundle; it never signed
 //	ready      prepared   prepared     everyone has it, or is not waited for any longer
 //	activate   prepared   active       stays; the key that was active becomes old
 //	publish    intended   prepared     enters the bundle
-//	make       intended   intended     is made by the keeper
-//	intend     -          intended     -
 //	prune      old        forgotten    leaves the bundle
+//	make       intended   intended     is made by the keeper, and signed above
+//	intend     -          intended     -
 //
 // A key that signs is replaced by time: the next one is prepared when half of
 // its life is left, 30 days at most, and activated when a sixth is left, 7 days
@@ -36,4 +38,15 @@
 // is silent is waited for until its certificate ends, for Config.MaxWait at the
 // longest, and never into the last twelfth of the active key's life. Who cannot
 // acknowledge is given time.
+//
+// # An authority above
+//
+// Below an upstream authority the bundle holds the upstream's roots instead of our
+// own, and where the upstream passes JWT keys on, all of them. A key of another
+// origin than the configuration says (self-signed, or not), or below a root that
+// the upstream has dropped or tainted, is replaced at once, and stays good until
+// then. A root leaves the bundle when no key of any server leads to it any more
+// and the upstream does not have it; at once, and for ever, when it was tainted
+// before. An upstream that is away, or answers something unfit, delays a
+// replacement and nothing else (R67).
 package authority

@@ -24,25 +24,36 @@ type kind struct {
 	count                   func(*bundle.Bundle) int
 }
 
-// published reports whether the key is in the bundle and untainted.
+// published reports whether the key is in the bundle and untainted. A key below a
+// root of somebody else goes on while it is replaced, tainted or not: it is not
+// that key which is distrusted.
 func (k kind) published(b *bundle.Bundle, s registry.Slot) bool {
 	found, tainted := k.find(b, s)
-	return found && !tainted
+	return found && (!tainted || s.Upstream && k.name == X509)
+}
+
+// anchor is the certificate by which the bundle holds a key: its own, or that of
+// the root above it.
+func anchor(s registry.Slot) []byte {
+	if s.Upstream {
+		return s.Root
+	}
+	return s.Certificate
 }
 
 func x509Kind() kind {
 	return kind{
 		name: X509, key: "x509-CA",
 		publish: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle {
-			return b.WithX509(bundle.X509Authority{ASN1: s.Certificate})
+			return b.WithX509(bundle.X509Authority{ASN1: anchor(s)})
 		},
 		mark: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle {
-			return b.WithX509(bundle.X509Authority{ASN1: s.Certificate, Tainted: true})
+			return b.WithX509(bundle.X509Authority{ASN1: anchor(s), Tainted: true})
 		},
 		withdraw: func(b *bundle.Bundle, s registry.Slot) *bundle.Bundle { return b.WithoutX509(s.Certificate) },
 		find: func(b *bundle.Bundle, s registry.Slot) (found, tainted bool) {
 			for _, a := range b.X509 {
-				if bytes.Equal(a.ASN1, s.Certificate) {
+				if bytes.Equal(a.ASN1, anchor(s)) {
 					return true, a.Tainted
 				}
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
+	"github.com/plastron/plastron/internal/upstream"
 )
 
 const (
@@ -27,10 +28,11 @@ const (
 	// into one second.
 	MinTTL = 6 * time.Second
 
-	maxSteps   = 64               // of one round; a rotation from nothing takes six
+	maxSteps   = 64               // of one round; a rotation from nothing takes seven
 	maxSleep   = 10 * time.Minute // so that a clock that was set is noticed
 	retryFirst = time.Second
 	retryMost  = time.Minute
+	aboveWait  = 30 * time.Second // for an answer of the authority above
 )
 
 // Config is what an Authority works with.
@@ -56,7 +58,12 @@ type Config struct {
 	// May says why this server may neither sign nor change what is shared, if so (R68,
 	// R70). Nil: it always may.
 	May func(now time.Time) error
-	Log *slog.Logger
+	// Upstream signs our X.509 authorities. Nil: they sign themselves.
+	Upstream upstream.Authority
+	// Alarm, which may be nil, is told of an authority that nears its end and could
+	// not be replaced.
+	Alarm func(authorityID, reason, detail string)
+	Log   *slog.Logger
 }
 
 // Authority turns the machine for each kind of this server's keys and hands out
@@ -74,22 +81,34 @@ type Authority struct {
 	changed  moment
 	x509     atomic.Pointer[svid.X509Issuer]
 	jwt      atomic.Pointer[svid.JWTIssuer]
+	above    above
+	group    sync.WaitGroup // of what Run has going on beside it
 }
 
 // line is one kind of key on its way.
 type line struct {
 	kind
 	keyType keys.Type
-	create  func(key keys.Key, s *registry.Slot) error // fills in what is known once the key is made
-	install func(key keys.Key, s registry.Slot) error  // makes it the one that signs
-	clear   func()                                     // nothing signs
-	made    *registry.Slot                             // made, not published yet
-	ask     *ask                                       // what an operator wants
-	caller  string                                     // who that is
-	done    answer                                     // to ask
-	waits   bool                                       // the prepared key waits for acknowledgements
-	active  string                                     // the authority that is installed
-	wait    time.Duration                              // until the next try, after a failure
+	create  func(ctx context.Context, key keys.Key, s *registry.Slot) error // fills in what is known once the key is made
+	install func(key keys.Key, s registry.Slot) error                       // makes it the one that signs
+	clear   func()                                                          // nothing signs
+	made    *registry.Slot                                                  // made, not published yet
+	ask     *ask                                                            // what an operator wants
+	caller  string                                                          // who that is
+	done    answer                                                          // to ask
+	waits   bool                                                            // the prepared key waits for acknowledgements
+	active  string                                                          // the authority that is installed
+	wait    time.Duration                                                   // until the next try, after a failure
+	job     *job                                                            // under way with the authority above
+	retry   time.Time                                                       // not before then is the authority above asked again
+	alarmed int                                                             // percent of life left that was alarmed last; 0: none
+}
+
+// job is a key that is being signed or published above. done guards the rest.
+type job struct {
+	done chan struct{}
+	slot registry.Slot
+	err  error
 }
 
 type request struct {
@@ -150,6 +169,7 @@ func New(c Config) (*Authority, error) {
 	}
 	a := &Authority{Config: c, revoked: c.Revoked, wake: make(chan struct{}, 1), requests: make(chan request), stopped: make(chan struct{})}
 	// X.509 comes first: the server itself needs it.
+	a.above.publisher, _ = c.Upstream.(upstream.Publisher)
 	a.lines = []*line{
 		{kind: x509Kind(), keyType: c.KeyType, create: a.createX509, install: a.installX509, clear: func() { a.x509.Store(nil) }},
 		{kind: jwtKind(), keyType: c.JWTKeyType, create: a.createJWT, install: a.installJWT, clear: func() { a.jwt.Store(nil) }},
@@ -229,7 +249,11 @@ func (a *Authority) Start(ctx context.Context) error {
 		var next time.Time
 		for _, l := range a.lines {
 			due, err := a.settle(ctx, l)
-			if err != nil {
+			switch {
+			case err != nil && l.active != "" && ctx.Err() == nil: // what signs goes on; Run tries again
+				a.Log.WarnContext(ctx, "authority step failed", "kind", l.name, "err", err)
+				a.poke()
+			case err != nil:
 				return fmt.Errorf("prepare %s authority: %w", l.name, err)
 			}
 			if l.active == "" && (next.IsZero() || due.Before(next)) {
@@ -254,6 +278,10 @@ func (a *Authority) Start(ctx context.Context) error {
 // Run keeps the keys in order until ctx is done. A step that fails is tried
 // again; what signs goes on signing meanwhile (R67).
 func (a *Authority) Run(ctx context.Context) error {
+	defer a.group.Wait()
+	if a.Upstream != nil {
+		a.group.Go(func() { a.watchAbove(ctx) })
+	}
 	a.running.Store(true)
 	defer close(a.stopped)
 	for {
@@ -280,12 +308,14 @@ func (a *Authority) round(ctx context.Context) time.Duration {
 			return 0
 		}
 		if err != nil {
-			l.wait = min(max(2*l.wait, retryFirst), retryMost)
-			a.Log.ErrorContext(ctx, "authority step failed", "kind", l.name, "err", err, "next", l.wait.String())
+			l.wait = a.failed(ctx, l, err)
+			l.retry = time.Now().Add(l.wait)
 			wait = min(wait, l.wait)
 			continue
 		}
-		l.wait = 0
+		if l.job == nil && !time.Now().Before(l.retry) {
+			l.wait, l.alarmed = 0, 0
+		}
 		if !next.IsZero() {
 			wait = min(wait, time.Until(next))
 		}
@@ -363,6 +393,19 @@ func (a *Authority) Revoke(ctx context.Context, caller, kind, id string) (regist
 	return done.slot, err
 }
 
+// TaintUpstream marks a root of the authority above, by its subject key
+// identifier, so that everything under it is replaced.
+func (a *Authority) TaintUpstream(ctx context.Context, caller, id string) error {
+	_, err := a.request(ctx, caller, X509, &ask{do: askTaintAbove, id: id})
+	return err
+}
+
+// RevokeUpstream takes a tainted root of the authority above out of the bundle for ever.
+func (a *Authority) RevokeUpstream(ctx context.Context, caller, id string) error {
+	_, err := a.request(ctx, caller, X509, &ask{do: askRevokeAbove, id: id})
+	return err
+}
+
 // Slots returns this server's keys of a kind, as committed.
 func (a *Authority) Slots(kind string) (slots []registry.Slot) {
 	a.Registry.View(func(s *registry.Snapshot) {
@@ -387,7 +430,8 @@ func (a *Authority) Status(now time.Time) (out []Status) {
 		for _, stored := range snap.Authorities("") {
 			for _, l := range a.lines {
 				if l.name == stored.Kind {
-					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, stored.Server, stored.Slots, now)}
+					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, stored.Server, stored.Slots, now),
+						Above: a.aboveNow(), Others: others(snap, stored.Server, l.name)}
 					out = append(out, status(l.kind, stored, e))
 				}
 			}
@@ -450,8 +494,14 @@ func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 		}
 		switch {
 		case s.Make != nil:
+			if s.Make.Upstream && l.job == nil && l.ask == nil && time.Now().Before(l.retry) {
+				return l.retry, nil
+			}
 			if err := a.makeKey(ctx, l, *s.Make); err != nil {
 				return time.Time{}, err
+			}
+			if l.job != nil {
+				return time.Time{}, nil // its end is told
 			}
 		case s.Rule == "":
 			a.await(ctx, l, s.Missing)
@@ -491,7 +541,7 @@ func (a *Authority) held(ctx context.Context, l *line) (map[string]keys.Key, err
 // in the transaction in which it was decided. A step that cannot be written is
 // not taken (R66).
 func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Key) (step, error) {
-	e := event{Lifetime: a.TTL, MaxWait: a.MaxWait, Ask: l.ask, Held: map[string][]byte{}, Revoked: a.revoked}
+	e := event{Lifetime: a.TTL, MaxWait: a.MaxWait, Ask: l.ask, Held: map[string][]byte{}, Revoked: a.revoked, Above: a.aboveNow()}
 	for id, key := range held {
 		spki, err := x509.MarshalPKIXPublicKey(key.Public())
 		if err != nil {
@@ -524,6 +574,7 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		l.made = still(l.made, stored.Slots)
 		e.Made = l.made
 		e.Peers = a.peers(tx.Snapshot(), a.ServerID, stored.Slots, e.Now)
+		e.Others = others(tx.Snapshot(), a.ServerID, l.name)
 		if s, err = next(l.kind, stored.Slots, e); err != nil {
 			return err
 		}
@@ -610,23 +661,78 @@ func (a *Authority) follow(l *line, s step, held map[string]keys.Key) error {
 	return nil
 }
 
-// makeKey has the keeper make the key of the intended slot.
+// makeKey has the keeper make the key of the intended slot. What the authority
+// above does with it goes on beside, in l.job; only who cannot go on without
+// waits for it: an operator, or a server that starts without a key.
 func (a *Authority) makeKey(ctx context.Context, l *line, s registry.Slot) error {
-	key, err := a.Keeper.Generate(ctx, s.KeyID, l.keyType)
-	if err != nil {
-		return fmt.Errorf("make key: %w", err)
+	if l.job == nil {
+		key, err := a.Keeper.Generate(ctx, s.KeyID, l.keyType)
+		if err != nil {
+			return fmt.Errorf("make key: %w", err)
+		}
+		if s.PublicKey, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
+			return fmt.Errorf("encode public key %q: %w", s.KeyID, err)
+		}
+		l.job = &job{done: make(chan struct{}), slot: s}
+		a.group.Add(1)
+		work := func(j *job) {
+			defer a.group.Done()
+			j.err = l.create(ctx, key, &j.slot)
+			close(j.done)
+		}
+		if s.Upstream {
+			go func(j *job) { work(j); a.poke() }(l.job)
+		} else {
+			work(l.job)
+		}
 	}
-	if s.PublicKey, err = x509.MarshalPKIXPublicKey(key.Public()); err != nil {
-		return fmt.Errorf("encode public key %q: %w", s.KeyID, err)
+	if l.ask == nil && (a.running.Load() || l.active != "") {
+		select {
+		case <-l.job.done:
+		default:
+			return nil
+		}
 	}
-	if err := l.create(key, &s); err != nil {
-		return err
+	select {
+	case <-l.job.done:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	l.made = &s
+	j := l.job
+	l.job = nil
+	if j.err != nil {
+		return j.err
+	}
+	l.made = &j.slot
 	return nil
 }
 
-func (a *Authority) createX509(key keys.Key, s *registry.Slot) (err error) {
+// failed logs a step that failed, raises alarms when the key that signs nears its
+// end, and returns how long to wait before the next try (R67, R110).
+func (a *Authority) failed(ctx context.Context, l *line, err error) time.Duration {
+	most := retryMost
+	if s, ok := find(a.Slots(l.name), func(s registry.Slot) bool { return s.State == registry.SlotActive }); ok {
+		left := time.Until(s.NotAfter)
+		most = min(most, max(retryFirst, left/8))
+		if level := alarmLevel(left, life(s)); level != 0 && l.wait > 0 && (l.alarmed == 0 || level < l.alarmed) { // not after a first failure
+			l.alarmed = level
+			a.Log.ErrorContext(ctx, "authority nears its end and could not be replaced", "kind", l.name, "key_id", s.AuthorityID,
+				"reason", fault.ReasonOf(err), "next", s.NotAfter.UTC().Format(time.RFC3339))
+			if a.Alarm != nil {
+				a.Alarm(s.AuthorityID, fmt.Sprintf("authority_%d_percent_left", level), l.name+": "+fault.ReasonOf(err))
+			}
+		}
+	}
+	wait := min(max(2*l.wait, retryFirst), most)
+	wait -= jitter(wait / 4)
+	a.Log.ErrorContext(ctx, "authority step failed", "kind", l.name, "err", err, "next", wait.String())
+	return wait
+}
+
+func (a *Authority) createX509(ctx context.Context, key keys.Key, s *registry.Slot) (err error) {
+	if s.Upstream {
+		return a.mint(ctx, key, s)
+	}
 	if s.AuthorityID, err = svid.AuthorityID(key.Public()); err != nil {
 		return err
 	}
@@ -635,7 +741,11 @@ func (a *Authority) createX509(key keys.Key, s *registry.Slot) (err error) {
 }
 
 func (a *Authority) installX509(key keys.Key, s registry.Slot) error {
-	i, err := svid.NewX509Issuer([][]byte{s.Certificate}, key)
+	chain := append([][]byte{s.Certificate}, s.Chain...)
+	if s.Upstream {
+		chain = append(chain, s.Root)
+	}
+	i, err := svid.NewX509Issuer(chain, key)
 	if err != nil {
 		return err
 	}
@@ -643,8 +753,12 @@ func (a *Authority) installX509(key keys.Key, s registry.Slot) error {
 	return nil
 }
 
-func (a *Authority) createJWT(_ keys.Key, s *registry.Slot) error {
+func (a *Authority) createJWT(ctx context.Context, _ keys.Key, s *registry.Slot) error {
 	s.AuthorityID = newKeyID()
+	if s.Upstream {
+		_, err := a.PublishJWT(ctx, bundle.JWTAuthority{KeyID: s.AuthorityID, PublicKey: s.PublicKey, ExpiresAt: s.NotAfter})
+		return err
+	}
 	return nil
 }
 

@@ -36,11 +36,13 @@ type event struct {
 	Peers    Peers               // with regard to Bundle
 	Revoked  []bundle.Revocation // what this server remembers besides the bundle
 	Keep     bool                // nothing is removed because its time has ended (R70)
+	Above    *Above              // nil: this server signs its own authorities
+	Others   []registry.Slot     // keys of this kind that other servers have
 }
 
 // ask is what an operator wants.
 type ask struct {
-	do    string // askPrepare, askActivate, askTaint or askRevoke
+	do    string // askPrepare, askActivate, …
 	id    string // of the authority; with askPrepare the prepared one to be replaced, if there is one
 	force bool   // askActivate: whoever is not ready
 }
@@ -50,6 +52,9 @@ const (
 	askActivate = "activate"
 	askTaint    = "taint"
 	askRevoke   = "revoke"
+
+	askTaintAbove  = "taint upstream"
+	askRevokeAbove = "revoke upstream"
 )
 
 // step is what to do next.
@@ -82,16 +87,19 @@ type machine struct {
 func rules() []rule {
 	return []rule{
 		{"purge", (*machine).purge},
+		{"adopt", (*machine).adopt},
 		{"revoke", (*machine).revoke},
 		{"taint", (*machine).taint},
+		{"revoke upstream", (*machine).revokeAbove},
+		{"taint upstream", (*machine).taintAbove},
 		{"retire", (*machine).retire},
 		{"drop", (*machine).drop},
 		{"ready", (*machine).ready},
 		{"activate", (*machine).activate},
 		{"publish", (*machine).publishMade},
+		{"prune", (*machine).prune}, // before what may have to wait for others
 		{"make", (*machine).makeKey},
 		{"intend", (*machine).intend},
-		{"prune", (*machine).prune},
 	}
 }
 
@@ -164,21 +172,34 @@ func (m *machine) retire() bool {
 func (m *machine) old(i int) { m.slots[i].State, m.slots[i].RetiredAt = registry.SlotOld, m.Now }
 
 // drop forgets a prepared key that may not sign, of whose life too little is left
-// to be worth a change (RG21), or that an operator wants another for. Nobody has
-// a document under it.
+// to be worth a change (RG21), whose authority above is not that of now, or that
+// an operator wants another for. Nobody has a document under it.
 func (m *machine) drop() bool {
 	i := m.at(registry.SlotPrepared)
-	if i < 0 || m.usable(m.slots[i]) && !m.reached(activateAt(m.slots[i])) && !(m.asks(askPrepare) && m.Ask.id == m.slots[i].AuthorityID) {
+	if i < 0 || m.usable(m.slots[i]) && !m.reached(activateAt(m.slots[i])) && !m.stale(m.slots[i]) &&
+		!(m.asks(askPrepare) && m.Ask.id == m.slots[i].AuthorityID) {
 		return false
 	}
 	m.forget(i)
 	return true
 }
 
-// forget removes a slot, and its key from the bundle.
+// forget removes a slot, and its key from the bundle. What else of an authority
+// above is there because of it becomes the next key's.
 func (m *machine) forget(i int) {
-	m.Bundle = m.withdraw(m.Bundle, m.slots[i])
+	s := m.slots[i]
 	m.slots = slices.Delete(m.slots, i, i+1)
+	if !s.Upstream || m.name == JWT {
+		m.Bundle = m.withdraw(m.Bundle, s)
+	}
+	if next := m.carrier(); next >= 0 {
+		m.slots[next].Given = append(slices.Clip(m.slots[next].Given), s.Given...)
+	} else {
+		m.Bundle = m.release(m.Bundle, s.Given...)
+	}
+	if len(s.Root) > 0 {
+		m.Bundle = m.release(m.Bundle, s.Root)
+	}
 }
 
 // ready notes that nobody is waited for any longer. From here on every server
@@ -212,7 +233,7 @@ func (m *machine) activate() bool {
 		}
 	case !ready:
 		return false
-	case active < 0, asked, m.reached(later(activateAt(m.slots[active]), m.spreadAt(*s))):
+	case active < 0, asked, m.stale(m.slots[active]), m.reached(later(activateAt(m.slots[active]), m.spreadAt(*s))):
 	default:
 		return false
 	}
@@ -259,6 +280,7 @@ func (m *machine) makeKey() bool {
 	}
 	s := m.slots[i]
 	s.NotBefore, s.NotAfter = m.Now.Add(-svid.Backdate), m.Now.Add(m.Lifetime)
+	s.Upstream = m.nested()
 	m.make = &s
 	return true
 }
@@ -276,7 +298,7 @@ func (m *machine) intend() bool {
 	name := slotNames()[0]
 	if active >= 0 {
 		s := m.slots[active]
-		if !m.reached(prepareAt(s)) && !m.asks(askPrepare) {
+		if !m.reached(prepareAt(s)) && !m.asks(askPrepare) && !m.stale(s) {
 			return false
 		}
 		if s.Name == name {

@@ -12,6 +12,8 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodeattest/x509pop"
+	"github.com/plastron/plastron/internal/upstream"
+	"github.com/plastron/plastron/internal/upstream/diskca"
 )
 
 // KeyManager is a keeper of private keys.
@@ -26,6 +28,21 @@ func KeyManagers() []KeyManager {
 	return []KeyManager{
 		{"disk", "keys in one file that only the server's user can read", func() keys.Config { return new(diskkeys.Config) }},
 		{"memory", "keys in memory: new authorities after each start", func() keys.Config { return new(memkeys.Config) }},
+	}
+}
+
+// Upstream is a kind of authority above.
+type Upstream struct {
+	Name string
+	Doc  string
+	New  func() upstream.Config
+}
+
+// Upstreams returns the kinds of authorities above. Without one a server signs
+// its own.
+func Upstreams() []Upstream {
+	return []Upstream{
+		{"disk", "a CA whose certificate and key are files, such as one of a corporate PKI", func() upstream.Config { return new(diskca.Config) }},
 	}
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/serverapi"
+	"github.com/plastron/plastron/internal/upstream"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -144,6 +145,7 @@ type plan struct {
 	admins        []spiffeid.ID
 	store         builtin.StoreConfig
 	keeper        keys.Config
+	upstream      upstream.Config // nil: none
 	attestors     map[string]builtin.VerifierConfig
 }
 
@@ -282,6 +284,14 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 					target = p.keeper
 				}
 			}
+		case "UpstreamAuthority":
+			for _, u := range builtin.Upstreams() {
+				names = append(names, u.Name)
+				if u.Name == pl.Name {
+					p.upstream = u.New()
+					target = p.upstream
+				}
+			}
 		case "NodeAttestor":
 			for _, a := range builtin.NodeAttestors() {
 				names = append(names, a.Name)
@@ -295,7 +305,7 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 				target = p.attestors[a.Name]
 			}
 		default:
-			fail(pl, fault.Unsupported, "plugins of this type are not offered yet; there are DataStore, KeyManager, NodeAttestor")
+			fail(pl, fault.Unsupported, "plugins of this type are not offered yet; there are DataStore, KeyManager, UpstreamAuthority, NodeAttestor")
 			continue
 		}
 		if target == nil {
@@ -310,7 +320,7 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 			}
 		}
 	}
-	for _, kind := range []string{"DataStore", "KeyManager"} {
+	for _, kind := range []string{"DataStore", "KeyManager", "UpstreamAuthority"} {
 		if count[kind] > 1 {
 			faults = append(faults, fault.New(fault.Invalid, "plugin_invalid", "plugins.%s: there are %d, and there can be one", kind, count[kind]))
 		}

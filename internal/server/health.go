@@ -59,7 +59,7 @@ func (s *Server) readiness() []monitor.Check {
 func (s *Server) needs(serving context.Context, st *watched, auth *authority.Authority, own *ownSVID, trail *audit.Writer) []monitor.Check {
 	admin := monitor.Socket("admin_socket", s.cfg.Server.SocketPath)
 	admin.Degrades = true
-	return []monitor.Check{
+	checks := []monitor.Check{
 		{Name: "serving", Run: func() error {
 			if serving.Err() != nil {
 				return fault.New(fault.Unavailable, "server_stopping", "the server is shutting down")
@@ -76,6 +76,11 @@ func (s *Server) needs(serving context.Context, st *watched, auth *authority.Aut
 		{Name: "store", Run: st.healthy, Degrades: true},
 		admin,
 	}
+	if s.plan.upstream != nil {
+		// What signs goes on; only its replacement waits (R67).
+		checks = append(checks, monitor.Check{Name: "upstream_authority", Run: auth.UpstreamHealth, Degrades: true})
+	}
+	return checks
 }
 
 // watched is a store that remembers whether its last write failed, and whether

@@ -36,6 +36,7 @@ import (
 	"github.com/plastron/plastron/internal/servers"
 	"github.com/plastron/plastron/internal/systemd"
 	"github.com/plastron/plastron/internal/upkeep"
+	"github.com/plastron/plastron/internal/upstream"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 )
@@ -160,6 +161,12 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open key manager: %w", err)
 	}
+	var above upstream.Authority // nil: none
+	if s.plan.upstream != nil {
+		if above, err = s.plan.upstream.Open(ctx, upstream.Env{TrustDomain: td, Log: s.log}); err != nil {
+			return fmt.Errorf("open upstream authority: %w", err)
+		}
+	}
 	remembered := revokedFile(filepath.Join(set.DataDir, "revoked.json"))
 	revoked, err := remembered.read()
 	if err != nil {
@@ -169,6 +176,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		TrustDomain: td, ServerID: id, Keeper: gate{keeper, fleet.MaySign}, Registry: reg, May: fleet.MaySign, Log: s.log,
 		TTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey, MaxWait: time.Duration(set.AuthorityMaxWait),
 		Revoked: revoked, Remember: remembered.write,
+		Upstream: above, Alarm: func(id, reason, detail string) { trail.Note(audit.Alarm{Subject: id, Reason: reason, Detail: detail}) },
 	})
 	if err != nil {
 		return err
@@ -243,7 +251,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		Shared: opened.Shared, Poke: fleet.Poke,
 		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reached,
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
-		CATTL: time.Duration(set.CATTL), Unconstrained: set.UnconstrainedDownstream,
+		CATTL: time.Duration(set.CATTL), Unconstrained: set.UnconstrainedDownstream, PublishJWT: auth.Publisher(),
 		About: serverapi.About{
 			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
 			StoreKind: opened.Kind, StoreDir: opened.Dir, StoreAddress: opened.Address,
@@ -346,6 +354,11 @@ func (c *Config) Warnings(ctx context.Context) []string {
 	out := c.warnings(&p)
 	env := nodeattest.Env{TrustDomain: c.Server.TrustDomain.TrustDomain, Log: slog.New(slog.DiscardHandler),
 		Roots: func() []*x509.Certificate { return nil }}
+	if p.upstream != nil {
+		if _, err := p.upstream.Open(ctx, upstream.Env{TrustDomain: c.Server.TrustDomain.TrustDomain, Log: env.Log}); err != nil {
+			out = append(out, fmt.Sprintf("plugins.UpstreamAuthority: on this machine: %s", fault.MessageOf(err)))
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.attestors)) {
 		if _, err := p.attestors[name].Open(ctx, env); err != nil {
 			out = append(out, fmt.Sprintf("plugins.NodeAttestor %q: on this machine: %s", name, fault.MessageOf(err)))

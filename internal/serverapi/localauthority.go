@@ -9,6 +9,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/rpc"
+	"github.com/plastron/plastron/internal/svid"
 )
 
 // activateWait is how long ActivateX509Authority and ActivateJWTAuthority wait
@@ -45,7 +46,11 @@ func (a localAuthorities) states(kind string) (active, prepared, old *localautho
 }
 
 func stateOf(s registry.Slot) *localauthorityv1.AuthorityState {
-	return &localauthorityv1.AuthorityState{AuthorityId: s.AuthorityID, ExpiresAt: rpc.Unix(s.NotAfter)}
+	state := &localauthorityv1.AuthorityState{AuthorityId: s.AuthorityID, ExpiresAt: rpc.Unix(s.NotAfter)}
+	if len(s.Root) > 0 {
+		state.UpstreamAuthoritySubjectKeyId = svid.CertificateID(s.Root)
+	}
+	return state
 }
 
 func (a localAuthorities) prepare(ctx context.Context, kind string) (*localauthorityv1.AuthorityState, error) {
@@ -131,13 +136,17 @@ func (a localAuthorities) RevokeJWTAuthority(ctx context.Context, req *localauth
 }
 
 // TaintX509UpstreamAuthority is for servers with an upstream authority.
-func (a localAuthorities) TaintX509UpstreamAuthority(_ context.Context, _ *localauthorityv1.TaintX509UpstreamAuthorityRequest) (*localauthorityv1.TaintX509UpstreamAuthorityResponse, error) {
-	return nil, errNoUpstream()
+func (a localAuthorities) TaintX509UpstreamAuthority(ctx context.Context, req *localauthorityv1.TaintX509UpstreamAuthorityRequest) (*localauthorityv1.TaintX509UpstreamAuthorityResponse, error) {
+	id := req.GetSubjectKeyId()
+	err := a.server.cfg.Authority.TaintUpstream(ctx, callerFrom(ctx).name(), id)
+	return &localauthorityv1.TaintX509UpstreamAuthorityResponse{UpstreamAuthoritySubjectKeyId: id}, err
 }
 
 // RevokeX509UpstreamAuthority is for servers with an upstream authority.
-func (a localAuthorities) RevokeX509UpstreamAuthority(_ context.Context, _ *localauthorityv1.RevokeX509UpstreamAuthorityRequest) (*localauthorityv1.RevokeX509UpstreamAuthorityResponse, error) {
-	return nil, errNoUpstream()
+func (a localAuthorities) RevokeX509UpstreamAuthority(ctx context.Context, req *localauthorityv1.RevokeX509UpstreamAuthorityRequest) (*localauthorityv1.RevokeX509UpstreamAuthorityResponse, error) {
+	id := req.GetSubjectKeyId()
+	err := a.server.cfg.Authority.RevokeUpstream(ctx, callerFrom(ctx).name(), id)
+	return &localauthorityv1.RevokeX509UpstreamAuthorityResponse{UpstreamAuthoritySubjectKeyId: id}, err
 }
 
 // GetWITAuthorityState is not offered.
@@ -163,9 +172,4 @@ func (a localAuthorities) TaintWITAuthority(_ context.Context, _ *localauthority
 // RevokeWITAuthority is not offered.
 func (a localAuthorities) RevokeWITAuthority(_ context.Context, _ *localauthorityv1.RevokeWITAuthorityRequest) (*localauthorityv1.RevokeWITAuthorityResponse, error) {
 	return nil, errNoWIT()
-}
-
-func errNoUpstream() error {
-	return fault.New(fault.Precondition, "upstream_not_configured", "upstream authority is not configured").
-		Fix("use localauthority: this server signs its own X.509 authorities")
 }

@@ -31,7 +31,8 @@ type ChainRules struct {
 type Chain struct {
 	Certificates [][]byte // DER, without the root
 	Root         []byte   // the one, of those that were given, under which it is good for longest; DER
-	RootID       string   // the root's subject key identifier, lower-case hex
+	ID           string   // subject key identifier of the first certificate, lower-case hex
+	RootID       string   // the root's
 	NotBefore    time.Time
 	NotAfter     time.Time
 	// Remarks are what is allowed and yet keeps some verifiers from accepting SVIDs.
@@ -177,6 +178,9 @@ func signedBy(c, parent *x509.Certificate) error {
 		return errChain("chain_order", "%s does not follow the one that it signed", shown(parent)).
 			Fix("give the certificates in the order of signing: the signing one first, each followed by its issuer")
 	}
+	if len(c.AuthorityKeyId) > 0 && !bytes.Equal(c.AuthorityKeyId, parent.SubjectKeyId) { // L21: many find issuers by it
+		return errChain("chain_order", "%s names another key identifier for its issuer than %s has", shown(c), shown(parent))
+	}
 	if err := c.CheckSignatureFrom(parent); err != nil {
 		return errChain("signature_wrong", "%s is not signed by the key of %s", shown(c), shown(parent)).Because(err)
 	}
@@ -199,7 +203,8 @@ func leading(certificates, anchors []*x509.Certificate, r ChainRules) (Chain, er
 		whole := append(append([]*x509.Certificate{}, certificates...), root)
 		if bytes.Equal(last.Raw, root.Raw) { // the first is a root itself
 			whole = certificates
-		} else if !bytes.Equal(last.RawIssuer, root.RawSubject) || last.CheckSignatureFrom(root) != nil && maySign(root) {
+		} else if !bytes.Equal(last.RawIssuer, root.RawSubject) || len(last.AuthorityKeyId) > 0 && !bytes.Equal(last.AuthorityKeyId, root.SubjectKeyId) ||
+			last.CheckSignatureFrom(root) != nil && maySign(root) {
 			continue
 		}
 		err := checkAuthority(root, r.Now)
@@ -215,7 +220,7 @@ func leading(certificates, anchors []*x509.Certificate, r ChainRules) (Chain, er
 			continue
 		}
 		options.Roots.AddCert(root)
-		out.Root, out.RootID, out.NotBefore, out.NotAfter, out.Remarks = root.Raw, keyIDOf(root), notBefore, notAfter, remarks(whole)
+		out.Root, out.ID, out.RootID, out.NotBefore, out.NotAfter, out.Remarks = root.Raw, keyIDOf(first), keyIDOf(root), notBefore, notAfter, remarks(whole)
 	}
 	if out.Root == nil {
 		return Chain{}, refusal
@@ -310,6 +315,16 @@ func shown(c *x509.Certificate) string {
 		}
 		return r
 	}, name) + "\""
+}
+
+// CertificateID is the subject key identifier of a DER certificate in lower-case
+// hex, empty for what cannot be parsed.
+func CertificateID(der []byte) string {
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return ""
+	}
+	return keyIDOf(c)
 }
 
 // keyIDOf is a certificate's subject key identifier in lower-case hex, made up

@@ -34,6 +34,9 @@ type Trust struct {
 	Roots []bundle.X509Authority
 	// JWT are the keys of the whole trust domain, of an upstream that is a Publisher.
 	JWT []bundle.JWTAuthority
+	// Version grows with each change. What an upstream has told in one answer, all
+	// answers of that version or a later one know of too.
+	Version uint64
 }
 
 // Authority is an upstream. All methods may be called concurrently.
@@ -50,8 +53,8 @@ type Authority interface {
 // Publisher is an Authority that passes JWT keys on, so that tokens of this
 // server verify in the whole trust domain.
 type Publisher interface {
-	// PublishJWT makes a key known and returns all keys of the trust domain.
-	PublishJWT(ctx context.Context, key bundle.JWTAuthority) ([]bundle.JWTAuthority, error)
+	// PublishJWT makes a key known and returns what is trusted then, the key included.
+	PublishJWT(ctx context.Context, key bundle.JWTAuthority) (Trust, error)
 }
 
 // Env is what a server lends its upstream.

@@ -84,6 +84,7 @@ type authority struct {
 	// mu guards everything below.
 	mu    sync.Mutex
 	held  material
+	count uint64 // how often files have become what is held
 	stamp string // of the files that held was read from; "" if others were seen since
 }
 
@@ -91,6 +92,7 @@ type authority struct {
 type material struct {
 	chain, roots [][]byte
 	key          crypto.Signer
+	version      uint64
 }
 
 // String keeps the key out of messages.
@@ -178,6 +180,8 @@ func (a *authority) look() (material, error) {
 	if err != nil {
 		return a.held, err
 	}
+	a.count++
+	m.version = a.count
 	a.held, a.stamp = m, stamp
 	return m, nil
 }
@@ -239,6 +243,7 @@ func (a *authority) check(m material, now time.Time) (svid.Chain, error) {
 }
 
 func (m material) trust() (t upstream.Trust) {
+	t.Version = m.version
 	for _, der := range m.roots {
 		t.Roots = append(t.Roots, bundle.X509Authority{ASN1: der})
 	}

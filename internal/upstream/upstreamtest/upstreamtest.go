@@ -103,6 +103,9 @@ func Run(t *testing.T, newConfig func(t *testing.T) upstream.Config) {
 				t.Fatal(err)
 			}
 			got = true
+			if trust.Version == 0 || trust.Version < minted.Trust.Version {
+				t.Errorf("version %d after %d", trust.Version, minted.Trust.Version)
+			}
 			if !bytes.Equal(trust.Roots[0].ASN1, minted.Trust.Roots[0].ASN1) {
 				t.Error("Watch and Mint name different roots")
 			}
@@ -134,12 +137,12 @@ func Run(t *testing.T, newConfig func(t *testing.T) upstream.Config) {
 		spki := PublicKey(t, newKey(t, keys.ECP256)).SPKI
 		key := bundle.JWTAuthority{KeyID: "0123456789abcdefghij0123456789ab", PublicKey: spki, ExpiresAt: time.Now().Add(time.Hour).UTC().Truncate(time.Second)}
 		for range 2 { // again is as good
-			all, err := a.PublishJWT(t.Context(), key)
+			trust, err := a.PublishJWT(t.Context(), key)
 			if err != nil {
 				t.Fatal(err)
 			}
 			found := false
-			for _, k := range all {
+			for _, k := range trust.JWT {
 				found = found || k.KeyID == key.KeyID && bytes.Equal(k.PublicKey, spki)
 			}
 			if !found {

@@ -73,6 +73,9 @@ type OpenStore struct {
 	Where
 	Size  func() int64 // bytes on disk
 	Check func() error // reads all of it
+	// KeepFormat: rows go on in the format in which they are written, so that one
+	// can go back to the version before.
+	KeepFormat bool
 }
 
 // sqliteStore is `DataStore "sqlite"`.
@@ -186,9 +189,16 @@ func (c *sqlStore) Where(dataDir string) Where {
 }
 
 func (c *sqlStore) Open(ctx context.Context, env StoreEnv) (OpenStore, error) {
-	if c.DatabaseType.Name() != "postgres" {
-		return c.sqlite().Open(ctx, env)
+	open := c.sqlite().Open
+	if c.DatabaseType.Name() == "postgres" {
+		open = c.openPostgres
 	}
+	opened, err := open(ctx, env)
+	opened.KeepFormat = c.DisableMigration
+	return opened, err
+}
+
+func (c *sqlStore) openPostgres(ctx context.Context, env StoreEnv) (OpenStore, error) {
 	config := c.postgres()
 	config.Seen, config.Existing = env.Seen, env.Existing
 	st, err := config.Open(ctx, env.Log)

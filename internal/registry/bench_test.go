@@ -82,7 +82,7 @@ func BenchmarkEntries(b *testing.B) {
 		var spent time.Duration
 		for i := range changes {
 			e := typical(i)
-			raw, err := seal(entryMessage(&e))
+			raw, err := seal(entryMessage(&e), oldestFormat)
 			if err != nil {
 				b.Fatal(err)
 			}

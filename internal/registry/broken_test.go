@@ -85,6 +85,7 @@ func TestBrokenRows(t *testing.T) {
 		"/token/00":              sealed(t, &statev1.Token{Epoch: []byte{1}}),
 		"/authority/s/x509":      sealed(t, &statev1.Authority{Kind: "jwt"}),
 		"/authority/s/jwt":       sealed(t, &statev1.Authority{Kind: "jwt", Slots: []*statev1.Slot{{State: 99}}}),
+		"/format":                sealed(t, &statev1.Format{Written: 1, Reader: 99}),
 		"/no-such-kind/anything": []byte("\x00"),
 	}
 	dir := t.TempDir()
@@ -216,7 +217,7 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 		}
 	}
 	var env statev1.Envelope
-	if err := proto.Unmarshal(stored(t, st, "/entry/e"), &env); err != nil || env.Format != format || env.Reader != format {
+	if err := proto.Unmarshal(stored(t, st, "/entry/e"), &env); err != nil || env.Format != Format || env.Reader != uint32(readerOf(Format)) {
 		t.Errorf("the envelope says format %d for readers of %d (%v)", env.Format, env.Reader, err)
 	}
 }

@@ -188,6 +188,10 @@ func (c *Check) Row(key string, rev uint64, value []byte) {
 		} else {
 			c.remark("store_copied", key, "use the configuration of the copy", "the store was copied to %s", mark.Place)
 		}
+	case kindFormat:
+		if _, reader, err := readFormat(r.payload); err == nil && reader > Format {
+			c.fault(newerFormat, key, "use the newer version that wrote it", "the store is written in format %d, and this version reads up to %d", reader, Format)
+		}
 	case kindOther:
 		c.remark("row_unknown", key, "", "this version does not know rows of this name; a newer one may have written it")
 	}

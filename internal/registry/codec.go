@@ -18,19 +18,13 @@ import (
 	"github.com/plastron/plastron/internal/api/plastron/state/v1"
 )
 
-// format is what this version writes, and the newest that it can read.
-const format = 1
-
-// Format is the newest envelope format that this version reads.
-const Format = format
-
 // seal wraps a message into the envelope in which values are stored.
-func seal(m proto.Message) ([]byte, error) {
+func seal(m proto.Message, format int) ([]byte, error) {
 	payload, err := proto.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("marshal a value: %w", err)
 	}
-	return proto.Marshal(&statev1.Envelope{Format: format, Reader: format, Payload: payload})
+	return proto.Marshal(&statev1.Envelope{Format: uint32(format), Reader: uint32(readerOf(format)), Payload: payload})
 }
 
 // unseal returns the payload of a stored value. Its text says why it cannot.
@@ -42,8 +36,8 @@ func unseal(value []byte) ([]byte, error) {
 	if env.Format == 0 || env.Reader == 0 {
 		return nil, fmt.Errorf("the value has no envelope")
 	}
-	if env.Reader > format {
-		return nil, fmt.Errorf("the value is of format %d, which only readers of format %d understand; this is %d", env.Format, env.Reader, format)
+	if env.Reader > Format {
+		return nil, fmt.Errorf("the value is of format %d, which only readers of format %d understand; this is %d", env.Format, env.Reader, Format)
 	}
 	return env.Payload, nil
 }

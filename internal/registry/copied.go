@@ -28,7 +28,7 @@ type CopyMark struct {
 
 // Seal returns the mark as it is stored.
 func (m *CopyMark) Seal() ([]byte, error) {
-	return seal(&statev1.Copy{Epoch: m.Epoch[:], Place: m.Place, BegunAt: unixOf(m.Begun)})
+	return seal(&statev1.Copy{Epoch: m.Epoch[:], Place: m.Place, BegunAt: unixOf(m.Begun)}, oldestFormat)
 }
 
 // ReadCopyMark reads a stored mark.

@@ -35,7 +35,7 @@ func unstored() *Registry {
 
 func sealed(t testing.TB, m proto.Message) []byte {
 	t.Helper()
-	raw, err := seal(m)
+	raw, err := seal(m, oldestFormat)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,17 +25,18 @@ const (
 	kindDownstream
 	kindCopy
 	kindTrustDomain
+	kindFormat
 	kinds
 )
 
 func prefixOf(k kind) string {
-	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/downstream/", "/copy/", "/trust-domain"}[k]
+	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/downstream/", "/copy/", "/trust-domain", "/format"}[k]
 }
 
 // split returns the kind of a key and the name after its prefix.
 func split(key string) (kind, string) {
 	for k := kindEntry; k < kinds; k++ {
-		if name, ok := strings.CutPrefix(key, prefixOf(k)); ok && (name != "") == (k != kindTrustDomain) {
+		if name, ok := strings.CutPrefix(key, prefixOf(k)); ok && (name != "") == (k < kindTrustDomain) {
 			return k, name
 		}
 	}

@@ -61,6 +61,9 @@ func (r *Registry) load(ctx context.Context) (*state, error) {
 	if err := s.copied(); err != nil {
 		return nil, err
 	}
+	if err := s.newer(); err != nil {
+		return nil, err
+	}
 	for key, bad := range s.bad {
 		r.log.WarnContext(ctx, "stored row left aside", "id", key, "revision", bad.revision, "err", bad.err)
 	}

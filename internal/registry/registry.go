@@ -101,7 +101,7 @@ func (s *state) foreign() error {
 
 // claim writes down which trust domain the store belongs to.
 func (r *Registry) claim(ctx context.Context) error {
-	raw, err := seal(serverMessage(r.td, &Server{}))
+	raw, err := seal(serverMessage(r.td, &Server{}), oldestFormat)
 	if err != nil {
 		return err
 	}
@@ -146,16 +146,17 @@ func (r *Registry) Batches(f func(store.Batch)) {
 }
 
 // fold applies a batch and tells who is affected.
-func (r *Registry) fold(b store.Batch) {
+func (r *Registry) fold(b store.Batch) error {
 	r.mu.Lock()
 	r.state.apply(b, r.observe, r.touches.wrote)
 	r.touches.folded(b.Position.Revision)
 	r.announceLocked()
-	batches := r.batches
+	batches, err := r.batches, r.state.newer()
 	r.mu.Unlock()
 	for _, f := range batches {
 		f(b)
 	}
+	return err
 }
 
 // replace puts a freshly loaded state into the place of the current one.

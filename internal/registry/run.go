@@ -30,14 +30,18 @@ type job struct {
 	result chan store.Result
 }
 
-// Run commits transactions and applies what the log brings, until ctx is done.
+// Run commits transactions and applies what the log brings, until ctx is done. It
+// ends with a fault when newer servers write what this version cannot read.
 func (r *Registry) Run(ctx context.Context) error {
 	defer close(r.stopped)
-	var loops sync.WaitGroup
-	loops.Go(func() { r.commit(ctx) })
-	loops.Go(func() { r.watch(ctx) })
-	loops.Wait()
-	return nil
+	loops, stop := context.WithCancel(ctx)
+	defer stop()
+	var committing sync.WaitGroup
+	committing.Go(func() { r.commit(loops) })
+	err := r.watch(loops)
+	stop()
+	committing.Wait()
+	return err
 }
 
 // Update runs f over the current state and commits what it asks for, again
@@ -191,12 +195,12 @@ func (r *Registry) commit(ctx context.Context) {
 
 // watch applies the log, batch by batch, and loads afresh when it cannot go on
 // from where it stands.
-func (r *Registry) watch(ctx context.Context) {
+func (r *Registry) watch(ctx context.Context) error {
 	wait := backoffFirst
 	for ctx.Err() == nil {
 		err := r.follow(ctx, &wait)
 		if ctx.Err() != nil {
-			return
+			return nil
 		}
 		most, answered, level := backoffMost, r.answered, slog.LevelWarn
 		switch reason := fault.ReasonOf(err); reason {
@@ -215,6 +219,9 @@ func (r *Registry) watch(ctx context.Context) {
 				}
 			}
 		}
+		if fault.ReasonOf(err) == newerFormat {
+			return err
+		}
 		if err != nil {
 			r.log.ErrorContext(ctx, "following the store's log", "err", err, "next", wait.String())
 		}
@@ -230,6 +237,7 @@ func (r *Registry) watch(ctx context.Context) {
 		case <-ctx.Done():
 		}
 	}
+	return nil
 }
 
 // Reload has everything loaded afresh, as if the log could not be followed: other
@@ -268,7 +276,9 @@ func (r *Registry) follow(ctx context.Context, wait *time.Duration) (err error) 
 		if b.Prev != at || b.Position.Epoch != at.Epoch || b.Position.Revision <= at.Revision {
 			return fault.New(fault.Precondition, "log_hole", "the log goes on at %v, after %v, but this is %v", b.Position, b.Prev, at)
 		}
-		r.fold(b)
+		if err := r.fold(b); err != nil {
+			return err
+		}
 		at = b.Position
 		*wait = backoffFirst
 	}

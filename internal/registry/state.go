@@ -18,6 +18,8 @@ type state struct {
 	td       spiffeid.TrustDomain
 	position store.Position
 	digest   entry.Sum // over (key, revision) of every live key
+	format   int       // in which rows are written
+	reader   int       // the oldest format whose readers understand the store
 
 	rows    *rows
 	orphans map[[32]byte]uint64 // content keys without an entry of that content: their revisions
@@ -41,7 +43,7 @@ type badRow struct {
 
 func newState(td spiffeid.TrustDomain) *state {
 	s := &state{
-		td: td, rows: newRows(td), orphans: make(map[[32]byte]uint64), nodes: newNodes(),
+		td: td, format: oldestFormat, reader: oldestFormat, rows: newRows(td), orphans: make(map[[32]byte]uint64), nodes: newNodes(),
 		bodies: make(map[string][32]byte), bad: make(map[string]badRow),
 	}
 	s.reach = newReach(s.rows, s.nodes)
@@ -136,6 +138,9 @@ func (s *state) place(r *storedRow, on observer) {
 	default:
 		s.values[r.kind][r.name] = value{r.revision, r.payload}
 	}
+	if r.kind == kindFormat {
+		s.formatChanged()
+	}
 }
 
 func (s *state) delete(key string, on observer) {
@@ -175,6 +180,9 @@ func (s *state) forget(key string, on observer) {
 		}
 	default:
 		delete(s.values[k], name)
+		if k == kindFormat {
+			s.formatChanged()
+		}
 	}
 }
 

@@ -73,6 +73,8 @@ func (r *storedRow) read(td spiffeid.TrustDomain) (err error) {
 		_, err = readCopy(r.payload)
 	case kindRoster:
 		_, err = readRoster(r.payload)
+	case kindFormat:
+		_, _, err = readFormat(r.payload)
 	case kindServer, kindTrustDomain:
 		_, err = readServer(td, r.payload)
 	}

@@ -61,7 +61,11 @@ func plan(s *state, caller string, f func(*Tx) error) (store.Txn, error) {
 			}
 			continue
 		}
-		raw, err := seal(w.value)
+		format := s.format
+		if key == prefixOf(kindFormat) {
+			format = oldestFormat // every version has to know what it says
+		}
+		raw, err := seal(w.value, format)
 		if err != nil {
 			return store.Txn{}, fault.New(fault.Invalid, "value_invalid", "the value of %q cannot be stored", key).Because(err)
 		}

@@ -229,6 +229,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	background.Go(func() error { return auth.Run(loops) })
 	background.Go(func() error { return own.run(loops) })
 	background.Go(func() error { return engine.Run(loops) })
+	if !opened.KeepFormat {
+		background.Go(func() error { return reg.RaiseFormat(loops) })
+	}
 	background.Go(func() error { return keep.Run(loops) })
 
 	// 5. The API.

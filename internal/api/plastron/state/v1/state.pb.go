@@ -76,7 +76,7 @@ func (x Slot_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Slot_State.Descriptor instead.
 func (Slot_State) EnumDescriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{13, 0}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14, 0}
 }
 
 // Envelope wraps every stored value.
@@ -148,6 +148,61 @@ func (x *Envelope) GetMac() []byte {
 	return nil
 }
 
+// Format is stored under /format, in an envelope of format 1: the format in which
+// servers write, and the oldest whose readers understand all that is stored. If it
+// is absent both are 1.
+type Format struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Written       uint32                 `protobuf:"varint,1,opt,name=written,proto3" json:"written,omitempty"`
+	Reader        uint32                 `protobuf:"varint,2,opt,name=reader,proto3" json:"reader,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Format) Reset() {
+	*x = Format{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Format) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Format) ProtoMessage() {}
+
+func (x *Format) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Format.ProtoReflect.Descriptor instead.
+func (*Format) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Format) GetWritten() uint32 {
+	if x != nil {
+		return x.Written
+	}
+	return 0
+}
+
+func (x *Format) GetReader() uint32 {
+	if x != nil {
+		return x.Reader
+	}
+	return 0
+}
+
 type Selector struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
@@ -158,7 +213,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[1]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -170,7 +225,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[1]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -183,7 +238,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{1}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Selector) GetType() string {
@@ -226,7 +281,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[2]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +293,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[2]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +306,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{2}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Entry) GetId() string {
@@ -395,7 +450,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +462,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[3]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +475,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{3}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Rule) GetId() string {
@@ -525,7 +580,7 @@ type EntryContent struct {
 
 func (x *EntryContent) Reset() {
 	*x = EntryContent{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -537,7 +592,7 @@ func (x *EntryContent) String() string {
 func (*EntryContent) ProtoMessage() {}
 
 func (x *EntryContent) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[4]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -550,7 +605,7 @@ func (x *EntryContent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EntryContent.ProtoReflect.Descriptor instead.
 func (*EntryContent) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{4}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EntryContent) GetEntryId() string {
@@ -572,7 +627,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -584,7 +639,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[5]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -597,7 +652,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{5}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Credential) GetSerial() string {
@@ -642,7 +697,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +709,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[6]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +722,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{6}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Node) GetId() string {
@@ -767,7 +822,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +834,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[7]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +847,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{7}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Token) GetExpiresAt() int64 {
@@ -838,7 +893,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +905,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[8]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +918,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{8}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -919,7 +974,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +986,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[9]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +999,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{9}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Revocation) GetKeyHash() []byte {
@@ -971,7 +1026,7 @@ type X509Authority struct {
 
 func (x *X509Authority) Reset() {
 	*x = X509Authority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1038,7 @@ func (x *X509Authority) String() string {
 func (*X509Authority) ProtoMessage() {}
 
 func (x *X509Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[10]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1051,7 @@ func (x *X509Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Authority.ProtoReflect.Descriptor instead.
 func (*X509Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{10}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *X509Authority) GetAsn1() []byte {
@@ -1025,7 +1080,7 @@ type JWTAuthority struct {
 
 func (x *JWTAuthority) Reset() {
 	*x = JWTAuthority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1092,7 @@ func (x *JWTAuthority) String() string {
 func (*JWTAuthority) ProtoMessage() {}
 
 func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[11]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1105,7 @@ func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTAuthority.ProtoReflect.Descriptor instead.
 func (*JWTAuthority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{11}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JWTAuthority) GetKeyId() string {
@@ -1092,7 +1147,7 @@ type Authority struct {
 
 func (x *Authority) Reset() {
 	*x = Authority{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1159,7 @@ func (x *Authority) String() string {
 func (*Authority) ProtoMessage() {}
 
 func (x *Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[12]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1172,7 @@ func (x *Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authority.ProtoReflect.Descriptor instead.
 func (*Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{12}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Authority) GetKind() string {
@@ -1160,7 +1215,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1227,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[13]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1240,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{13}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Slot) GetName() string {
@@ -1331,7 +1386,7 @@ type Downstream struct {
 
 func (x *Downstream) Reset() {
 	*x = Downstream{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1398,7 @@ func (x *Downstream) String() string {
 func (*Downstream) ProtoMessage() {}
 
 func (x *Downstream) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[14]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1411,7 @@ func (x *Downstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Downstream.ProtoReflect.Descriptor instead.
 func (*Downstream) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{14}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Downstream) GetCaller() string {
@@ -1436,7 +1491,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1503,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[15]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1516,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{15}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Server) GetId() string {
@@ -1608,7 +1663,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1675,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1688,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Laggard) GetAgentId() string {
@@ -1664,7 +1719,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1676,7 +1731,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1689,7 +1744,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Place) GetHost() string {
@@ -1737,7 +1792,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1749,7 +1804,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1762,7 +1817,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Roster) GetAgents() []byte {
@@ -1785,7 +1840,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1797,7 +1852,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1810,7 +1865,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Copy) GetEpoch() []byte {
@@ -1843,7 +1898,10 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x06format\x18\x01 \x01(\rR\x06format\x12\x16\n" +
 	"\x06reader\x18\x02 \x01(\rR\x06reader\x12\x18\n" +
 	"\apayload\x18\x03 \x01(\fR\apayload\x12\x10\n" +
-	"\x03mac\x18\x04 \x01(\fR\x03mac\"4\n" +
+	"\x03mac\x18\x04 \x01(\fR\x03mac\":\n" +
+	"\x06Format\x12\x18\n" +
+	"\awritten\x18\x01 \x01(\rR\awritten\x12\x16\n" +
+	"\x06reader\x18\x02 \x01(\rR\x06reader\"4\n" +
 	"\bSelector\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"\xc1\x04\n" +
@@ -2035,43 +2093,44 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
-	(*Selector)(nil),      // 2: plastron.state.v1.Selector
-	(*Entry)(nil),         // 3: plastron.state.v1.Entry
-	(*Rule)(nil),          // 4: plastron.state.v1.Rule
-	(*EntryContent)(nil),  // 5: plastron.state.v1.EntryContent
-	(*Credential)(nil),    // 6: plastron.state.v1.Credential
-	(*Node)(nil),          // 7: plastron.state.v1.Node
-	(*Token)(nil),         // 8: plastron.state.v1.Token
-	(*Bundle)(nil),        // 9: plastron.state.v1.Bundle
-	(*Revocation)(nil),    // 10: plastron.state.v1.Revocation
-	(*X509Authority)(nil), // 11: plastron.state.v1.X509Authority
-	(*JWTAuthority)(nil),  // 12: plastron.state.v1.JWTAuthority
-	(*Authority)(nil),     // 13: plastron.state.v1.Authority
-	(*Slot)(nil),          // 14: plastron.state.v1.Slot
-	(*Downstream)(nil),    // 15: plastron.state.v1.Downstream
-	(*Server)(nil),        // 16: plastron.state.v1.Server
-	(*Laggard)(nil),       // 17: plastron.state.v1.Laggard
-	(*Place)(nil),         // 18: plastron.state.v1.Place
-	(*Roster)(nil),        // 19: plastron.state.v1.Roster
-	(*Copy)(nil),          // 20: plastron.state.v1.Copy
+	(*Format)(nil),        // 2: plastron.state.v1.Format
+	(*Selector)(nil),      // 3: plastron.state.v1.Selector
+	(*Entry)(nil),         // 4: plastron.state.v1.Entry
+	(*Rule)(nil),          // 5: plastron.state.v1.Rule
+	(*EntryContent)(nil),  // 6: plastron.state.v1.EntryContent
+	(*Credential)(nil),    // 7: plastron.state.v1.Credential
+	(*Node)(nil),          // 8: plastron.state.v1.Node
+	(*Token)(nil),         // 9: plastron.state.v1.Token
+	(*Bundle)(nil),        // 10: plastron.state.v1.Bundle
+	(*Revocation)(nil),    // 11: plastron.state.v1.Revocation
+	(*X509Authority)(nil), // 12: plastron.state.v1.X509Authority
+	(*JWTAuthority)(nil),  // 13: plastron.state.v1.JWTAuthority
+	(*Authority)(nil),     // 14: plastron.state.v1.Authority
+	(*Slot)(nil),          // 15: plastron.state.v1.Slot
+	(*Downstream)(nil),    // 16: plastron.state.v1.Downstream
+	(*Server)(nil),        // 17: plastron.state.v1.Server
+	(*Laggard)(nil),       // 18: plastron.state.v1.Laggard
+	(*Place)(nil),         // 19: plastron.state.v1.Place
+	(*Roster)(nil),        // 20: plastron.state.v1.Roster
+	(*Copy)(nil),          // 21: plastron.state.v1.Copy
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
-	2,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
-	2,  // 1: plastron.state.v1.Rule.selectors:type_name -> plastron.state.v1.Selector
-	2,  // 2: plastron.state.v1.Node.selectors:type_name -> plastron.state.v1.Selector
-	6,  // 3: plastron.state.v1.Node.current:type_name -> plastron.state.v1.Credential
-	6,  // 4: plastron.state.v1.Node.next:type_name -> plastron.state.v1.Credential
-	11, // 5: plastron.state.v1.Bundle.x509_authorities:type_name -> plastron.state.v1.X509Authority
-	12, // 6: plastron.state.v1.Bundle.jwt_authorities:type_name -> plastron.state.v1.JWTAuthority
-	10, // 7: plastron.state.v1.Bundle.revoked:type_name -> plastron.state.v1.Revocation
-	14, // 8: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
+	3,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
+	3,  // 1: plastron.state.v1.Rule.selectors:type_name -> plastron.state.v1.Selector
+	3,  // 2: plastron.state.v1.Node.selectors:type_name -> plastron.state.v1.Selector
+	7,  // 3: plastron.state.v1.Node.current:type_name -> plastron.state.v1.Credential
+	7,  // 4: plastron.state.v1.Node.next:type_name -> plastron.state.v1.Credential
+	12, // 5: plastron.state.v1.Bundle.x509_authorities:type_name -> plastron.state.v1.X509Authority
+	13, // 6: plastron.state.v1.Bundle.jwt_authorities:type_name -> plastron.state.v1.JWTAuthority
+	11, // 7: plastron.state.v1.Bundle.revoked:type_name -> plastron.state.v1.Revocation
+	15, // 8: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
 	0,  // 9: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
-	17, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
-	18, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
+	18, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
+	19, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -2090,7 +2149,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -165,6 +165,35 @@ func (p *Postgres) Replica(ctx context.Context, name string) (*Postgres, error) 
 	return r, nil
 }
 
+// Backup copies the running cluster's files, as pg_basebackup does.
+func (p *Postgres) Backup(ctx context.Context) error {
+	cmd, err := command(p.Dir, p.log(), filepath.Join(p.Programs, "pg_basebackup"), "-h", p.Dir, "-p", p.Port, "-U", "plastron",
+		"-D", p.backup(), "-X", "stream", "-c", "fast", "--no-sync")
+	if err != nil {
+		return err
+	}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("pg_basebackup: %w\n%s", err, tail(p.log()))
+	}
+	return nil
+}
+
+// Restore ends the cluster and starts it again with the files of the backup.
+func (p *Postgres) Restore(ctx context.Context) error {
+	if err := p.Crash(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(p.data()); err != nil {
+		return err
+	}
+	if err := os.Rename(p.backup(), p.data()); err != nil {
+		return err
+	}
+	return p.Start(ctx)
+}
+
+func (p *Postgres) backup() string { return filepath.Join(p.Dir, "backup") }
+
 // Sent waits until every replica has all that is committed.
 func (p *Postgres) Sent(ctx context.Context) error {
 	return p.Until(ctx, "SELECT count(*) FROM pg_stat_replication HAVING min(flush_lsn) >= pg_current_wal_flush_lsn()")

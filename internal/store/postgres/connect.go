@@ -112,8 +112,9 @@ func local(host string) bool {
 const tcpTimeout = 5 * time.Second
 
 // settings are made for each session, or, behind a pooler, for each transaction.
-// Nobody holds a lock for longer than they allow. The plans are those for large
-// tables from the start: a cached one does not see a table grow.
+// Nobody holds a lock for longer than they allow. Statements are planned once for
+// a session, since that takes longer than what they do; and as for large tables
+// from the start, by index, because a plan does not see a table grow.
 func settings(local bool) string {
 	set := func(name, value string) string { return fmt.Sprintf("set_config('%s', %s, %t)", name, value, local) }
 	return "SELECT " + strings.Join([]string{
@@ -121,7 +122,10 @@ func settings(local bool) string {
 		set("lock_timeout", "'2s'"),
 		set("idle_in_transaction_session_timeout", "'3s'"),
 		set("tcp_user_timeout", fmt.Sprintf("'%d'", tcpTimeout.Milliseconds())),
+		set("plan_cache_mode", "'force_generic_plan'"),
 		set("enable_seqscan", "'off'"),
+		set("enable_hashjoin", "'off'"),
+		set("enable_mergejoin", "'off'"),
 		set("jit", "'off'"),
 		// R73: what is acknowledged survives a crash, and a failover to a
 		// synchronous replica, whatever the database's default.

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 )
@@ -191,7 +193,20 @@ func (s *Store) rememberLocked(r row) {
 func (s *Store) fetch(ctx context.Context, c *session, after uint64) (now state, at *row, rows []row, err error) {
 	limited, stop := context.WithTimeout(ctx, s.limit.call)
 	defer stop()
-	answer, err := c.rows(limited, s.sql.fetch, revisionParam(after))
+	if !c.pooled && !c.prepared {
+		if _, err := c.Prepare(limited, "plastron_fetch", s.sql.fetch, nil); err != nil {
+			return now, nil, nil, explain(ctx, err)
+		}
+		c.prepared = true
+	}
+	var r *pgconn.Result
+	values, oids, formats := split([]param{revisionParam(after)})
+	if c.prepared {
+		r = c.ExecPrepared(limited, "plastron_fetch", values, formats, []int16{1}).Read()
+	} else {
+		r = c.ExecParams(limited, s.sql.fetch, values, oids, formats, []int16{1}).Read()
+	}
+	answer, err := r.Rows, r.Err
 	if err != nil {
 		return now, nil, nil, explain(ctx, err)
 	}

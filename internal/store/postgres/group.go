@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -23,6 +24,7 @@ import (
 //	$5 the transactions' encodings, empty for one without changes
 //	$6 $7 $8 conditions: transaction, key, revision
 //	$9 $10 $11 puts: transaction, key, value   $12 $13 deletes: transaction, key
+//	$16 $17 $18 puts of keys that a condition says are absent
 //	$14 payload of the notification
 //	$15 id of the log row at that revision, empty if it is not known
 const commitSQL = `WITH
@@ -38,6 +40,7 @@ failed AS MATERIALIZED (
 held AS MATERIALIZED (
 	SELECT p.i, p.part FROM unnest($5::bytea[]) WITH ORDINALITY AS p(part, i)
 	WHERE NOT EXISTS (SELECT FROM failed WHERE failed.txn = p.i)),
+txns AS MATERIALIZED (SELECT array_agg(i) AS held FROM held),
 size AS MATERIALIZED (SELECT count(*)::int AS n FROM held WHERE length(part) > 0),
 next AS (
 	UPDATE {s}.plastron_head h SET rev = h.rev + 1 FROM head, size
@@ -51,11 +54,15 @@ log AS (
 puts AS (
 	INSERT INTO {s}.plastron_kv (key, rev, value)
 	SELECT u.key, next.rev, u.value FROM next, unnest($9::bigint[], $10::bytea[], $11::bytea[]) AS u(txn, key, value)
-	WHERE EXISTS (SELECT FROM held WHERE held.i = u.txn)
+	WHERE u.txn = ANY ((SELECT held FROM txns)::bigint[])
 	ON CONFLICT (key) DO UPDATE SET rev = excluded.rev, value = excluded.value),
+creates AS (
+	INSERT INTO {s}.plastron_kv (key, rev, value)
+	SELECT u.key, next.rev, u.value FROM next, unnest($16::bigint[], $17::bytea[], $18::bytea[]) AS u(txn, key, value)
+	WHERE u.txn = ANY ((SELECT held FROM txns)::bigint[])),
 dels AS (
 	DELETE FROM {s}.plastron_kv k USING next, unnest($12::bigint[], $13::bytea[]) AS u(txn, key)
-	WHERE k.key = u.key AND EXISTS (SELECT FROM held WHERE held.i = u.txn))
+	WHERE k.key = u.key AND u.txn = ANY ((SELECT held FROM txns)::bigint[]))
 SELECT head.rev, size.n::bigint, next.rev, failed.txn, failed.n, failed.at, head.same::int::bigint, head.epoch,
 	(SELECT pg_notify('plastron_log', $14) FROM next)::text
 FROM head CROSS JOIN size LEFT JOIN next ON true LEFT JOIN failed ON true`
@@ -65,6 +72,7 @@ type group struct {
 	txns    []store.Txn
 	id      [16]byte
 	params  []param // from $5
+	creates []param // from $16
 	parts   [][]byte
 	keys    []store.Condition // in the order of $7
 	results []store.Result
@@ -74,18 +82,28 @@ type group struct {
 func newGroup(txns []store.Txn) *group {
 	g := &group{txns: txns, results: make([]store.Result, len(txns))}
 	rand.Read(g.id[:]) // never fails (crypto/rand)
-	var conditionTxn, conditionRev, putTxn, deleteTxn []int64
-	var conditionKey, putKey, deleteKey []string
-	var putValue [][]byte
+	var conditionTxn, conditionRev, putTxn, createTxn, deleteTxn []int64
+	var conditionKey, putKey, createKey, deleteKey []string
+	var putValue, createValue [][]byte
+	absent := map[string]bool{} // no two transactions of a group share a key
 	for i := range txns {
 		t, n := &txns[i], int64(i+1)
 		for _, c := range t.Conditions {
+			if c.Revision == 0 {
+				absent[c.Key] = true
+			}
 			conditionTxn = append(conditionTxn, n)
 			conditionKey = append(conditionKey, c.Key)
 			conditionRev = append(conditionRev, signed(c.Revision))
 			g.keys = append(g.keys, c)
 		}
 		for _, p := range t.Puts {
+			if absent[p.Key] { // an insert that looks for no conflict costs half
+				createTxn = append(createTxn, n)
+				createKey = append(createKey, p.Key)
+				createValue = append(createValue, p.Value)
+				continue
+			}
 			putTxn = append(putTxn, n)
 			putKey = append(putKey, p.Key)
 			putValue = append(putValue, p.Value)
@@ -104,11 +122,12 @@ func newGroup(txns []store.Txn) *group {
 		listParam(g.parts), numbersParam(conditionTxn), listParam(conditionKey), numbersParam(conditionRev),
 		numbersParam(putTxn), listParam(putKey), listParam(putValue), numbersParam(deleteTxn), listParam(deleteKey),
 	}
+	g.creates = []param{numbersParam(createTxn), listParam(createKey), listParam(createValue)}
 	return g
 }
 
 func (g *group) size() (n int) {
-	for _, p := range g.params {
+	for _, p := range slices.Concat(g.params, g.creates) {
 		n += len(p.value)
 	}
 	return n
@@ -179,10 +198,14 @@ func (s *Store) try(ctx context.Context, g *group) (bool, error) {
 	c := s.writer
 	c.warned = false
 	params := append([]param{bytesParam(epoch[:]), revisionParam(known), numberParam(time.Now().UnixNano()), bytesParam(g.id[:])}, g.params...)
-	values, oids, formats := split(append(params, textParam(s.schema), bytesParam(id)))
+	params = append(params, textParam(s.schema), bytesParam(id))
+	values, oids, formats := split(append(params, g.creates...))
 	binary := []int16{1}
 	if !c.pooled && !c.prepared {
 		if _, err := c.Prepare(ctx, "plastron_commit", s.sql.commit, oids); err != nil {
+			return false, err
+		}
+		if _, err := c.Prepare(ctx, "plastron_lock", s.sql.lock, nil); err != nil {
 			return false, err
 		}
 		c.prepared = true
@@ -195,7 +218,11 @@ func (s *Store) try(ctx context.Context, g *group) (bool, error) {
 		judged++
 	}
 	if g.size() <= s.limit.locked {
-		b.ExecParams(s.sql.lock, nil, nil, nil, nil)
+		if c.prepared {
+			b.ExecPrepared("plastron_lock", nil, nil, nil)
+		} else {
+			b.ExecParams(s.sql.lock, nil, nil, nil, nil)
+		}
 		judged++
 	}
 	if c.prepared {

@@ -264,7 +264,7 @@ type session struct {
 	host     string
 	timeline timeline
 	pooled   bool // what answers is not the process that was connected to
-	prepared bool // the commit statement is
+	prepared bool // its statements are: those of commits, or that of fetch
 	notified bool // since it was last set to false
 	warned   bool // the same
 }

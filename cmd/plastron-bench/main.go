@@ -1,6 +1,7 @@
 // Command plastron-bench measures a running server or agent through its public
 // interfaces only: the admin socket, the TCP port and the Workload API. So it can
-// drive any server that speaks SPIRE's API.
+// drive any server that speaks SPIRE's API. Only "store" looks inside: it drives
+// the store's own interface, beside the engine's.
 //
 // It prints wall time and CPU time for each operation. The CPU time is that of
 // the process named by -pid, read from /proc before and after. In the same run it
@@ -38,6 +39,7 @@ func main() {
 // options are the flags, the same for each benchmark.
 type options struct {
 	admin, address, workload, output string
+	store, at, server                string
 	pid, count, batch, parallel      int
 	entries, agents                  int
 	streams, connections             int
@@ -63,6 +65,9 @@ func benchmarks() []benchmark {
 		{"sync", "let -agents attached agents be idle for the time -for", 1, benchSync},
 		{"watch", "change what -streams open streams of the Workload API on -connections connections show, until the last has the message", 10, benchWatch},
 		{"agent", "open -streams streams, each on its own connection, and see the agent's memory, and its CPU time in the time -for", 1, benchAgent},
+		{"store", "commit to the -store at -at for the time -for, in turns with a bare loop on the same engine", 1, benchStore},
+		{"restart", "start the -server on -entries entries, until it serves them", 5, benchRestart},
+		{"memory", "start the -server on -entries entries, and see its memory after the time -for", 1, benchMemory},
 		{"fetch", "fetch X.509-SVIDs from the Workload API, each on a stream of its own", 5000, benchFetch},
 	}
 }
@@ -115,11 +120,14 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.count, "n", b.count, "`NUMBER` of operations")
 	flags.IntVar(&o.batch, "batch", 50, "`NUMBER` of operations in one call, where the call takes several")
 	flags.IntVar(&o.parallel, "parallel", 4, "`NUMBER` of calls at the same time")
-	flags.IntVar(&o.entries, "entries", 10000, "`NUMBER` of entries that list and count add first")
+	flags.IntVar(&o.entries, "entries", 10000, "`NUMBER` of entries that list and count add first, and that restart and memory want")
 	flags.IntVar(&o.agents, "agents", 1, "`NUMBER` of agents that sync and propagation attach, besides what is there")
 	flags.IntVar(&o.streams, "streams", 1000, "`NUMBER` of streams that watch and agent open")
 	flags.IntVar(&o.connections, "connections", 1000, "`NUMBER` of connections that watch opens them on")
 	flags.DurationVar(&o.period, "for", 30*time.Second, "`TIME` for which sync and agent measure")
+	flags.StringVar(&o.server, "server", "", "`COMMAND` that starts a server at -socketPath, with data of its own")
+	flags.StringVar(&o.store, "store", "sqlite", "`KIND` of store: sqlite, postgres or etcd")
+	flags.StringVar(&o.at, "at", os.TempDir(), "`WHERE` the store is made: a directory, a connection string, or endpoints of etcd with commas between")
 	flags.StringVar(&o.output, "output", "table", "`FORMAT`: table or json")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -151,15 +159,18 @@ type result struct {
 	CPUNS       int64   `json:"cpu_ns_per_op,omitempty"` // of the process at -pid
 	Reference   string  `json:"reference,omitempty"`
 	ReferenceNS int64   `json:"reference_cpu_ns_per_op,omitempty"`
-	Ratio       float64 `json:"ratio,omitempty"` // CPUNS / ReferenceNS
-	P50NS       int64   `json:"p50_ns,omitempty"`
-	P99NS       int64   `json:"p99_ns,omitempty"`
-	Messages    *int64  `json:"messages,omitempty"`        // that the server sent to the attached agents meanwhile
-	Streams     int     `json:"streams,omitempty"`         // that were open
-	Memory      int64   `json:"anonymous_bytes,omitempty"` // of the process at -pid, with the streams open
-	Before      int64   `json:"anonymous_bytes_before,omitempty"`
-	Go          string  `json:"go"`
-	CPUs        int     `json:"cpus"`
+	Ratio       float64 `json:"ratio,omitempty"` // CPUNS / ReferenceNS; of store wall times
+	// Of store: the bare loop, and keys and values of one operation.
+	ReferenceWallNS int64  `json:"reference_wall_ns_per_op,omitempty"`
+	Bytes           int    `json:"bytes_per_op,omitempty"`
+	P50NS           int64  `json:"p50_ns,omitempty"`
+	P99NS           int64  `json:"p99_ns,omitempty"`
+	Messages        *int64 `json:"messages,omitempty"`        // that the server sent to the attached agents meanwhile
+	Streams         int    `json:"streams,omitempty"`         // that were open
+	Memory          int64  `json:"anonymous_bytes,omitempty"` // of the process at -pid, with the streams open
+	Before          int64  `json:"anonymous_bytes_before,omitempty"`
+	Go              string `json:"go"`
+	CPUs            int    `json:"cpus"`
 }
 
 func (r result) print(w io.Writer, output string) error {
@@ -171,13 +182,16 @@ func (r result) print(w io.Writer, output string) error {
 		return json.NewEncoder(w).Encode(r)
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\tmessages\tmemory before\tmemory/stream\n")
+	fmt.Fprintf(t, "benchmark\toperations\twall/op\tCPU/op\treference\tratio\tp50/call\tp99/call\tmessages\tmemory before\tmemory each\n")
 	cpu, ratio, against, p50, p99, messages, before, memory := "-", "-", "-", "-", "-", "-", "-", "-"
 	if r.CPUNS > 0 {
 		cpu = micro(r.CPUNS)
 	}
 	if r.Ratio > 0 {
 		ratio = fmt.Sprintf("%.2f", r.Ratio)
+	}
+	if r.ReferenceWallNS > 0 {
+		against = fmt.Sprintf("%s (%s)", micro(r.ReferenceWallNS), r.Reference)
 	}
 	if r.ReferenceNS > 0 {
 		against = fmt.Sprintf("%s (%s)", micro(r.ReferenceNS), r.Reference)

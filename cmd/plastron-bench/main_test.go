@@ -11,10 +11,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +31,13 @@ import (
 
 // TestMain makes this test binary stand for the program's reference server.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == "serve" {
+		if err := serve(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	if len(os.Args) > 1 && (os.Args[1] == echoVerb || os.Args[1] == holdVerb) {
 		if err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -45,6 +54,9 @@ func TestBenchmarks(t *testing.T) {
 	flags := deploy(t)
 	o := options{admin: flags[1]}
 	for _, b := range benchmarks() {
+		if slices.Contains([]string{"store", "restart", "memory"}, b.name) {
+			continue // they have tests of their own
+		}
 		t.Run(b.name, func(t *testing.T) {
 			held := b.name == "watch" || b.name == "agent"
 			if held && os.Getuid() != 0 {
@@ -126,13 +138,7 @@ func deploy(t *testing.T) []string {
 	log := slog.New(slog.DiscardHandler)
 	td := spiffeid.RequireTrustDomainFromString("bench.test")
 
-	set := server.Default()
-	unlimited := false
-	set.Server.TrustDomain.TrustDomain = td
-	set.Server.BindAddress, set.Server.BindPort = "127.0.0.1", 0
-	set.Server.SocketPath, set.Server.DataDir = filepath.Join(dir, "s.sock"), filepath.Join(dir, "server")
-	set.Server.RateLimit.Attestation, set.Server.RateLimit.Signing = &unlimited, &unlimited
-	srv, err := server.New(set, log)
+	srv, err := newServer(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,6 +184,31 @@ func deploy(t *testing.T) []string {
 		t.Fatalf("%v, %v", reply, err)
 	}
 	return []string{"-socketPath", srv.SocketPath(), "-address", srv.Addr().String(), "-workloadSocket", a.SocketPath()}
+}
+
+// newServer is a server with all that it has in dir.
+func newServer(dir string) (*server.Server, error) {
+	set := server.Default()
+	unlimited := false
+	set.Server.TrustDomain.TrustDomain = spiffeid.RequireTrustDomainFromString("bench.test")
+	set.Server.BindAddress, set.Server.BindPort = "127.0.0.1", 0
+	set.Server.SocketPath, set.Server.DataDir = filepath.Join(dir, "s.sock"), filepath.Join(dir, "server")
+	set.Server.RateLimit.Attestation, set.Server.RateLimit.Signing = &unlimited, &unlimited
+	return server.New(set, slog.New(slog.DiscardHandler))
+}
+
+// serve runs such a server until SIGTERM.
+func serve(dir string) error {
+	srv, err := newServer(dir)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if err := srv.Run(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 // start runs a role until the test ends.

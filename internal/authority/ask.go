@@ -25,6 +25,9 @@ func (a *ask) rule() string {
 	return a.do
 }
 
+// withdraws reports whether trust is taken away, not given.
+func (a *ask) withdraws() bool { return a != nil && (a.do == askTaint || a.do == askRevoke) }
+
 // checkAsk refuses what an operator wants and the state of the keys does not allow.
 func (m *machine) checkAsk() error {
 	switch {

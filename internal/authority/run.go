@@ -48,16 +48,13 @@ type Config struct {
 	// Peers says who is not known to have what is committed up to a position: Known, if
 	// servers and agents report. Nil: everyone has it at once.
 	Peers func(s *registry.Snapshot, self string, at store.Position, now time.Time) Peers
-	// MaySign says why this server may not sign, or change keys, by its clock or its
-	// lease; MayPrune why it may not remove what time has ended. Nil: it may.
-	MaySign, MayPrune func(now time.Time) error
 	// Revoked is what this server remembers as revoked, whatever the store was
 	// restored to; Remember, which may be nil, keeps it.
 	Revoked  []bundle.Revocation
 	Remember func([]bundle.Revocation) error
 	// May says why this server may neither sign nor change what is shared, if so (R68,
-	// R70). Nil: it always may.
-	May func(now time.Time) error
+	// R70), MayPrune why it may not remove what time has ended. Nil: it always may.
+	May, MayPrune func(now time.Time) error
 	// Upstream signs our X.509 authorities. Nil: they sign themselves.
 	Upstream upstream.Authority
 	// Alarm, which may be nil, is told of an authority that nears its end and could
@@ -204,7 +201,7 @@ func (a *Authority) poke() {
 
 // X509 returns the active X.509 authority.
 func (a *Authority) X509(now time.Time) (*svid.X509Issuer, error) {
-	if err := a.may(now); err != nil {
+	if err := checkClock(now); err != nil {
 		return nil, err
 	}
 	i := a.x509.Load()
@@ -216,7 +213,7 @@ func (a *Authority) X509(now time.Time) (*svid.X509Issuer, error) {
 
 // JWT returns the active JWT key.
 func (a *Authority) JWT(now time.Time) (*svid.JWTIssuer, error) {
-	if err := a.may(now); err != nil {
+	if err := checkClock(now); err != nil {
 		return nil, err
 	}
 	i := a.jwt.Load()
@@ -224,14 +221,6 @@ func (a *Authority) JWT(now time.Time) (*svid.JWTIssuer, error) {
 		return nil, a.unavailable("JWT key")
 	}
 	return i, nil
-}
-
-// may says why nothing may be signed or changed now, or nil.
-func (a *Authority) may(now time.Time) error {
-	if err := checkClock(now); err != nil || a.MaySign == nil {
-		return err
-	}
-	return a.MaySign(now)
 }
 
 func (a *Authority) unavailable(what string) error {
@@ -473,7 +462,7 @@ func (a *Authority) answer(ctx context.Context, r request) answer {
 // settle takes steps until none is due, and returns when the next one is.
 func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 	for range maxSteps {
-		if a.May != nil && l.ask == nil { // to withdraw a key is always allowed
+		if a.May != nil && !l.ask.withdraws() { // that is always allowed
 			if err := a.May(time.Now()); err != nil {
 				// What others decide about the key meanwhile is looked at before it signs again.
 				l.clear()
@@ -550,9 +539,6 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		e.Held[id] = spki
 	}
 	now := time.Now()
-	if err := a.may(now); err != nil {
-		return step{}, err
-	}
 	e.Keep = a.MayPrune != nil && a.MayPrune(now) != nil
 	e.Now = now.UTC().Truncate(time.Second) // as stored times are
 	var s step

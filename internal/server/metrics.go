@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/authority"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/registry"
@@ -89,7 +90,7 @@ func resultOf(err error) string {
 }
 
 // gauges adds what is looked up when somebody asks. Nothing is called before.
-func (s *Server) gauges(m *monitor.Metrics, id string, api *serverapi.Server, own *ownSVID, trail *audit.Writer) {
+func (s *Server) gauges(m *monitor.Metrics, id string, api *serverapi.Server, auth *authority.Authority, own *ownSVID, trail *audit.Writer) {
 	view := func(read func(*registry.Snapshot) float64) func() float64 {
 		return func() (value float64) {
 			s.registry.View(func(snap *registry.Snapshot) { value = read(snap) })
@@ -131,6 +132,23 @@ func (s *Server) gauges(m *monitor.Metrics, id string, api *serverapi.Server, ow
 				give(float64(slot.NotAfter.Unix()), kind)
 			}
 		})
+	})
+	lines := func(each func(authority.Status)) {
+		for _, line := range auth.Status(time.Now()) {
+			if line.Server == id {
+				each(line)
+			}
+		}
+	}
+	m.Gauges("authority_next_step_timestamp_seconds", "When the next step of this server's signing keys is taken, at the latest, by kind and step: intend (prepare another), ready, activate, retire, drop, prune.", []string{"kind", "step"}, func(give func(float64, ...string)) {
+		lines(func(line authority.Status) {
+			if line.Next != "" {
+				give(float64(line.At.Unix()), line.Kind, line.Next)
+			}
+		})
+	})
+	m.Gauges("authority_unacknowledged", "Agents and servers that have not acknowledged the key that this server has prepared, by kind.", []string{"kind"}, func(give func(float64, ...string)) {
+		lines(func(line authority.Status) { give(float64(len(line.Missing)), line.Kind) })
 	})
 	m.Gauge("certificate_expiry_timestamp_seconds", "When the certificate that this server shows to agents ends.", func() float64 {
 		own.mu.Lock()
@@ -178,7 +196,7 @@ func Metrics() []monitor.Metric {
 	s := &Server{}
 	m := monitor.NewMetrics(&monitor.Telemetry{Prometheus: &monitor.Prometheus{}}, role, "")
 	s.counters(m)
-	s.gauges(m, "", nil, nil, nil)
+	s.gauges(m, "", nil, nil, nil, nil)
 	s.fleetGauges(m, nil)
 	return m.Describe()
 }

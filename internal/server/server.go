@@ -173,7 +173,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	auth, err := authority.New(authority.Config{
-		TrustDomain: td, ServerID: id, Keeper: gate{keeper, fleet.MaySign}, Registry: reg, May: fleet.MaySign, Log: s.log,
+		TrustDomain: td, ServerID: id, Keeper: gate{keeper, fleet.MaySign}, Registry: reg, Log: s.log,
+		May: fleet.MaySign, MayPrune: fleet.MayPrune, Peers: authority.Known,
 		TTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey, MaxWait: time.Duration(set.AuthorityMaxWait),
 		Revoked: revoked, Remember: remembered.write,
 		Upstream: above, Alarm: func(id, reason, detail string) { trail.Note(audit.Alarm{Subject: id, Reason: reason, Detail: detail}) },
@@ -264,7 +265,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		RulePairs:       set.RulePairsPerAgent,
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log, Count: count.api,
 	})
-	s.gauges(metrics, id, api, own, trail)
+	s.gauges(metrics, id, api, auth, own, trail)
 	s.fleetGauges(metrics, fleet)
 	stopMetrics, err := s.showMetrics(ctx, metrics)
 	if err != nil {

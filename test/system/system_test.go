@@ -180,10 +180,13 @@ func (d *deployment) startServer() {
 }
 
 // launchServer does not wait.
-func (d *deployment) launchServer() {
+func (d *deployment) launchServer() { d.launchWith(plastron) }
+
+// launchWith launches the server with another program.
+func (d *deployment) launchWith(program string) {
 	d.t.Helper()
 	d.write("server.conf", d.serverConfig())
-	args := append(append([]string{}, d.serverPrefix...), plastron, "server", "run", "-config", d.path("server.conf"))
+	args := append(append([]string{}, d.serverPrefix...), program, "server", "run", "-config", d.path("server.conf"))
 	d.server = start(d.t, exec.Command(args[0], args[1:]...))
 }
 

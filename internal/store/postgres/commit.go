@@ -137,8 +137,15 @@ func (s *Store) commitAll(queue []*request) {
 			}
 		}
 	}
+	var away error // once the database does not answer, the rest of the queue does not wait for it too
 	for _, group := range store.Groups(txns) {
-		s.commitGroup(group, slots[:len(group)])
+		if away == nil {
+			away = s.commitGroup(group, slots[:len(group)])
+		} else {
+			for _, to := range slots[:len(group)] {
+				to.result().Err = away
+			}
+		}
 		for _, to := range slots[:len(group)] {
 			if to.req.left--; to.req.left == 0 {
 				close(to.req.done)
@@ -149,8 +156,8 @@ func (s *Store) commitAll(queue []*request) {
 }
 
 // commitGroup sends the transactions of one group whose callers still wait, and
-// fills in the results.
-func (s *Store) commitGroup(txns []store.Txn, slots []slot) {
+// fills in the results. It returns an error when the database does not answer.
+func (s *Store) commitGroup(txns []store.Txn, slots []slot) error {
 	var live []store.Txn
 	var to []slot
 	for i := range txns {
@@ -162,7 +169,7 @@ func (s *Store) commitGroup(txns []store.Txn, slots []slot) {
 		to = append(to, slots[i])
 	}
 	if len(live) == 0 {
-		return
+		return nil
 	}
 	g := newGroup(live)
 	err := s.write(g)
@@ -172,7 +179,14 @@ func (s *Store) commitGroup(txns []store.Txn, slots []slot) {
 			*to[i].result() = store.Result{Position: g.at, Err: err}
 		}
 	}
-	if err == nil {
+	switch fault.ReasonOf(err) {
+	case "":
 		wake(s.wakeFollow) // for those whom no notification reaches
+	case "database_unreachable":
+		return err
+	case "outcome_unknown":
+		return fault.New(fault.Unavailable, "database_unreachable", "the database does not answer; nothing was written").
+			Fix("see whether it runs and can be reached").Because(err)
 	}
+	return nil
 }

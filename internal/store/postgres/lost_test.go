@@ -282,6 +282,43 @@ func TestConnectionLost(t *testing.T) {
 	}
 }
 
+// R80, FM24: the database falls silent, and no connection breaks. Who waits is
+// told so, all at once and not one after the other, and what was not sent is not
+// called unknown.
+func TestSilentDatabase(t *testing.T) {
+	name := database(t)
+	r, url := startRelay(t, name)
+	s, err := postgres.OpenHasty(postgres.Config{ConnectionString: url + "&connect_timeout=1"}, limited(t), logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	commit(t, s, create("before", ""))
+	r.deaf.Store(true)
+	txns := make([]store.Txn, 50) // each is a group
+	for i := range txns {
+		txns[i].Puts = []store.Put{{Key: "same", Value: []byte{byte(i)}}}
+	}
+	began := time.Now()
+	results := s.Commit(context.Background(), txns)
+	took := time.Since(began)
+	must(t, "the commit that was sent", results[0].Err, fault.Unavailable, "outcome_unknown")
+	for _, r := range results[1:] {
+		must(t, "a commit that was not sent", r.Err, fault.Unavailable, "database_unreachable")
+	}
+	if took > 30*time.Second {
+		t.Errorf("refused after %v", took)
+	}
+	r.deaf.Store(false)
+	<-r.kept
+	r.cut()
+	commit(t, s, create("after", ""))
+	if rows, _ := storetest.State(t, s); rows["same"] != (storetest.Row{}) {
+		t.Errorf("the group that was not passed on is there: %v", rows["same"])
+	}
+	t.Logf("refused after %v", took)
+}
+
 // R73, FM19: the database is killed under writers on two stores, again and again.
 // Both go on by themselves, watchers too.
 func TestDatabaseKilled(t *testing.T) {

@@ -2,6 +2,8 @@ package builtin_test
 
 import (
 	"fmt"
+	"log/slog"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -116,5 +118,25 @@ func TestStores(t *testing.T) {
 	}
 	if warnings := fmt.Sprint(c.(interface{ Warnings() []string }).Warnings()); strings.Count(warnings, ":") != 3 || strings.Contains(warnings, canary) {
 		t.Errorf("warnings = %s", warnings)
+	}
+}
+
+// disable_migration keeps the format of rows as it is, whatever the engine.
+func TestKeepFormat(t *testing.T) {
+	for _, keep := range []bool{true, false} {
+		c, err := read(t, fmt.Sprintf(`"sql" { plugin_data { database_type = "sqlite3" connection_string = %q disable_migration = %t } }`, filepath.Join(t.TempDir(), "spire.db"), keep))
+		if err != nil {
+			t.Fatal(err)
+		}
+		opened, err := c.Open(t.Context(), builtin.StoreEnv{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if opened.KeepFormat != keep || opened.Shared || opened.Size == nil || opened.Check == nil {
+			t.Errorf("disable_migration = %t: %+v", keep, opened)
+		}
+		if err := opened.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -132,6 +132,7 @@ type deployment struct {
 	port          int
 	trustDomain   string
 	server, agent *process
+	program       string // of the server
 	dataStore     string // the DataStore block
 	serverOptions string // extra lines for the server block
 	agentOptions  string
@@ -154,7 +155,7 @@ func newDeployment(t testing.TB) *deployment {
 	if err := os.Chmod(dir, 0o755); err != nil { // other uids reach the socket
 		t.Fatal(err)
 	}
-	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t), trustDomain: "example.org", dataStore: `DataStore "sqlite" { plugin_data {} }`,
+	return &deployment{t: t, dir: dir, host: "127.0.0.1", port: freePort(t), trustDomain: "example.org", program: plastron, dataStore: `DataStore "sqlite" { plugin_data {} }`,
 		serverAttestor: `NodeAttestor "join_token" { plugin_data {} }`, agentAttestor: `NodeAttestor "join_token" { plugin_data {} }`}
 }
 
@@ -180,7 +181,7 @@ func (d *deployment) startServer() {
 }
 
 // launchServer does not wait.
-func (d *deployment) launchServer() { d.launchWith(plastron) }
+func (d *deployment) launchServer() { d.launchWith(d.program) }
 
 // launchWith launches the server with another program.
 func (d *deployment) launchWith(program string) {

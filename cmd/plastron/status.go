@@ -249,6 +249,9 @@ func printServerStatus(w io.Writer, s *statusv1.ServerStatus, now time.Time) err
 	}
 	rows.add("Own certificate", "until "+until(s.GetCertificateExpiresAt(), now))
 	rows.add("Healthy", healthText(s.GetUnhealthy()))
+	for _, f := range s.GetDegraded() {
+		rows.add("Degraded", f.GetMessage()+" ("+f.GetReason()+")")
+	}
 	return rows.print(w)
 }
 

@@ -137,6 +137,19 @@ func Ready(checks []Check) error {
 	return errors.Join(failures...)
 }
 
+// Lacking returns without what a process with these checks goes on for a while.
+func Lacking(checks []Check) (failures []error) {
+	for _, c := range checks {
+		if !c.Degrades {
+			continue
+		}
+		if err := c.Run(); err != nil {
+			failures = append(failures, err)
+		}
+	}
+	return failures
+}
+
 // HealthHandler answers at the two paths: 200 as long as no check is failing,
 // else 503, with the report as JSON. live and ready are called at each request.
 // A check that hangs is a failure, and is not begun once more by each who asks (R106).

@@ -253,7 +253,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		TrustDomain: td, Registry: reg, Followers: followers, Nodes: engine, Audit: trail, Authority: auth,
 		X509: x509Issuer, JWT: jwtIssuer, Certificate: own.certificate, Stale: fleet.Stale, Remember: time.Duration(set.DefaultX509SVIDTTL),
 		Shared: opened.Shared, Poke: fleet.Poke,
-		Health: func() error { return monitor.Ready(s.checks) }, Admins: s.plan.admins, Addresses: reached,
+		Health: func() error { return monitor.Ready(s.checks) }, Lacking: func() []error { return monitor.Lacking(s.checks) }, Admins: s.plan.admins, Addresses: reached,
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
 		CATTL: time.Duration(set.CATTL), Unconstrained: set.UnconstrainedDownstream, PublishJWT: auth.Publisher(),
 		About: serverapi.About{

@@ -65,6 +65,7 @@ type Config struct {
 	JWT         func(now time.Time) (*svid.JWTIssuer, error)
 	Certificate func() (*tls.Certificate, error) // the server's own, rotating
 	Health      func() error                     // nil: can serve and issue
+	Lacking     func() []error                   // without what it goes on for a while; may be nil
 	About       About
 	Upkeep      *upkeep.Upkeep // of the store
 

@@ -36,7 +36,13 @@ type statuses struct {
 
 // Status says how this server is doing.
 func (a statuses) Status(_ context.Context, req *statusv1.ServerStatusRequest) (*statusv1.ServerStatus, error) {
-	return a.server.status(req.GetCheckStore(), time.Now()), nil
+	out := a.server.status(req.GetCheckStore(), time.Now())
+	if a.server.cfg.Lacking != nil {
+		for _, err := range a.server.cfg.Lacking() {
+			out.Degraded = append(out.Degraded, writeFault(err))
+		}
+	}
+	return out, nil
 }
 
 func (s *Server) status(checkStore bool, now time.Time) *statusv1.ServerStatus {

@@ -274,7 +274,8 @@ type ServerStatus struct {
 	SocketPath           string                 `protobuf:"bytes,21,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
 	Rules                uint64                 `protobuf:"varint,22,opt,name=rules,proto3" json:"rules,omitempty"`
 	CertificateIssuedAt  int64                  `protobuf:"varint,23,opt,name=certificate_issued_at,json=certificateIssuedAt,proto3" json:"certificate_issued_at,omitempty"`
-	Seen                 *Seen                  `protobuf:"bytes,24,opt,name=seen,proto3" json:"seen,omitempty"` // in a list only
+	Seen                 *Seen                  `protobuf:"bytes,24,opt,name=seen,proto3" json:"seen,omitempty"`         // in a list only
+	Degraded             []*Fault               `protobuf:"bytes,30,rep,name=degraded,proto3" json:"degraded,omitempty"` // without what it goes on for a while; not in a list
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
 }
@@ -473,6 +474,13 @@ func (x *ServerStatus) GetCertificateIssuedAt() int64 {
 func (x *ServerStatus) GetSeen() *Seen {
 	if x != nil {
 		return x.Seen
+	}
+	return nil
+}
+
+func (x *ServerStatus) GetDegraded() []*Fault {
+	if x != nil {
+		return x.Degraded
 	}
 	return nil
 }
@@ -1463,7 +1471,7 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"checkStore\"\r\n" +
 	"\vListRequest\"J\n" +
 	"\fListResponse\x12:\n" +
-	"\aservers\x18\x01 \x03(\v2 .plastron.status.v1.ServerStatusR\aservers\"\x95\a\n" +
+	"\aservers\x18\x01 \x03(\v2 .plastron.status.v1.ServerStatusR\aservers\"\xcc\a\n" +
 	"\fServerStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12!\n" +
@@ -1494,7 +1502,8 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"socketPath\x12\x14\n" +
 	"\x05rules\x18\x16 \x01(\x04R\x05rules\x122\n" +
 	"\x15certificate_issued_at\x18\x17 \x01(\x03R\x13certificateIssuedAt\x12,\n" +
-	"\x04seen\x18\x18 \x01(\v2\x18.plastron.status.v1.SeenR\x04seen\"\xf5\x03\n" +
+	"\x04seen\x18\x18 \x01(\v2\x18.plastron.status.v1.SeenR\x04seen\x125\n" +
+	"\bdegraded\x18\x1e \x03(\v2\x19.plastron.status.v1.FaultR\bdegraded\"\xf5\x03\n" +
 	"\x04Seen\x124\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x1e.plastron.status.v1.Seen.StateR\x05state\x12\x12\n" +
 	"\x04self\x18\x02 \x01(\bR\x04self\x12\x16\n" +
@@ -1653,25 +1662,26 @@ var file_plastron_status_v1_status_proto_depIdxs = []int32{
 	11, // 5: plastron.status.v1.ServerStatus.attached:type_name -> plastron.status.v1.Attached
 	12, // 6: plastron.status.v1.ServerStatus.unhealthy:type_name -> plastron.status.v1.Fault
 	6,  // 7: plastron.status.v1.ServerStatus.seen:type_name -> plastron.status.v1.Seen
-	0,  // 8: plastron.status.v1.Seen.state:type_name -> plastron.status.v1.Seen.State
-	1,  // 9: plastron.status.v1.Seen.agreement:type_name -> plastron.status.v1.Seen.Agreement
-	12, // 10: plastron.status.v1.Store.fault:type_name -> plastron.status.v1.Fault
-	15, // 11: plastron.status.v1.AgentStatus.following:type_name -> plastron.status.v1.Following
-	16, // 12: plastron.status.v1.AgentStatus.ending:type_name -> plastron.status.v1.Ending
-	17, // 13: plastron.status.v1.AgentStatus.refusals:type_name -> plastron.status.v1.AgentStatus.RefusalsEntry
-	7,  // 14: plastron.status.v1.Following.position:type_name -> plastron.status.v1.Position
-	12, // 15: plastron.status.v1.Following.fault:type_name -> plastron.status.v1.Fault
-	2,  // 16: plastron.status.v1.Server.Status:input_type -> plastron.status.v1.ServerStatusRequest
-	3,  // 17: plastron.status.v1.Server.List:input_type -> plastron.status.v1.ListRequest
-	13, // 18: plastron.status.v1.Agent.Status:input_type -> plastron.status.v1.AgentStatusRequest
-	5,  // 19: plastron.status.v1.Server.Status:output_type -> plastron.status.v1.ServerStatus
-	4,  // 20: plastron.status.v1.Server.List:output_type -> plastron.status.v1.ListResponse
-	14, // 21: plastron.status.v1.Agent.Status:output_type -> plastron.status.v1.AgentStatus
-	19, // [19:22] is the sub-list for method output_type
-	16, // [16:19] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	12, // 8: plastron.status.v1.ServerStatus.degraded:type_name -> plastron.status.v1.Fault
+	0,  // 9: plastron.status.v1.Seen.state:type_name -> plastron.status.v1.Seen.State
+	1,  // 10: plastron.status.v1.Seen.agreement:type_name -> plastron.status.v1.Seen.Agreement
+	12, // 11: plastron.status.v1.Store.fault:type_name -> plastron.status.v1.Fault
+	15, // 12: plastron.status.v1.AgentStatus.following:type_name -> plastron.status.v1.Following
+	16, // 13: plastron.status.v1.AgentStatus.ending:type_name -> plastron.status.v1.Ending
+	17, // 14: plastron.status.v1.AgentStatus.refusals:type_name -> plastron.status.v1.AgentStatus.RefusalsEntry
+	7,  // 15: plastron.status.v1.Following.position:type_name -> plastron.status.v1.Position
+	12, // 16: plastron.status.v1.Following.fault:type_name -> plastron.status.v1.Fault
+	2,  // 17: plastron.status.v1.Server.Status:input_type -> plastron.status.v1.ServerStatusRequest
+	3,  // 18: plastron.status.v1.Server.List:input_type -> plastron.status.v1.ListRequest
+	13, // 19: plastron.status.v1.Agent.Status:input_type -> plastron.status.v1.AgentStatusRequest
+	5,  // 20: plastron.status.v1.Server.Status:output_type -> plastron.status.v1.ServerStatus
+	4,  // 21: plastron.status.v1.Server.List:output_type -> plastron.status.v1.ListResponse
+	14, // 22: plastron.status.v1.Agent.Status:output_type -> plastron.status.v1.AgentStatus
+	20, // [20:23] is the sub-list for method output_type
+	17, // [17:20] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_plastron_status_v1_status_proto_init() }

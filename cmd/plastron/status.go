@@ -92,7 +92,7 @@ func printServers(w io.Writer, servers []*statusv1.ServerStatus, now time.Time) 
 			digest = "DIFFERS"
 		}
 		if seen.GetClockKnown() {
-			clock = fmt.Sprintf("%+.1fs", float64(seen.GetClockAheadMs())/1000)
+			clock = fmt.Sprintf("%+dms", seen.GetClockAheadMs())
 		}
 		if seen.GetSelf() {
 			beat, digest, clock = "-", "-", "-"

@@ -22,6 +22,8 @@ type counters struct {
 	commit func(took time.Duration, results []store.Result)
 	event  func(audit.Event)
 	api    serverapi.Counters
+
+	differs func()
 }
 
 // counters adds those metrics.
@@ -40,7 +42,9 @@ func (s *Server) counters(m *monitor.Metrics) counters {
 	attestations := m.Counter("attestations_total", "Attempts of nodes to attest, by attestor and result: ok, or why not.", "attestor", "result")
 	deltas := m.Counter("sync_deltas_total", "Changes sent to agents, one for each agent and change that affects it.")
 	acks := m.Histogram("sync_ack_seconds", "Time from when a change is sent until the agent says that it has it.")
+	differs := m.Counter("servers_differ_total", "Times that another server was found to hold something else than this one at the same position.")
 	return counters{
+		differs: func() { differs() },
 		commit: func(took time.Duration, results []store.Result) {
 			commits(took)
 			for _, r := range results {

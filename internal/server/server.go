@@ -148,6 +148,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	fleet := servers.New(servers.Config{
 		TrustDomain: td, ID: id, Registry: reg, Shared: opened.Shared, Lease: time.Duration(set.DefaultX509SVIDTTL),
 		Place: at, Version: Version, Started: started, Boot: machine.Uptime, Log: s.log,
+		Differs: count.differs,
 		Report: func() servers.Report {
 			r := followers.Report(time.Now())
 			if known := addresses.Load(); known != nil {
@@ -252,7 +253,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	api := serverapi.New(serverapi.Config{
 		TrustDomain: td, Registry: reg, Followers: followers, Nodes: engine, Audit: trail, Authority: auth,
 		X509: x509Issuer, JWT: jwtIssuer, Certificate: own.certificate, Stale: fleet.Stale, Remember: time.Duration(set.DefaultX509SVIDTTL),
-		Shared: opened.Shared, Poke: fleet.Poke,
+		Shared: opened.Shared, Poke: fleet.Poke, Servers: fleet,
 		Health: func() error { return monitor.Ready(s.checks) }, Lacking: func() []error { return monitor.Lacking(s.checks) }, Admins: s.plan.admins, Addresses: reached,
 		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
 		CATTL: time.Duration(set.CATTL), Unconstrained: set.UnconstrainedDownstream, PublishJWT: auth.Publisher(),

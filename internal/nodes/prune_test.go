@@ -10,6 +10,7 @@ import (
 
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store/sqlite"
@@ -162,5 +163,28 @@ func TestPruneDownstream(t *testing.T) {
 				t.Errorf("left: authorities %v, keys %v, at sequence %d", serials, keys, b.Sequence)
 			}
 		})
+	}
+}
+
+// By a clock that is off nothing is removed (R70).
+func TestPruneRefused(t *testing.T) {
+	reg, td := openRegistry(t), agentID.TrustDomain()
+	token := registry.Token{Hash: []byte{1}, ExpiresAt: time.Now().Add(-time.Hour)}
+	if _, err := reg.Update(t.Context(), "test", func(tx *registry.Tx) error { return tx.PutToken(token) }); err != nil {
+		t.Fatal(err)
+	}
+	off := fault.New(fault.Unavailable, "clock_off", "it is off")
+	var refuse error = off
+	engine := nodes.New(nodes.Config{TrustDomain: td, Registry: reg, Log: slog.New(slog.DiscardHandler), MayPrune: func(time.Time) error { return refuse }})
+	left := func() (left bool) {
+		reg.View(func(s *registry.Snapshot) { _, err := s.Token(token.Hash); left = err == nil })
+		return left
+	}
+	if err := engine.Prune(t.Context()); !errors.Is(err, off) || !left() {
+		t.Errorf("Prune() = %v, the token is left: %v", err, left())
+	}
+	refuse = nil
+	if err := engine.Prune(t.Context()); err != nil || left() {
+		t.Errorf("Prune() = %v, the token is left: %v", err, left())
 	}
 }

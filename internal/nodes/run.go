@@ -470,6 +470,11 @@ func (e *Engine) keyTaken(holder, claimant spiffeid.ID, key svid.PublicKey) erro
 // one round of Run.
 func (e *Engine) Prune(ctx context.Context) error {
 	now := time.Now()
+	if e.cfg.MayPrune != nil {
+		if err := e.cfg.MayPrune(now); err != nil {
+			return err
+		}
+	}
 	e.mu.Lock()
 	maps.DeleteFunc(e.keys, func(_ [32]byte, o keyOwner) bool { return !now.Before(o.until) })
 	clear(e.alarms)
@@ -512,9 +517,6 @@ func (e *Engine) Run(ctx context.Context) error {
 			wait.Stop()
 			return nil
 		case <-wait.C:
-			if e.cfg.MayPrune != nil && e.cfg.MayPrune(time.Now()) != nil {
-				continue // health says why
-			}
 			if err := e.Prune(ctx); err != nil && ctx.Err() == nil {
 				e.cfg.Log.WarnContext(ctx, "expired rows not pruned", "err", err)
 			}

@@ -156,11 +156,29 @@ func (f *Followers) serverOfLocked(agent spiffeid.ID, seen seen) string {
 	return at.Server
 }
 
-// batch hears from the registry what has changed.
-func (f *Followers) batch(b store.Batch) {
+// batch hears from the registry what has changed. It says whether agents that had a
+// stream until lately are out, and so not attached any more.
+func (f *Followers) batch(b store.Batch) (gone bool) {
 	if b.Prev == (store.Position{}) || registry.FromServers(b) {
 		f.settleByRows(time.Now())
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := 0; i < len(b.Writes) && len(f.left) > 0; i++ {
+		touched, err := f.registry.Touched(registry.Committed{Position: b.Position, Write: i})
+		if err != nil {
+			break // the log was not followed; then they stay for as long as others
+		}
+		f.registry.View(func(s *registry.Snapshot) {
+			for _, agent := range touched {
+				if _, left := f.left[agent]; left && (seen{snapshot: s}).out(agent) {
+					delete(f.left, agent)
+					gone = true
+				}
+			}
+		})
+	}
+	return gone
 }
 
 // settleByRows ends the waits for agents of which other servers now say that they hold

@@ -10,6 +10,7 @@ import (
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -19,15 +20,22 @@ type crowd struct {
 	reg *registry.Registry
 	f   *Followers
 	now time.Time
+
+	gone chan struct{} // a batch put somebody out who had left
 }
 
 func newCrowd(t *testing.T, agents int) *crowd {
-	c := &crowd{t: t, reg: emptyRegistry(t), now: time.Now().Truncate(time.Second)}
+	c := &crowd{t: t, reg: emptyRegistry(t), now: time.Now().Truncate(time.Second), gone: make(chan struct{}, 10)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); c.reg.Run(ctx) }()
 	t.Cleanup(func() { cancel(); <-done })
 	c.f = NewFollowers("s1", c.reg)
+	c.reg.Batches(func(b store.Batch) {
+		if c.f.batch(b) {
+			c.gone <- struct{}{}
+		}
+	})
 	c.update(func(tx *registry.Tx) error {
 		for i := range agents {
 			n := registry.Node{ID: c.id(i), AttestationType: "test", AttestedAt: c.now,
@@ -144,18 +152,32 @@ func TestReport(t *testing.T) {
 	c.catchUp(zero)
 
 	// R30: who is out is attached no longer.
-	banned := c.update(func(tx *registry.Tx) error {
-		n, err := tx.Node(c.id(1))
-		if err != nil {
-			return err
-		}
-		n.Banned = true
-		return tx.PutNode(n)
-	})
+	ban := func(i int) uint64 {
+		return c.update(func(tx *registry.Tx) error {
+			n, err := tx.Node(c.id(i))
+			if err != nil {
+				return err
+			}
+			n.Banned = true
+			return tx.PutNode(n)
+		})
+	}
+	banned := ban(1)
 	if !c.f.leave(one, c.now) {
 		t.Error("leave does not say that the agent is out")
 	}
 	c.is("banned", banned, []int{0, 2})
+	if c.f.leave(third, c.now) {
+		t.Error("leave says that the agent is out")
+	}
+	c.is("left", banned, []int{0, 2})
+	banned = ban(2)
+	select {
+	case <-c.gone:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the ban of an agent that has left is not worth a beat")
+	}
+	c.is("banned after it left", banned, []int{0})
 }
 
 // More than a hundred that lag: the hundred that are furthest behind are named, and

@@ -42,6 +42,7 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/servers"
+	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/plastron/plastron/internal/upkeep"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -181,7 +182,11 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 	grpc_health_v1.RegisterHealthServer(localServer, health{server: s})
 	s.meter.Learn(remoteServer)
 	s.meter.Learn(localServer)
-	s.cfg.Registry.Batches(s.followers.batch)
+	s.cfg.Registry.Batches(func(b store.Batch) {
+		if s.followers.batch(b) {
+			s.poke()
+		}
+	})
 
 	// Each returns nil when it is stopped, an error when its listener breaks,
 	// which takes the other down too.

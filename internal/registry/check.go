@@ -38,8 +38,8 @@ type Defect struct {
 // get wrong alike would not be seen. Call After once, then Row for every row of
 // one snapshot, then Batch for the log up to it, then Defects.
 //
-// It keeps what it has to compare, about 200 bytes for each entry, and a row's
-// key as a hash of 64 bits where being there is all that counts.
+// Of an entry it keeps its id and the hash of its content, of what the log wrote
+// a hash, and of other rows no more than 64 bits of their key's.
 type Check struct {
 	td      spiffeid.TrustDomain
 	digest  entry.Sum
@@ -290,7 +290,7 @@ func (c *Check) history(key, name string, change store.Change, rev uint64) {
 	case was == nil:
 	case is.Sequence < was.Sequence:
 		c.fault("bundle_sequence", key, tampered, "at revision %d the bundle's sequence went back from %d to %d", rev, was.Sequence, is.Sequence)
-	case is.Sequence == was.Sequence && !is.Equal(was):
+	case is.Sequence == was.Sequence && name == c.td.Name() && !is.Equal(was): // others number theirs as they like
 		c.fault("bundle_sequence", key, tampered, "at revision %d the bundle's content changed and its sequence stayed at %d", rev, is.Sequence)
 	}
 }
@@ -382,7 +382,15 @@ func (c *Check) checkAuthorities() {
 				"no server's row has, or was given by its upstream, the root with SHA-256 %x", sum)
 		}
 	}
+	for _, root := range own.Roots() {
+		if own.IsRevoked(sha256.Sum256(root.RawSubjectPublicKeyInfo)) {
+			c.fault("bundle_key_revoked", key, tampered, "the bundle holds the X.509 authority %x, which was revoked", root.SubjectKeyId)
+		}
+	}
 	for _, a := range own.JWT {
+		if own.IsRevoked(sha256.Sum256(a.PublicKey)) {
+			c.fault("bundle_key_revoked", key, tampered, "the bundle holds the JWT key %q, which was revoked", a.KeyID)
+		}
 		if !slices.ContainsFunc(owned, func(s slotOf) bool { return s.isJWT(a) || s.gave([]byte(a.KeyID)) }) {
 			c.remark("bundle_key_unowned", key, "if no server below this one published it, take the trust domain for compromised",
 				"no server's row has the JWT key %q", a.KeyID)

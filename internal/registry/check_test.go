@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
 	"maps"
@@ -248,6 +249,20 @@ func TestCheck(t *testing.T) {
 		{code: "bundle_sequence", key: "/bundle/td", seed: func(t testing.TB, s *paper) {
 			b := bundleOf(t, s)
 			b.RefreshHint += time.Second
+			s.put(t, "/bundle/td", bundleMessage(b))
+		}},
+		{seed: func(t testing.TB, s *paper) { // another trust domain's are numbered as it likes
+			other := &bundle.Bundle{TrustDomain: spiffeid.RequireTrustDomainFromString("other"), Sequence: 3, RefreshHint: time.Minute}
+			s.put(t, "/bundle/other", bundleMessage(other))
+		}},
+		{code: "bundle_key_revoked", key: "/bundle/td", seed: func(t testing.TB, s *paper) { // R69
+			b := bundleOf(t, s)
+			b.Revoked = []bundle.Revocation{{KeyHash: sha256.Sum256(b.JWT[0].PublicKey)}}
+			s.put(t, "/bundle/td", bundleMessage(b))
+		}},
+		{code: "bundle_key_revoked", key: "/bundle/td", seed: func(t testing.TB, s *paper) {
+			b := bundleOf(t, s)
+			b.Revoked = []bundle.Revocation{{KeyHash: sha256.Sum256(b.Roots()[0].RawSubjectPublicKeyInfo)}}
 			s.put(t, "/bundle/td", bundleMessage(b))
 		}},
 		{code: "revision_wrong", seed: func(t testing.TB, s *paper) {

@@ -107,6 +107,7 @@ func TestCopyEngines(t *testing.T) {
 		{"postgres to sqlite", postgresPlace, sqlitePlace},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			from, to := test.from(t), test.to(t)
 			source, target := from.open(t), to.open(t)
 			used(t, source, 50)

@@ -92,15 +92,19 @@ type child struct {
 	cmd     *exec.Cmd
 	took    time.Duration // until it served
 	entries int           // that it served then
+	ended   chan struct{} // closed when the process has ended, with err
+	err     error
 }
 
 func (c *child) pid() int { return c.cmd.Process.Pid }
 
 func (c *child) end() error {
-	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		return err
+	err := c.cmd.Process.Signal(syscall.SIGTERM)
+	if errors.Is(err, os.ErrProcessDone) {
+		err = nil
 	}
-	return c.cmd.Wait()
+	<-c.ended
+	return errors.Join(err, c.err)
 }
 
 // startServer returns when the server counts as many entries as wanted, or any
@@ -110,12 +114,16 @@ func startServer(ctx context.Context, o options, want int) (*child, error) {
 	if len(command) == 0 {
 		return nil, errors.New("-server is empty; it is a command that starts a server with data of its own")
 	}
-	c := &child{cmd: exec.Command(command[0], command[1:]...)}
+	c := &child{cmd: exec.Command(command[0], command[1:]...), ended: make(chan struct{})}
 	c.cmd.Stderr = os.Stderr
 	began := time.Now()
 	if err := c.cmd.Start(); err != nil {
 		return nil, err
 	}
+	go func() {
+		c.err = c.cmd.Wait()
+		close(c.ended)
+	}()
 	ctx, stop := context.WithTimeout(ctx, 5*time.Minute)
 	defer stop()
 	for {
@@ -129,11 +137,10 @@ func startServer(ctx context.Context, o options, want int) (*child, error) {
 		}
 		select {
 		case <-time.After(2 * time.Millisecond):
+		case <-c.ended:
+			return nil, errors.Join(errors.New("the server ended"), c.err)
 		case <-ctx.Done():
 			return nil, errors.Join(err, c.end())
-		}
-		if c.cmd.Process.Signal(syscall.Signal(0)) != nil {
-			return nil, errors.Join(fmt.Errorf("the server ended: %w", err), c.cmd.Wait())
 		}
 	}
 }

@@ -83,7 +83,7 @@ func TestStore(t *testing.T) {
 		defer e.Close()
 		check(t, "etcd", e.Endpoints[0])
 	})
-	for _, args := range [][]string{{"store", "-store", "mysql"}, {"store", "-at", "/none"}, {"restart"}, {"memory", "-server", "/none"}} {
+	for _, args := range [][]string{{"store", "-store", "mysql"}, {"store", "-at", "/none"}, {"restart"}, {"memory", "-server", "/none"}, {"memory", "-server", "/bin/false"}} {
 		if err := run(t.Context(), args, io.Discard, io.Discard); err == nil {
 			t.Errorf("%v did not fail", args)
 		}

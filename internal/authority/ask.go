@@ -79,7 +79,7 @@ func (m *machine) checkAsk() error {
 
 func notTainted(id string) error {
 	return fault.New(fault.Precondition, "authority_not_tainted", "only a tainted authority can be revoked, and %q is not tainted", id).
-		Fix("taint it, and give agents a minute to replace what it signed")
+		Fix("taint it, and give agents a minute to replace what it signed: one that has not is no longer let in")
 }
 
 // checkReady refuses to activate a key that others have to get first.

@@ -85,20 +85,21 @@ type Authority struct {
 // line is one kind of key on its way.
 type line struct {
 	kind
-	keyType keys.Type
-	create  func(ctx context.Context, key keys.Key, s *registry.Slot) error // fills in what is known once the key is made
-	install func(key keys.Key, s registry.Slot) error                       // makes it the one that signs
-	clear   func()                                                          // nothing signs
-	made    *registry.Slot                                                  // made, not published yet
-	ask     *ask                                                            // what an operator wants
-	caller  string                                                          // who that is
-	done    answer                                                          // to ask
-	waits   bool                                                            // the prepared key waits for acknowledgements
-	active  string                                                          // the authority that is installed
-	wait    time.Duration                                                   // until the next try, after a failure
-	job     *job                                                            // under way with the authority above
-	retry   time.Time                                                       // not before then is the authority above asked again
-	alarmed int                                                             // percent of life left that was alarmed last; 0: none
+	keyType   keys.Type
+	create    func(ctx context.Context, key keys.Key, s *registry.Slot) error // fills in what is known once the key is made
+	install   func(key keys.Key, s registry.Slot) error                       // makes it the one that signs
+	clear     func()                                                          // nothing signs
+	made      *registry.Slot                                                  // made, not published yet
+	ask       *ask                                                            // what an operator wants
+	caller    string                                                          // who that is
+	published atomic.Pointer[store.Position]                                  // where the log holds the prepared key, if it was published in this life
+	done      answer                                                          // to ask
+	waits     bool                                                            // the prepared key waits for acknowledgements
+	active    string                                                          // the authority that is installed
+	wait      time.Duration                                                   // until the next try, after a failure
+	job       *job                                                            // under way with the authority above
+	retry     time.Time                                                       // not before then is the authority above asked again
+	alarmed   int                                                             // percent of life left that was alarmed last; 0: none
 }
 
 // job is a key that is being signed or published above. done guards the rest.
@@ -419,7 +420,7 @@ func (a *Authority) Status(now time.Time) (out []Status) {
 		for _, stored := range snap.Authorities("") {
 			for _, l := range a.lines {
 				if l.name == stored.Kind {
-					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, stored.Server, stored.Slots, now),
+					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, l, stored.Server, stored.Slots, now),
 						Above: a.aboveNow(), Others: others(snap, stored.Server, l.name)}
 					out = append(out, status(l.kind, stored, e))
 				}
@@ -546,7 +547,7 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 	if l.ask != nil {
 		caller = l.caller
 	}
-	_, err := a.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
+	at, err := a.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
 		stored, err := tx.Authority(a.ServerID, l.name)
 		if err != nil && fault.KindOf(err) != fault.NotFound {
 			return err
@@ -559,7 +560,7 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		}
 		l.made = still(l.made, stored.Slots)
 		e.Made = l.made
-		e.Peers = a.peers(tx.Snapshot(), a.ServerID, stored.Slots, e.Now)
+		e.Peers = a.peers(tx.Snapshot(), l, a.ServerID, stored.Slots, e.Now)
 		e.Others = others(tx.Snapshot(), a.ServerID, l.name)
 		if s, err = next(l.kind, stored.Slots, e); err != nil {
 			return err
@@ -581,15 +582,23 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 	if s.Bundle == nil {
 		s.Bundle = e.Bundle
 	}
+	if s.Rule == "publish" {
+		l.published.Store(&at)
+	}
 	if l.ask != nil && l.ask.rule() == s.Rule {
 		l.ask, l.done = nil, answer{slot: s.About, passed: s.Missing}
 	}
 	return s, nil
 }
 
-// peers asks who is missing, if a prepared key waits to know.
-func (a *Authority) peers(snap *registry.Snapshot, server string, slots []registry.Slot, now time.Time) Peers {
+// peers asks who is missing, if a prepared key waits to know: of the bundle in which
+// it was published, or, if that was in an earlier life of this process, of the
+// bundle as it is.
+func (a *Authority) peers(snap *registry.Snapshot, l *line, server string, slots []registry.Slot, now time.Time) Peers {
 	at, known := snap.BundleVersion(a.TrustDomain)
+	if own := l.published.Load(); own != nil && server == a.ServerID && own.Epoch == at.Epoch {
+		at = *own
+	}
 	if a.Peers == nil || !known || !slices.ContainsFunc(slots, waiting) {
 		return Peers{}
 	}

@@ -111,18 +111,18 @@ func (o *ownSVID) due() time.Time {
 }
 
 // changed has run look whether the certificate is still trusted. It does not wait.
-func (o *ownSVID) changed(b store.Batch) {
-	for _, w := range b.Writes {
-		for _, c := range w.Changes {
-			if c.Key == "/bundle/"+o.trustDomain.Name() {
-				select {
-				case o.look <- struct{}{}:
-				default: // it will look anyway
-				}
-				return
-			}
-		}
+func (o *ownSVID) changed() {
+	select {
+	case o.look <- struct{}{}:
+	default: // it will look anyway
 	}
+}
+
+// changesBundle reports whether a batch holds a trust domain's bundle.
+func changesBundle(b store.Batch, td spiffeid.TrustDomain) bool {
+	return slices.ContainsFunc(b.Writes, func(w store.Write) bool {
+		return slices.ContainsFunc(w.Changes, func(c store.Change) bool { return c.Key == "/bundle/"+td.Name() })
+	})
 }
 
 // trusted reports whether the certificate leads to an authority that is in the

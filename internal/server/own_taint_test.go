@@ -68,7 +68,9 @@ func TestOwnCertificateOfATaintedAuthority(t *testing.T) {
 		before := serial()
 		change := func(b *bundle.Bundle, key string) {
 			held.Store(b)
-			o.changed(store.Batch{Writes: []store.Write{{Changes: []store.Change{{Key: key}}}}})
+			if changesBundle(store.Batch{Writes: []store.Write{{}, {Changes: []store.Change{{Key: key}}}}}, td) {
+				o.changed()
+			}
 			synctest.Wait()
 		}
 		active.Store(next)

@@ -35,6 +35,7 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/servers"
+	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/systemd"
 	"github.com/plastron/plastron/internal/upkeep"
 	"github.com/plastron/plastron/internal/upstream"
@@ -213,6 +214,11 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := fleet.Start(ctx); err != nil {
 		return err
 	}
+	reg.Batches(func(b store.Batch) { // a key of another server may wait to hear that this one has it
+		if opened.Shared && changesBundle(b, td) {
+			fleet.Poke()
+		}
+	})
 	defer s.stopSigning(ctx, fleet)
 	background.Go(func() error { return fleet.Run(loops) })
 	if err := auth.Start(ctx); err != nil {
@@ -225,7 +231,11 @@ func (s *Server) Run(ctx context.Context) (err error) {
 			return b, err
 		},
 	}
-	reg.Batches(own.changed)
+	reg.Batches(func(b store.Batch) {
+		if changesBundle(b, td) {
+			own.changed()
+		}
+	})
 	if err := own.rotate(time.Now()); err != nil {
 		return fmt.Errorf("issue the server's own certificate: %w", err)
 	}

@@ -16,7 +16,7 @@ var rows = [...][]string{
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
 	4:  {"keys", "nodeattest", "workload", "upstream", "store", "monitor"},
 	5:  {"process", "secretfile", "systemd", "serverlink", "localsocket", "machine", "rpc"},
-	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
+	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "upstream/spire", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror", "servers", "upkeep"},
 	9:  {"serverapi", "workloadapi", "agentapi"},
@@ -156,7 +156,7 @@ func checkChain(t *tree) []string {
 var parties = map[string][]string{
 	"github.com/spiffe/go-spiffe/v2/spiffeid":              {"*"},
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload": {"internal/workloadapi", "cmd", "test"},
-	"github.com/spiffe/go-spiffe/v2/workloadapi":           {"internal/agent", "cmd", "examples", "test"},
+	"github.com/spiffe/go-spiffe/v2/workloadapi":           {"internal/agent", "internal/upstream/spire", "cmd", "examples", "test"},
 	"github.com/spiffe/go-spiffe/v2":                       {"cmd", "examples", "test"},
 
 	"google.golang.org/grpc": {"internal/api", "api", "internal/serverlink", "internal/rpc", "internal/serverapi",

@@ -14,6 +14,7 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest/x509pop"
 	"github.com/plastron/plastron/internal/upstream"
 	"github.com/plastron/plastron/internal/upstream/diskca"
+	"github.com/plastron/plastron/internal/upstream/spire"
 )
 
 // KeyManager is a keeper of private keys.
@@ -43,6 +44,7 @@ type Upstream struct {
 func Upstreams() []Upstream {
 	return []Upstream{
 		{"disk", "a CA whose certificate and key are files, such as one of a corporate PKI", func() upstream.Config { return new(diskca.Config) }},
+		{"spire", "another server of the trust domain, Plastron's or SPIRE's, known by an agent on this machine", func() upstream.Config { return new(spire.Config) }},
 	}
 }
 

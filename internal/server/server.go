@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -168,6 +169,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if s.plan.upstream != nil {
 		if above, err = s.plan.upstream.Open(ctx, upstream.Env{TrustDomain: td, Log: s.log}); err != nil {
 			return fmt.Errorf("open upstream authority: %w", err)
+		}
+		if c, ok := above.(io.Closer); ok {
+			defer closing("upstream authority", c.Close)
 		}
 	}
 	remembered := revokedFile(filepath.Join(set.DataDir, "revoked.json"))

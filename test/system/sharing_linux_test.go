@@ -18,7 +18,6 @@ import (
 
 // sharedKind is a store for several servers, with what a test asks of it.
 type sharedKind struct {
-	name     string
 	block    func(where string) string // the DataStore block for a database or prefix
 	contents func(where string) string // all that is in it, in a form to compare
 	foreign  func(where string)        // puts something else there
@@ -34,7 +33,6 @@ func postgresKind(t *testing.T) sharedKind {
 		}
 	}
 	return sharedKind{
-		name: "postgres",
 		block: func(where string) string {
 			p.Exec(context.Background(), "postgres", "CREATE DATABASE "+where) // unless it is there
 			return postgresBlock(p, where)
@@ -57,7 +55,6 @@ func postgresKind(t *testing.T) sharedKind {
 func etcdKind(t *testing.T) sharedKind {
 	e := startEtcd(t)
 	return sharedKind{
-		name:     "etcd",
 		block:    func(where string) string { return etcdBlock(e, "/"+where+"/") },
 		contents: func(where string) string { return rangeEtcd(t, e, "/"+where+"/") },
 		foreign:  func(where string) { putEtcd(t, e, "/"+where+"/x", "1") },
@@ -101,9 +98,10 @@ func rangeEtcd(t *testing.T, e *parts.Etcd, prefix string) string {
 // trust domain, and nothing is made twice or by halves, though some are killed. What is not for this
 // server is refused with one sentence, and left as it is.
 func TestManyServersAtOnce(t *testing.T) {
-	for _, kind := range []func(*testing.T) sharedKind{postgresKind, etcdKind} {
-		k := kind(t)
-		t.Run(k.name, func(t *testing.T) {
+	for name, kind := range map[string]func(*testing.T) sharedKind{"postgres": postgresKind, "etcd": etcdKind} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := kind(t)
 			const many = 10
 			block := k.block("many")
 			servers := make([]*deployment, many)

@@ -43,7 +43,7 @@ func (m *machine) mayPrune(now time.Time, boot time.Duration) error {
 	if err := m.stale(boot); err != nil {
 		return err
 	}
-	return m.clock(now, boot).err(maxSkewHere)
+	return m.checkClock(now, boot, maxSkewHere)
 }
 
 // estate is what a server that is gone has left.

@@ -388,7 +388,7 @@ func (s *Servers) note() {
 func (s *Servers) tell(ctx context.Context) {
 	now := time.Now()
 	s.mu.Lock()
-	clock, stale := s.machine.clock(now, s.cfg.Boot()).err(maxSkew), s.machine.stale(s.cfg.Boot())
+	clock, stale := s.machine.checkClock(now, s.cfg.Boot(), maxSkew), s.machine.stale(s.cfg.Boot())
 	clockTurned, freshTurned := s.clockOK != (clock == nil), s.freshOK != (stale == nil)
 	s.clockOK, s.freshOK = clock == nil, stale == nil
 	differing, strays := s.machine.differing(), s.machine.strays(s.cfg.Boot())

@@ -296,7 +296,7 @@ func (m *machine) maySign(now time.Time, boot time.Duration) error {
 		return fault.New(fault.Unavailable, "lease_ended", "this server has not reached its store for %s, so its right to sign has ended", (boot - m.from).Round(time.Second)).
 			Fix("see to the store and to the network between; the right comes back with the store")
 	}
-	return m.clock(now, boot).err(maxSkew)
+	return m.checkClock(now, boot, maxSkew)
 }
 
 // waiting is what is said while the lease of a former life runs out.
@@ -332,6 +332,20 @@ func (r reading) err(most time.Duration) error {
 		Fix("set this machine's clock and keep it set (NTP); if it is right, the others' are wrong")
 }
 
+// checkClock says that the own clock is off by more than a time, or nil.
+func (m *machine) checkClock(now time.Time, boot, most time.Duration) error {
+	zero := now.Add(-boot)
+	for _, p := range m.peers {
+		if m.alive(p, boot) && len(p.zeroes) > 0 && p.zero().Sub(zero).Abs() > most {
+			return m.clock(now, boot).err(most)
+		}
+	}
+	return nil // whichever clock is right, it is not further away
+}
+
+// zero is what the writer's clock said when the boot clock stood at 0, at least.
+func (p *sighting) zero() time.Time { return slices.MaxFunc(p.zeroes, time.Time.Compare) }
+
 // clock compares the clocks of all live servers.
 func (m *machine) clock(now time.Time, boot time.Duration) reading {
 	type clock struct {
@@ -343,7 +357,7 @@ func (m *machine) clock(now time.Time, boot time.Duration) reading {
 	clocks := []clock{{m.id, 0, boot - m.began}}
 	for id, p := range m.peers {
 		if m.alive(p, boot) && len(p.zeroes) > 0 {
-			clocks = append(clocks, clock{id, slices.MaxFunc(p.zeroes, time.Time.Compare).Sub(zero), p.row.Up + boot - p.seen})
+			clocks = append(clocks, clock{id, p.zero().Sub(zero), p.row.Up + boot - p.seen})
 		}
 	}
 	slices.SortFunc(clocks, func(a, b clock) int { return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.id, b.id)) })
@@ -377,7 +391,7 @@ func (m *machine) others(now time.Time, boot time.Duration) []Other {
 	for _, p := range m.peers {
 		o := Other{Row: p.row, Live: m.alive(p, boot), Silent: boot - p.seen, Compared: p.compared, Diverged: p.differs}
 		if o.Clock = len(p.zeroes) > 0; o.Clock {
-			o.Ahead = slices.MaxFunc(p.zeroes, time.Time.Compare).Sub(now.Add(-boot))
+			o.Ahead = p.zero().Sub(now.Add(-boot))
 		}
 		out = append(out, o)
 	}

@@ -43,6 +43,14 @@ const fresh = 10 * time.Second
 var plastron string
 
 func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == "relay" { // see network.expose
+		l, err := net.Listen("tcp", os.Args[2])
+		if err != nil {
+			panic(err)
+		}
+		relay(l, "unix", os.Args[3])
+		return
+	}
 	dir, err := os.MkdirTemp("", "pb")
 	if err != nil {
 		panic(err)
@@ -69,6 +77,7 @@ type fleet struct {
 	dir     string
 	store   string // the DataStore block
 	options string // more lines for each server block
+	ttl     int32  // of the agents' identities, in seconds; 0: as the server decides
 	servers []*server
 	agents  []*agent
 
@@ -82,6 +91,7 @@ type server struct {
 	name   string
 	host   string
 	port   int
+	store  string   // its own DataStore block, if it reaches the store in its own way
 	prefix []string // command to run it under, such as nsenter
 	proc   *parts.Program
 	conn   *grpc.ClientConn // to its admin socket
@@ -150,7 +160,7 @@ func newFleet(t testing.TB) *fleet {
 func (f *fleet) start(n int) {
 	f.t.Helper()
 	for range n {
-		s := &server{fleet: f, name: fmt.Sprintf("s%d", len(f.servers)), host: "127.0.0.1", port: freePort(f.t)}
+		s := &server{fleet: f, name: fmt.Sprintf("s%d", len(f.servers)), host: "127.0.0.1", port: freePort(f.t), store: f.store}
 		f.servers = append(f.servers, s)
 		s.start()
 		s.conn = f.dial(s.path("admin/api.sock"))
@@ -192,7 +202,11 @@ func (f *fleet) write(path, text string) {
 // launch starts a plastron command that runs until the test ends.
 func (f *fleet) launch(name string, prefix []string, args ...string) *parts.Program {
 	f.t.Helper()
-	args = append(append([]string{}, prefix...), append([]string{plastron}, args...)...)
+	return f.begin(name, append(append([]string{}, prefix...), append([]string{plastron}, args...)...))
+}
+
+func (f *fleet) begin(name string, args []string) *parts.Program {
+	f.t.Helper()
 	p, err := parts.StartProgram(exec.Command(args[0], args[1:]...))
 	if err != nil {
 		f.t.Fatal(err)
@@ -256,7 +270,7 @@ plugins {
   KeyManager "disk" { plugin_data { keys_path = %q } }
   NodeAttestor "join_token" { plugin_data {} }
 }
-`, s.host, s.port, s.path("admin/api.sock"), s.path("data"), s.fleet.options, s.fleet.store, s.path("data/keys.json")))
+`, s.host, s.port, s.path("admin/api.sock"), s.path("data"), s.fleet.options, s.store, s.path("data/keys.json")))
 	s.proc = s.fleet.launch(s.name, s.prefix, "server", "run", "-config", s.path("server.conf"))
 }
 
@@ -280,11 +294,20 @@ func (s *server) entries() entryv1.EntryClient { return entryv1.NewEntryClient(s
 // run runs a plastron command on the server's admin socket to its end.
 func (s *server) run(args ...string) string {
 	s.fleet.t.Helper()
+	out, err := s.try(args...)
+	if err != nil {
+		s.fleet.t.Fatal(err)
+	}
+	return out
+}
+
+// try is run for a command that may fail.
+func (s *server) try(args ...string) (string, error) {
 	out, err := exec.Command(plastron, append(args, "-socketPath", s.path("admin/api.sock"))...).CombinedOutput()
 	if err != nil {
-		s.fleet.t.Fatalf("plastron %s: %v\n%s", strings.Join(args, " "), err, out)
+		return "", fmt.Errorf("plastron %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return string(out), nil
 }
 
 // says is what the server says of itself, or nil.
@@ -351,7 +374,7 @@ func (a *agent) grant(s *server, path string) {
 // create makes an entry for processes with a unix selector on an agent's node.
 func (s *server) create(ctx context.Context, path, agent, selector string) error {
 	e := &spiretypes.Entry{ParentId: wireID(agent), SpiffeId: wireID("spiffe://example.org" + path),
-		Selectors: []*spiretypes.Selector{{Type: "unix", Value: selector}}}
+		Selectors: []*spiretypes.Selector{{Type: "unix", Value: selector}}, X509SvidTtl: s.fleet.ttl}
 	resp, err := s.entries().BatchCreateEntry(ctx, &entryv1.BatchCreateEntryRequest{Entries: []*spiretypes.Entry{e}})
 	if err != nil {
 		return err

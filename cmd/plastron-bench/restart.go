@@ -167,7 +167,7 @@ func fill(ctx context.Context, o options, have int) error {
 	_, err = measure(ctx, many, perAgent, func(ctx context.Context, _, call int) error {
 		n := min(perAgent, o.entries-have-call*perAgent)
 		parent := &spiretypes.SPIFFEID{TrustDomain: s.trustDomain, Path: fmt.Sprintf("/spire/agent/join_token/bench-%d-%d", base, call)}
-		_, err := s.create(ctx, parent, 0, n)
+		_, err := s.create(ctx, parent, have+call*perAgent, n)
 		return err
 	})
 	return err

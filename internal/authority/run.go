@@ -92,7 +92,7 @@ type line struct {
 	made      *registry.Slot                                                  // made, not published yet
 	ask       *ask                                                            // what an operator wants
 	caller    string                                                          // who that is
-	published atomic.Pointer[store.Position]                                  // where the log holds the prepared key, if it was published in this life
+	published atomic.Pointer[publication]                                     // of the prepared key, if it was in this life
 	done      answer                                                          // to ask
 	waits     bool                                                            // the prepared key waits for acknowledgements
 	active    string                                                          // the authority that is installed
@@ -100,6 +100,12 @@ type line struct {
 	job       *job                                                            // under way with the authority above
 	retry     time.Time                                                       // not before then is the authority above asked again
 	alarmed   int                                                             // percent of life left that was alarmed last; 0: none
+}
+
+// publication is where the log first holds a key.
+type publication struct {
+	authority string
+	at        store.Position
 }
 
 // job is a key that is being signed or published above. done guards the rest.
@@ -583,7 +589,7 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		s.Bundle = e.Bundle
 	}
 	if s.Rule == "publish" {
-		l.published.Store(&at)
+		l.published.Store(&publication{s.About.AuthorityID, at})
 	}
 	if l.ask != nil && l.ask.rule() == s.Rule {
 		l.ask, l.done = nil, answer{slot: s.About, passed: s.Missing}
@@ -596,11 +602,12 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 // bundle as it is.
 func (a *Authority) peers(snap *registry.Snapshot, l *line, server string, slots []registry.Slot, now time.Time) Peers {
 	at, known := snap.BundleVersion(a.TrustDomain)
-	if own := l.published.Load(); own != nil && server == a.ServerID && own.Epoch == at.Epoch {
-		at = *own
-	}
-	if a.Peers == nil || !known || !slices.ContainsFunc(slots, waiting) {
+	prepared, waits := find(slots, waiting)
+	if a.Peers == nil || !known || !waits {
 		return Peers{}
+	}
+	if own := l.published.Load(); own != nil && own.authority == prepared.AuthorityID && own.at.Epoch == at.Epoch {
+		at = own.at
 	}
 	p := a.Peers(snap, server, at, now)
 	if server == a.ServerID && !a.running.Load() { // whoever was attached here in an earlier life is not now

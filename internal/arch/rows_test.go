@@ -13,7 +13,7 @@ import (
 var rows = [...][]string{
 	1:  {"fault"},
 	2:  {"identity", "strictjson", "reason", "logging"},
-	3:  {"entry", "bundle", "svid", "audit", "config", "ticket"},
+	3:  {"entry", "bundle", "svid", "audit", "config", "ticket", "lifetime"},
 	4:  {"keys", "nodeattest", "workload", "upstream", "store", "monitor"},
 	5:  {"process", "secretfile", "systemd", "serverlink", "localsocket", "machine", "rpc"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "upstream/spire", "store/sqlite", "store/postgres", "store/etcd", "doctor"},

@@ -17,6 +17,7 @@ import (
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/diskkeys"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
@@ -60,8 +61,14 @@ type Settings struct {
 	LogFormat         string `hcl:"log_format"`
 	LogSourceLocation bool   `hcl:"log_source_location"`
 
+	// SurviveOutage is how long every identity goes on at least when this server and
+	// its store are gone, whenever that happens. All lifetimes that are not named
+	// follow from it; those that are named, here and in entries, are refused if they
+	// break the promise. Default: no promise.
+	SurviveOutage config.Duration `hcl:"survive_outage"`
 	// CATTL is the lifetime of signing keys. A sixth of it is the longest
-	// lifetime of an SVID that a rotation never cuts short. Default: 24h.
+	// lifetime of an SVID that a rotation cuts short only if agents are silent.
+	// Default: 24h, or what survive_outage needs.
 	CATTL config.Duration `hcl:"ca_ttl"`
 	// CAKeyType and JWTKeyType are ec-p256, ec-p384, rsa-2048 or rsa-4096.
 	// Default: ec-p256, and for JWT the CA's.
@@ -70,11 +77,12 @@ type Settings struct {
 	// JWTIssuer is the iss claim of JWT-SVIDs. Default: none.
 	JWTIssuer string `hcl:"jwt_issuer"`
 	// DefaultX509SVIDTTL and DefaultJWTSVIDTTL are for entries that name none; the
-	// former is also the server's own. Default: 1h and 5m.
+	// former is also the server's own. Default: 1h and 5m, or what survive_outage needs.
 	DefaultX509SVIDTTL config.Duration `hcl:"default_x509_svid_ttl"`
 	DefaultJWTSVIDTTL  config.Duration `hcl:"default_jwt_svid_ttl"`
 	// AgentTTL is the lifetime of agents' certificates. An agent that is away
-	// longer has to attest again. Default: default_x509_svid_ttl.
+	// longer has to attest again. Default: default_x509_svid_ttl, or what
+	// survive_outage needs.
 	AgentTTL config.Duration `hcl:"agent_ttl"`
 	// AgentReattestPeriod bounds how long an agent goes on when its node can no longer
 	// prove itself, for attestors whose proof is good more than once: such agents attest
@@ -133,8 +141,7 @@ func Default() Config {
 	return Config{HealthChecks: monitor.DefaultHealthChecks(), Server: Settings{
 		BindAddress: "0.0.0.0", BindPort: 8081, SocketPath: "/tmp/spire-server/private/api.sock",
 		LogLevel: "INFO", LogFormat: "text",
-		CATTL: config.Duration(24 * time.Hour), CAKeyType: string(keys.ECP256),
-		DefaultX509SVIDTTL: config.Duration(time.Hour), DefaultJWTSVIDTTL: config.Duration(5 * time.Minute),
+		CAKeyType:         string(keys.ECP256),
 		RulePairsPerAgent: serverapi.DefaultRulePairs, AuthorityMaxWait: config.Duration(authority.DefaultMaxWait),
 	}}
 }
@@ -142,6 +149,7 @@ func Default() Config {
 // plan is what a valid configuration comes to.
 type plan struct {
 	caKey, jwtKey keys.Type
+	life          lifetime.Set
 	admins        []spiffeid.ID
 	store         builtin.StoreConfig
 	keeper        keys.Config
@@ -181,14 +189,24 @@ func (c *Config) plan() (plan, error) {
 	if err := localsocket.CheckPath(s.SocketPath); err != nil {
 		note(fmt.Errorf("server.socket_path: %w", err))
 	}
-	check(time.Duration(s.DefaultX509SVIDTTL) >= time.Second, "server.default_x509_svid_ttl: %s is shorter than a second", s.DefaultX509SVIDTTL)
-	check(time.Duration(s.DefaultJWTSVIDTTL) >= time.Second, "server.default_jwt_svid_ttl: %s is shorter than a second", s.DefaultJWTSVIDTTL)
+	check(s.DefaultX509SVIDTTL.Or(time.Second) >= time.Second, "server.default_x509_svid_ttl: %s is shorter than a second", s.DefaultX509SVIDTTL)
+	check(s.DefaultJWTSVIDTTL.Or(time.Second) >= time.Second, "server.default_jwt_svid_ttl: %s is shorter than a second", s.DefaultJWTSVIDTTL)
 	check(s.AuthorityMaxWait > 0, "server.authority_max_wait: %s is not a positive time", s.AuthorityMaxWait)
 	check(s.RulePairsPerAgent > 0, "server.rule_pairs_per_agent: %d is less than 1", s.RulePairsPerAgent)
 	check(s.AgentReattestPeriod.Or(time.Second) >= time.Second, "server.agent_reattest_period: %s is shorter than a second", s.AgentReattestPeriod)
 	check(s.AgentTTL.Or(time.Second) >= time.Second, "server.agent_ttl: %s is shorter than a second", s.AgentTTL)
-	check(time.Duration(s.CATTL) >= authority.MinTTL && time.Duration(s.CATTL)%time.Second == 0,
+	check(s.CATTL.Or(authority.MinTTL) >= authority.MinTTL && time.Duration(s.CATTL)%time.Second == 0,
 		"server.ca_ttl: %s is shorter than %s or not whole seconds", s.CATTL, authority.MinTTL)
+	var promise []error
+	p.life, promise = lifetime.Wish{
+		Outage: time.Duration(s.SurviveOutage), CA: time.Duration(s.CATTL),
+		X509: time.Duration(s.DefaultX509SVIDTTL), JWT: time.Duration(s.DefaultJWTSVIDTTL), Agent: time.Duration(s.AgentTTL),
+	}.Resolve()
+	faults = append(faults, promise...)
+	if s.SurviveOutage != 0 {
+		check(s.AgentReattestPeriod == 0 || time.Duration(s.AgentReattestPeriod) >= lifetime.For(time.Duration(s.SurviveOutage)),
+			"server.agent_reattest_period: %s is too short for survive_outage = %q", s.AgentReattestPeriod, s.SurviveOutage)
+	}
 	var err error
 	if p.caKey, err = keys.ParseType(s.CAKeyType); err != nil {
 		note(fmt.Errorf("server.ca_key_type: %w", err))

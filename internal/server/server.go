@@ -4,6 +4,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -149,7 +150,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	followers := serverapi.NewFollowers(id, reg)
 	var addresses atomic.Pointer[[]string] // known once it listens
 	fleet := servers.New(servers.Config{
-		TrustDomain: td, ID: id, Registry: reg, Shared: opened.Shared, Lease: time.Duration(set.DefaultX509SVIDTTL),
+		TrustDomain: td, ID: id, Registry: reg, Shared: opened.Shared, Lease: cmp.Or(s.plan.life.Outage, s.plan.life.X509),
 		Place: at, Version: Version, Started: started, Boot: machine.Uptime, Log: s.log,
 		Differs: count.differs,
 		Report: func() servers.Report {
@@ -182,7 +183,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	auth, err := authority.New(authority.Config{
 		TrustDomain: td, ServerID: id, Keeper: gate{keeper, fleet.MaySign}, Registry: reg, Log: s.log,
 		May: fleet.MaySign, MayPrune: fleet.MayPrune, Peers: authority.Known,
-		TTL: time.Duration(set.CATTL), KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey, MaxWait: time.Duration(set.AuthorityMaxWait),
+		TTL: s.plan.life.CA, KeyType: s.plan.caKey, JWTKeyType: s.plan.jwtKey, MaxWait: time.Duration(set.AuthorityMaxWait),
 		Revoked: revoked, Remember: remembered.write,
 		Upstream: above, Alarm: func(id, reason, detail string) { trail.Note(audit.Alarm{Subject: id, Reason: reason, Detail: detail}) },
 	})
@@ -198,7 +199,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	engine := nodes.New(nodes.Config{
 		TrustDomain: td, Registry: reg, Audit: trail, Verifiers: verifiers, Issuer: x509Issuer, Stale: fleet.Stale, MayPrune: fleet.MayPrune,
-		TTL: set.AgentTTL.Or(time.Duration(set.DefaultX509SVIDTTL)), ReattestPeriod: time.Duration(set.AgentReattestPeriod), Log: s.log,
+		TTL: s.plan.life.Agent, ReattestPeriod: time.Duration(set.AgentReattestPeriod), Log: s.log,
 	})
 
 	keep := upkeep.New(upkeep.Config{
@@ -229,7 +230,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("prepare signing keys: %w", err)
 	}
 	own := &ownSVID{
-		trustDomain: td, ttl: time.Duration(set.DefaultX509SVIDTTL), issuer: x509Issuer, audit: trail, log: s.log, wake: make(chan struct{}, 1),
+		trustDomain: td, ttl: s.plan.life.X509, issuer: x509Issuer, audit: trail, log: s.log, wake: make(chan struct{}, 1),
 		look: make(chan struct{}, 1), bundle: func() (b *bundle.Bundle, err error) {
 			reg.View(func(snap *registry.Snapshot) { b, err = snap.Bundle(td) })
 			return b, err
@@ -267,11 +268,11 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	s.checks = append(s.needs(serving, st, auth, own, trail), s.fleetChecks(fleet)...)
 	api := serverapi.New(serverapi.Config{
 		TrustDomain: td, Registry: reg, Followers: followers, Nodes: engine, Audit: trail, Authority: auth,
-		X509: x509Issuer, JWT: jwtIssuer, Certificate: own.certificate, Stale: fleet.Stale, Remember: time.Duration(set.DefaultX509SVIDTTL),
+		X509: x509Issuer, JWT: jwtIssuer, Certificate: own.certificate, Stale: fleet.Stale, Remember: s.plan.life.X509,
 		Shared: opened.Shared, Poke: fleet.Poke, Servers: fleet,
 		Health: func() error { return monitor.Ready(s.checks) }, Lacking: func() []error { return monitor.Lacking(s.checks) }, Admins: s.plan.admins, Addresses: reached,
-		X509TTL: time.Duration(set.DefaultX509SVIDTTL), JWTTL: time.Duration(set.DefaultJWTSVIDTTL), JWTIssuer: set.JWTIssuer,
-		CATTL: time.Duration(set.CATTL), Unconstrained: set.UnconstrainedDownstream, PublishJWT: auth.Publisher(),
+		Lifetimes: s.plan.life, JWTIssuer: set.JWTIssuer,
+		Unconstrained: set.UnconstrainedDownstream, PublishJWT: auth.Publisher(),
 		About: serverapi.About{
 			ServerID: id, Version: Version, Started: started, DataDir: set.DataDir, SocketPath: set.SocketPath,
 			StoreKind: opened.Kind, StoreDir: opened.Dir, StoreAddress: opened.Address,
@@ -340,7 +341,6 @@ func (s *Server) warn(ctx context.Context) {
 }
 
 func (c *Config) warnings(p *plan) (out []string) {
-	set := &c.Server
 	if _, memory := p.keeper.(*memkeys.Config); memory {
 		out = append(out, "KeyManager memory: after a restart agents no longer recognise this server, because its signing keys are gone")
 	}
@@ -349,14 +349,14 @@ func (c *Config) warnings(p *plan) (out []string) {
 			out = append(out, "DataStore: "+text)
 		}
 	}
-	longest := min(time.Duration(set.CATTL)/6, 7*24*time.Hour)
+	longest := min(p.life.CA/6, 7*24*time.Hour)
 	for _, key := range []struct {
 		name string
 		ttl  time.Duration
 	}{
-		{"agent_ttl", time.Duration(set.AgentTTL)},
-		{"default_jwt_svid_ttl", time.Duration(set.DefaultJWTSVIDTTL)},
-		{"default_x509_svid_ttl", time.Duration(set.DefaultX509SVIDTTL)},
+		{"agent_ttl", time.Duration(c.Server.AgentTTL)},
+		{"default_jwt_svid_ttl", p.life.JWT},
+		{"default_x509_svid_ttl", p.life.X509},
 	} {
 		if key.ttl > longest { // F7
 			out = append(out, fmt.Sprintf("server.%s: rotation of the authority may cut SVIDs short, because it is more than %s, a sixth of ca_ttl or a week", key.name, longest))

@@ -46,7 +46,7 @@ func (a svids) NewDownstreamX509CA(ctx context.Context, req *svidv1.NewDownstrea
 	if err := s.cfg.Nodes.CheckKey(key, caller.id, now); err != nil { // R4
 		return nil, err
 	}
-	ttl := s.cfg.CATTL
+	ttl := s.cfg.Lifetimes.CA
 	switch wish := time.Duration(req.PreferredTtl) * time.Second; {
 	case wish < 0:
 		return nil, fault.New(fault.Invalid, "ttl_invalid", "the preferred TTL is negative")

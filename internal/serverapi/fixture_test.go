@@ -26,6 +26,7 @@ import (
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/memkeys"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodes"
@@ -162,7 +163,7 @@ func newRigOver(t *testing.T, st *sqlite.Store, id string, options ...option) *r
 	cfg := serverapi.Config{
 		TrustDomain: td, Registry: r.registry, Audit: r.audit, Authority: r.authority, X509: r.authority.X509, JWT: r.authority.JWT,
 		Certificate: func() (*tls.Certificate, error) { return &own.cert, nil },
-		Health:      func() error { return nil }, X509TTL: time.Hour, JWTTL: 5 * time.Minute, CATTL: 30 * time.Minute, Log: log,
+		Health:      func() error { return nil }, Lifetimes: lifetime.Set{X509: time.Hour, JWT: 5 * time.Minute, CA: 30 * time.Minute}, Log: log,
 		UnlimitedAttest: true, UnlimitedSigning: true,
 		Upkeep: upkeep.New(upkeep.Config{Store: st, TrustDomain: td, Registry: r.registry, Intact: st.Check, Trail: r.trail, Log: log}),
 		About: serverapi.About{ServerID: id, Version: "test", StoreKind: "sqlite", StoreSize: st.Size,

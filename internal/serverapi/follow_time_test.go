@@ -17,6 +17,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/keys"
 	"github.com/plastron/plastron/internal/keys/memkeys"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodes"
@@ -70,7 +71,7 @@ func newQuietServer(t *testing.T) *quietServer {
 	})
 	s.api = serverapi.New(serverapi.Config{
 		TrustDomain: td, Registry: s.registry, Audit: trail, X509: auth.X509, JWT: auth.JWT, Nodes: s.nodes, Log: log,
-		Health: func() error { return nil }, X509TTL: time.Hour, JWTTL: time.Hour,
+		Health: func() error { return nil }, Lifetimes: lifetime.Set{X509: time.Hour, JWT: time.Hour},
 	})
 	return s
 }

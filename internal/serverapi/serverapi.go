@@ -37,6 +37,7 @@ import (
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/authority"
 	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -85,10 +86,8 @@ type Config struct {
 
 	Addresses []string      // where agents reach this server, host:port
 	Admins    []spiffeid.ID // have an operator's rights over TCP
-	X509TTL   time.Duration // of entries that name none
-	JWTTL     time.Duration
+	Lifetimes lifetime.Set  // of entries that name none, and what they must keep; of authorities below ours
 	JWTIssuer string        // iss claim; empty: none
-	CATTL     time.Duration // the longest life of an authority below ours
 	// Unconstrained leaves the name constraint out of authorities below ours.
 	Unconstrained bool
 	// PublishJWT makes the key of a downstream server known above us and returns all

@@ -117,7 +117,7 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 		}
 		var who subject
 		if err == nil {
-			who, err = s.subjectOf(&e, r.facts, at, endOf(&e, e.X509TTL, s.cfg.X509TTL, now))
+			who, err = s.subjectOf(&e, r.facts, at, endOf(&e, e.X509TTL, s.cfg.Lifetimes.X509, now))
 		}
 		var event audit.Event
 		if err == nil {
@@ -211,7 +211,7 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 		jti = base64.RawURLEncoding.EncodeToString(id[:])
 	}
 	agent, what := callerFrom(ctx).id, pairOf(e.ID, facts)
-	who, err := s.subjectOf(&e, facts, at, endOf(&e, e.JWTTL, s.cfg.JWTTL, now))
+	who, err := s.subjectOf(&e, facts, at, endOf(&e, e.JWTTL, s.cfg.Lifetimes.JWT, now))
 	if err == nil {
 		err = s.mayGrant(s.stale(), agent, what, now)
 	}

@@ -81,7 +81,7 @@ func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest
 		return nil, fault.New(fault.Invalid, "csr_uri_count", "the certificate request has %d URI names; a mint needs exactly one", len(uris))
 	}
 	now := time.Now()
-	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.X509TTL, now)
+	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.Lifetimes.X509, now)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (a svids) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRequest) 
 		return nil, err
 	}
 	now := time.Now()
-	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.JWTTL, now)
+	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.Lifetimes.JWT, now)
 	if err != nil {
 		return nil, err
 	}

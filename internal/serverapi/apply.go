@@ -179,7 +179,7 @@ func (a applies) put(tx *registry.Tx, owner string, e *entry.Entry, now time.Tim
 	if e.Owner, e.CreatedAt = owner, now; named == "" {
 		e.ID = uuid.NewString()
 	}
-	if err := entry.Validate(a.server.cfg.TrustDomain, e, time.Time{}); err != nil {
+	if err := a.server.validate(e, time.Time{}); err != nil {
 		return nil, err
 	}
 	store, stored := tx.PutEntry, tx.Entry
@@ -191,7 +191,7 @@ func (a applies) put(tx *registry.Tx, owner string, e *entry.Entry, now time.Tim
 		return nil, err
 	}
 	if old == nil || !e.ExpiresAt.Equal(old.ExpiresAt) { // an end that was there before may have come
-		if err := entry.Validate(a.server.cfg.TrustDomain, e, now); err != nil {
+		if err := a.server.validate(e, now); err != nil {
 			return nil, err
 		}
 	}

@@ -112,7 +112,7 @@ func (a entries) create(tx *registry.Tx, in *spiretypes.Entry, now time.Time) (*
 	if err := a.server.changeEntry(&e, in, allEntry()); err != nil {
 		return nil, err
 	}
-	if err := entry.Validate(a.server.cfg.TrustDomain, &e, now); err != nil {
+	if err := a.server.validate(&e, now); err != nil {
 		return nil, err
 	}
 	same, err := tx.EntryByContent(entry.ContentHash(&e))
@@ -179,7 +179,7 @@ func (a entries) update(tx *registry.Tx, in *spiretypes.Entry, mask *spiretypes.
 	if e.ExpiresAt.Equal(expired) {
 		now = time.Time{} // an end that was there before may have come
 	}
-	if err := entry.Validate(a.server.cfg.TrustDomain, &e, now); err != nil {
+	if err := a.server.validate(&e, now); err != nil {
 		return nil, err
 	}
 	switch same, err := tx.EntryByContent(entry.ContentHash(&e)); {

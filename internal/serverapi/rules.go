@@ -65,7 +65,7 @@ func (a rules) create(tx *registry.Tx, in *rulev1.Rule, now time.Time) (*entry.E
 	if e.ID == "" {
 		e.ID = uuid.NewString()
 	}
-	if err := entry.Validate(a.server.cfg.TrustDomain, e, now); err != nil {
+	if err := a.server.validate(e, now); err != nil {
 		return nil, err
 	}
 	same, err := tx.EntryByContent(entry.ContentHash(e))

@@ -141,3 +141,12 @@ func (s *Server) changeEntry(e *entry.Entry, in *spiretypes.Entry, mask *spirety
 	}
 	return nil
 }
+
+// validate judges an entry or a rule that is to be stored. Its lifetimes must keep
+// what this server promises.
+func (s *Server) validate(e *entry.Entry, now time.Time) error {
+	if err := entry.Validate(s.cfg.TrustDomain, e, now); err != nil {
+		return err
+	}
+	return s.cfg.Lifetimes.CheckGrant(e.X509TTL, e.JWTTL)
+}

@@ -59,10 +59,6 @@ func TestNothingIsShorterThanPromised(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spki, err := x509.MarshalPKIXPublicKey(caKey.Public())
-	if err != nil {
-		t.Fatal(err)
-	}
 	start := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	r := rand.New(rand.NewPCG(1, 2))
 	random := func(least, most time.Duration) time.Duration {
@@ -120,7 +116,8 @@ func TestNothingIsShorterThanPromised(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if spki, err = x509.MarshalPKIXPublicKey(leafKey.Public()); err != nil {
+		spki, err := x509.MarshalPKIXPublicKey(leafKey.Public())
+		if err != nil {
 			t.Fatal(err)
 		}
 		public, err := svid.ParsePublicKey(spki)

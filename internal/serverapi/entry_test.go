@@ -9,6 +9,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/lifetime"
+	"github.com/plastron/plastron/internal/nodes"
+	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -408,4 +411,36 @@ func TestSyncAuthorizedEntries(t *testing.T) { // the polling of SPIRE's agents
 	early.Send(&entryv1.SyncAuthorizedEntriesRequest{Ids: []string{"a"}})
 	_, err = early.Recv()
 	wantCode(t, "Q8 ids first", err, codes.InvalidArgument, "ids_too_early")
+}
+
+// A server that promises that identities survive an outage takes no entry or rule
+// that would break the promise.
+func TestEntriesKeepThePromise(t *testing.T) {
+	r := newRig(t, func(c *serverapi.Config, _ *nodes.Config) {
+		set, faults := lifetime.Wish{Outage: time.Hour}.Resolve()
+		if len(faults) > 0 {
+			t.Fatal(faults)
+		}
+		c.Lifetimes = set
+	})
+	client := entryv1.NewEntryClient(r.admin)
+	for name, c := range map[string]struct {
+		x509, jwt int32
+		code      codes.Code
+	}{
+		"the default's": {0, 0, codes.OK}, "just enough": {9000, 9000, codes.OK},
+		"X.509 too short": {8999, 0, codes.InvalidArgument}, "JWT too short": {0, 8999, codes.InvalidArgument},
+		"longer than an authority spares": {9001, 0, codes.InvalidArgument},
+	} {
+		resp, err := client.BatchCreateEntry(t.Context(), &entryv1.BatchCreateEntryRequest{Entries: []*spiretypes.Entry{{
+			SpiffeId: &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: "/a"}, ParentId: &spiretypes.SPIFFEID{TrustDomain: "example.org", Path: "/p"},
+			Selectors: []*spiretypes.Selector{{Type: "unix", Value: "uid:1" + name}}, X509SvidTtl: c.x509, JwtSvidTtl: c.jwt,
+		}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := resp.Results[0].Status; codes.Code(st.Code) != c.code || c.code != codes.OK && !strings.Contains(st.Message, "an outage of 1h") && !strings.Contains(st.Message, "cut it short") {
+			t.Errorf("%s: %v %s", name, codes.Code(st.Code), st.Message)
+		}
+	}
 }

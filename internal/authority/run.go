@@ -428,7 +428,11 @@ func (a *Authority) Status(now time.Time) (out []Status) {
 				if l.name == stored.Kind {
 					e := event{Now: now, Lifetime: a.TTL, MaxWait: a.MaxWait, Bundle: b, Peers: a.peers(snap, l, stored.Server, stored.Slots, now),
 						Above: a.aboveNow(), Others: others(snap, stored.Server, l.name)}
-					out = append(out, status(l.kind, stored, e))
+					st := status(l.kind, stored, e)
+					if st.Err == nil && stored.Server == a.ServerID && (l.name == X509 || e.Above != nil && e.Above.Publishes) {
+						st.Err = a.UpstreamHealth() // what signs goes on
+					}
+					out = append(out, st)
 				}
 			}
 		}

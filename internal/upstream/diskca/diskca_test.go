@@ -123,14 +123,11 @@ func (c *corp) config(cert, key, roots string) *Config {
 }
 
 func TestContract(t *testing.T) {
-	upstreamtest.Run(t, func(t *testing.T) upstream.Config {
-		c := newCorp(t)
-		c.root("root")
-		c.below("middle", "root", usual)
-		c.below("issuing", "middle", usual)
-		c.join("chain.pem", "issuing", "middle")
-		return c.config("chain.pem", "issuing.key", "root.pem")
-	})
+	c := newCorp(t)
+	c.below("middle", "root", usual)
+	c.below("issuing", "middle", usual)
+	c.join("chain.pem", "issuing", "middle")
+	upstreamtest.Run(t, func(t *testing.T) upstream.Config { return c.config("chain.pem", "issuing.key", "root.pem") })
 }
 
 func TestRootAlone(t *testing.T) {
@@ -154,6 +151,8 @@ func TestRootAlone(t *testing.T) {
 // was there in use (RG32, R67).
 func TestFiles(t *testing.T) {
 	const p384, rsa = "ec_paramgen_curve:P-384", "rsa_keygen_bits:"
+	good := newCorp(t)
+	good.finish()
 	for _, c := range []struct {
 		name   string
 		make   func(c *corp) // chain.pem, ca.key, roots.pem
@@ -248,7 +247,7 @@ func TestFiles(t *testing.T) {
 			if got := fault.ReasonOf(err); err != nil && got != c.reason || err == nil && c.reason != "" {
 				t.Fatalf("at start: %v, want reason %q", err, c.reason)
 			}
-			reload(t, set, c.reason)
+			reload(t, good, set, c.reason)
 		})
 	}
 }
@@ -279,10 +278,8 @@ func (c *corp) finish() {
 
 // reload puts a set in the place of a good one, at once, as orchestrators do:
 // by another target of a symbolic link.
-func reload(t *testing.T, set *corp, reason string) {
+func reload(t *testing.T, good, set *corp, reason string) {
 	t.Helper()
-	good := newCorp(t)
-	good.finish()
 	link := filepath.Join(t.TempDir(), "current")
 	point := func(at *corp) {
 		t.Helper()

@@ -310,7 +310,10 @@ func (w *model) reach(own *agentid.Own) (*modelServer, error) {
 		promote, err = nodes.Authenticate(w.head.node, own.Serial, own.NotAfter, now)
 	}
 	if promote {
-		w.update(s, func(st *state) { node := nodes.Promote(*st.node, own.Serial); st.node = &node })
+		w.update(s, func(st *state) {
+			node := nodes.Promote(*st.node, registry.Credential{Serial: own.Serial})
+			st.node = &node
+		})
 	}
 	return s, err
 }

@@ -143,9 +143,18 @@ func Authenticate(node *registry.Node, serial string, expiry, now time.Time) (pr
 		return false, nil
 	case node.Next.Serial != "" && serial == node.Next.Serial:
 		return true, nil
+	case renewedSince(node, expiry):
+		return true, nil
 	}
 	return false, fault.New(fault.Denied, ReasonNotActive, "the agent's certificate was replaced by a newer one").
 		Fix("if the agent is not in possession of the newer one, its key was copied: evict it and attest it again")
+}
+
+// renewedSince reports whether a certificate of ours, which the row does not know,
+// can only be of a renewal that was lost when the store was restored. The first
+// that comes is taken; with it the row knows again which one counts.
+func renewedSince(node *registry.Node, expiry time.Time) bool {
+	return node.Restored && expiry.After(node.Current.ExpiresAt) && expiry.After(node.Next.ExpiresAt)
 }
 
 // Standing decides whether a connection that authenticated before may stay open.
@@ -164,11 +173,15 @@ func Standing(node *registry.Node, serial string, expiry, now time.Time) (reconn
 	return true, nil
 }
 
-// Promote makes the certificate with that serial the current one, if it is the
-// one issued next; the one before does not count any more.
-func Promote(node registry.Node, serial string) registry.Node {
-	if node.Next.Serial != "" && serial == node.Next.Serial {
+// Promote makes a certificate the current one, if it is the one issued next, or of
+// a renewal that a restored store has lost; the one before does not count any more.
+func Promote(node registry.Node, used registry.Credential) registry.Node {
+	switch {
+	case used.Serial == node.Current.Serial:
+	case node.Next.Serial != "" && used.Serial == node.Next.Serial:
 		node.Current, node.Next = node.Next, registry.Credential{}
+	case renewedSince(&node, used.ExpiresAt):
+		node.Current, node.Next = used, registry.Credential{}
 	}
 	return node
 }
@@ -183,7 +196,7 @@ func Renew(node *registry.Node, serial string, expiry, now time.Time, next regis
 	if node.CanReattest {
 		return nil, fault.New(fault.Denied, ReasonMustReattest, "this agent attests again instead of renewing")
 	}
-	renewed := Promote(*node, serial)
+	renewed := Promote(*node, registry.Credential{Serial: serial, ExpiresAt: expiry})
 	if bytes.Equal(renewed.Current.KeyHash, next.KeyHash) {
 		return nil, fault.New(fault.Invalid, "key_reused", "the new certificate needs a new key") // C38
 	}

@@ -50,7 +50,7 @@ func TestAdmitWithToken(t *testing.T) {
 		t.Errorf("retry: Admit() = %+v, %+v, want the same lineage with 2 as next", retry, again)
 	}
 
-	renewed := nodes.Promote(*node, "1")
+	renewed := nodes.Promote(*node, registry.Credential{Serial: "1"})
 	renewed.Current = credential(3, "k2")
 	change := func(f func(*registry.Token)) *registry.Token { tok := token(); f(tok); return tok }
 	for id, c := range map[string]struct {
@@ -147,7 +147,7 @@ func TestTwoSerials(t *testing.T) { // R31, R33
 	ok(renewed, "3", true)
 
 	// Once the new one is used, the old one and the lost one are a sign of a copy.
-	used := nodes.Promote(*renewed, "3")
+	used := nodes.Promote(*renewed, registry.Credential{Serial: "3"})
 	ok(&used, "3", false)
 	for _, serial := range []string{"1", "2", "", "4"} {
 		if _, err := nodes.Authenticate(&used, serial, later, now); fault.ReasonOf(err) != nodes.ReasonNotActive {
@@ -253,7 +253,7 @@ func interleave(rnd *rand.Rand) string {
 			if err != nil || !promote {
 				return nil, nil, err
 			}
-			used := nodes.Promote(*n, presented)
+			used := nodes.Promote(*n, registry.Credential{Serial: presented})
 			return &used, nil, nil
 		})
 	}

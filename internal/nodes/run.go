@@ -215,6 +215,7 @@ type Presented struct {
 	ID      spiffeid.ID
 	Serial  string
 	Expiry  time.Time
+	KeyHash []byte // SHA-256 of its SubjectPublicKeyInfo
 	Address string
 }
 
@@ -271,7 +272,7 @@ func (e *Engine) Authenticate(ctx context.Context, p Presented) error {
 		if promote, refusal = Authenticate(node, p.Serial, p.Expiry, now); refusal != nil || !promote {
 			return nil
 		}
-		return tx.PutNode(Promote(*node, p.Serial))
+		return tx.PutNode(Promote(*node, registry.Credential{Serial: p.Serial, ExpiresAt: p.Expiry, KeyHash: p.KeyHash}))
 	})
 	switch {
 	case fault.KindOf(err) == fault.Unavailable && fault.ReasonOf(refusal) == ReasonBanned:
@@ -285,6 +286,10 @@ func (e *Engine) Authenticate(ctx context.Context, p Presented) error {
 		return err
 	case fault.ReasonOf(refusal) == ReasonNotActive:
 		e.alarm(p, node)
+	case refusal == nil && promote && renewedSince(node, p.Expiry):
+		e.cfg.Log.WarnContext(ctx, "agent renewed in the time that a restored store has lost", "agent", p.ID.String(), "serial", p.Serial)
+		e.recordAlarm(audit.Alarm{Subject: p.ID.String(), Reason: "node_restored",
+			Detail: "from " + p.Address + ", with the certificate " + p.Serial + ", which the restored store does not know"})
 	}
 	return refusal
 }

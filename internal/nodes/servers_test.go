@@ -5,8 +5,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"errors"
+	"io/fs"
 	"iter"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -271,4 +274,94 @@ func TestSeveralServers(t *testing.T) {
 	}
 	behind("evicted")
 	want("evicted", b.Authenticate(ctx, shown(fifth)), nodes.ReasonNotAttested)
+}
+
+// An agent that renewed in the time that a restored store has lost goes on with
+// its newest certificate, and only with that (R31, R33).
+func TestRestored(t *testing.T) {
+	dir := t.TempDir()
+	td := spiffeid.RequireTrustDomainFromString("td")
+	// One life of a server, and whether the store is new in its eyes.
+	life := func(f func(p place)) store.Epoch {
+		t.Helper()
+		st, err := sqlite.Config{Dir: dir}.Open(t.Context(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run("", func(t *testing.T) { f(newPlace(t, st, td)) })
+		at, err := st.Load(t.Context(), func(string, uint64, []byte) error { return nil })
+		if err := errors.Join(err, st.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return at.Epoch
+	}
+	minute := time.Duration(0) // certificates end in whole seconds; these are a minute apart
+	shown := func(x svid.X509) nodes.Presented {
+		minute += time.Minute
+		return nodes.Presented{ID: x.ID, Serial: x.Serial, Expiry: x.NotAfter.Add(minute), KeyHash: []byte("key"), Address: "192.0.2.1"}
+	}
+	renewed := func(p place, old nodes.Presented) nodes.Presented {
+		t.Helper()
+		got, err := p.Renew(t.Context(), old, newCSR(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := shown(got.SVID)
+		if err := p.Authenticate(t.Context(), next); err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	var first, second, third nodes.Presented
+	before := life(func(p place) {
+		token, _, err := p.CreateToken(t.Context(), "test", nodes.TokenRequest{TTL: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		payload, err := jointoken.Prover{Token: token}.Payload(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := p.Attest(t.Context(), nodes.Attestation{Type: jointoken.Name, Payload: payload, CSR: newCSR(t), Address: "192.0.2.1"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		first = shown(got.SVID)
+	})
+	backup, err := os.ReadFile(filepath.Join(dir, "plastron.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	life(func(p place) {
+		second = renewed(p, first)
+		third = renewed(p, second)
+		if err := p.Authenticate(t.Context(), second); fault.ReasonOf(err) != nodes.ReasonNotActive {
+			t.Errorf("without a restore: %v, want %s", err, nodes.ReasonNotActive)
+		}
+	})
+	for _, name := range []string{"plastron.db-wal", "plastron.db-shm"} {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "plastron.db"), backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	after := life(func(p place) {
+		if err := p.Authenticate(t.Context(), third); err != nil {
+			t.Fatalf("the newest: %v", err)
+		}
+		if n := len(*p.alarms); n != 1 || (*p.alarms)[0].Reason != "node_restored" {
+			t.Errorf("alarms: %+v, want one of the restored node", *p.alarms)
+		}
+		for name, p2 := range map[string]nodes.Presented{"the one before": second, "the one in the backup": first} {
+			if err := p.Authenticate(t.Context(), p2); fault.ReasonOf(err) != nodes.ReasonNotActive {
+				t.Errorf("%s: %v, want %s", name, err, nodes.ReasonNotActive)
+			}
+		}
+		renewed(p, third)
+	})
+	if after == before {
+		t.Error("the restored store has the epoch that it had, so nothing was tested")
+	}
 }

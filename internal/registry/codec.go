@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -171,7 +172,8 @@ func nodeMessage(n *Node) *statev1.Node {
 	}
 }
 
-func readNode(td spiffeid.TrustDomain, name string, payload []byte) (Node, error) {
+// readNode reads a node as it is to be seen in an epoch of the store.
+func readNode(td spiffeid.TrustDomain, epoch store.Epoch, name string, payload []byte) (Node, error) {
 	var m statev1.Node
 	if err := proto.Unmarshal(payload, &m); err != nil {
 		return Node{}, err
@@ -186,6 +188,7 @@ func readNode(td spiffeid.TrustDomain, name string, payload []byte) (Node, error
 		Banned: m.Banned, CanReattest: m.CanReattest, AgentVersion: m.AgentVersion,
 		AttestedAt: timeOf(m.AttestedAt), Evidence: m.Evidence, Follows: m.Follows,
 	}
+	n.Restored = len(m.Epoch) > 0 && !bytes.Equal(m.Epoch, epoch[:])
 	if nodeName(id.Path()) != name {
 		return Node{}, fmt.Errorf("the node says that it is %q", m.Id)
 	}

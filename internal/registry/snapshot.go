@@ -276,7 +276,7 @@ func (v *Snapshot) Tokens() iter.Seq[Token] {
 }
 
 func (s *state) node(n *node) Node {
-	out, err := readNode(s.td, nodeName(n.path), n.payload)
+	out, err := readNode(s.td, s.position.Epoch, nodeName(n.path), n.payload)
 	if err != nil {
 		panic("registry: a node that was read once cannot be read: " + err.Error())
 	}

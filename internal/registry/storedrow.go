@@ -3,6 +3,7 @@ package registry
 import (
 	"encoding/hex"
 	"fmt"
+	"github.com/plastron/plastron/internal/store"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -53,7 +54,7 @@ func (r *storedRow) read(td spiffeid.TrustDomain) (err error) {
 			return fmt.Errorf("the key is not a content hash")
 		}
 	case kindNode:
-		r.node, err = readNode(td, r.name, r.payload)
+		r.node, err = readNode(td, store.Epoch{}, r.name, r.payload)
 	case kindBundle:
 		b, err := readBundle(r.name, r.payload)
 		if err != nil {

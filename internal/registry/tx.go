@@ -364,7 +364,7 @@ func (tx *Tx) Node(id spiffeid.ID) (Node, error) {
 	if m != nil {
 		payload = marshalled(m)
 	}
-	return readNode(tx.s.td, name, payload)
+	return readNode(tx.s.td, tx.Epoch(), name, payload)
 }
 
 // PutNode creates or replaces a node.
@@ -372,7 +372,9 @@ func (tx *Tx) PutNode(n Node) error {
 	if err := checkNode(tx.s.td, &n); err != nil {
 		return err
 	}
-	return tx.put(kindNode, nodeName(n.ID.Path()), nodeMessage(&n))
+	m, epoch := nodeMessage(&n), tx.Epoch()
+	m.Epoch = epoch[:]
+	return tx.put(kindNode, nodeName(n.ID.Path()), m)
 }
 
 // DeleteNode deletes a node; its selectors and its place in aliases go with it.

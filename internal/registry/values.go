@@ -23,6 +23,9 @@ type Node struct {
 	AttestedAt      time.Time
 	Evidence        []byte // hash of the one-time evidence that admitted it
 	Follows         bool   // it is told what changes; SPIRE's agents do not follow, they ask
+	// Restored says that the row was written before the store was restored: what
+	// happened to the node after that may be lost. Writing a node clears it.
+	Restored bool
 }
 
 // Credential is one agent certificate that is accepted.

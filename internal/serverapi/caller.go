@@ -2,6 +2,7 @@ package serverapi
 
 import (
 	"context"
+	"crypto/sha256"
 	"time"
 
 	"github.com/plastron/plastron/internal/fault"
@@ -43,7 +44,8 @@ func (c caller) key() string {
 
 // presented is the certificate with which an agent calls.
 func (c caller) presented() nodes.Presented {
-	return nodes.Presented{ID: c.id, Serial: c.serial, Expiry: c.expiry, Address: c.link.address}
+	key := sha256.Sum256(c.link.leaf.RawSubjectPublicKeyInfo)
+	return nodes.Presented{ID: c.id, Serial: c.serial, Expiry: c.expiry, KeyHash: key[:], Address: c.link.address}
 }
 
 type callerKey struct{}

@@ -691,6 +691,7 @@ type Node struct {
 	AttestedAt      int64                  `protobuf:"varint,10,opt,name=attested_at,json=attestedAt,proto3" json:"attested_at,omitempty"`
 	Evidence        []byte                 `protobuf:"bytes,11,opt,name=evidence,proto3" json:"evidence,omitempty"` // hash of the one-time evidence that admitted it
 	Follows         bool                   `protobuf:"varint,12,opt,name=follows,proto3" json:"follows,omitempty"`  // it is told what changes; one that does not has to ask
+	Epoch           []byte                 `protobuf:"bytes,13,opt,name=epoch,proto3" json:"epoch,omitempty"`       // of the store, when this was written
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -807,6 +808,13 @@ func (x *Node) GetFollows() bool {
 		return x.Follows
 	}
 	return false
+}
+
+func (x *Node) GetEpoch() []byte {
+	if x != nil {
+		return x.Epoch
+	}
+	return nil
 }
 
 // Token is stored under /token/HASH.
@@ -1956,7 +1964,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x02 \x01(\x03R\texpiresAt\x12\x19\n" +
-	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\"\xb9\x03\n" +
+	"\bkey_hash\x18\x03 \x01(\fR\akeyHash\"\xcf\x03\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12)\n" +
 	"\x10attestation_type\x18\x02 \x01(\tR\x0fattestationType\x129\n" +
@@ -1971,7 +1979,8 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	" \x01(\x03R\n" +
 	"attestedAt\x12\x1a\n" +
 	"\bevidence\x18\v \x01(\fR\bevidence\x12\x18\n" +
-	"\afollows\x18\f \x01(\bR\afollows\"q\n" +
+	"\afollows\x18\f \x01(\bR\afollows\x12\x14\n" +
+	"\x05epoch\x18\r \x01(\fR\x05epoch\"q\n" +
 	"\x05Token\x12\x1d\n" +
 	"\n" +
 	"expires_at\x18\x01 \x01(\x03R\texpiresAt\x12\x1a\n" +

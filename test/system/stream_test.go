@@ -230,6 +230,11 @@ func TestIdleCostsNothing(t *testing.T) {
 	defer cancel()
 	c := d.watchX509(ctx)
 	next(t, c, "the first message", func(r received) bool { return len(r.ids) == 1 })
+	// That the agent holds the bundle is written once, a second after it has said so.
+	eventually(t, "everything that the start brought is written", func() bool {
+		wal, err := os.Stat(d.path("server/plastron.db-wal"))
+		return err == nil && time.Since(wal.ModTime()) > 3*time.Second
+	})
 
 	for name, p := range map[string]*process{"server": d.server, "agent": d.agent} {
 		trace := d.path(name + ".trace")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/plastron/plastron/internal/authority"
@@ -20,7 +21,16 @@ const handOver = 10 * time.Second
 
 // lockDataDir takes the data directory for this process: who has it is this
 // server, and no former life of it goes on (R68).
+// A directory that others can write is refused, whatever the store is (R113).
 func lockDataDir(dir string) (*machine.Lock, error) {
+	info, err := os.Stat(dir)
+	if err != nil {
+		return nil, fmt.Errorf("examine data_dir: %w", err)
+	}
+	if info.Mode().Perm()&0o022 != 0 && runtime.GOOS != "windows" {
+		return nil, fault.New(fault.Precondition, "unsafe_permissions", "data_dir %s has mode %04o: others can write it", dir, info.Mode().Perm()).
+			Fix("chmod go-w %s", dir)
+	}
 	l, err := machine.LockFile(filepath.Join(dir, "server.lock"))
 	if fault.ReasonOf(err) == "locked" {
 		return nil, fault.New(fault.Precondition, "data_dir_in_use", "another server runs in data_dir: %s", fault.MessageOf(err)).

@@ -154,7 +154,7 @@ func TestCorpusF(t *testing.T) {
 		{"F8 socket path of 109 bytes", "agent", agent, `"DIR/public/api.sock"`, `"/tmp/` + strings.Repeat("s", 104) + `"`, []string{":5: ", "socket_path", "109 bytes"}},
 		{"F12 plugin of one's own", "server", server, `NodeAttestor "join_token" {`, `NodeAttestor "mine" { plugin_cmd = "bin/mine"`, []string{":12: ", "mine"}},
 		{"F12 plugin of one's own", "agent", agent, `NodeAttestor "join_token" {`, `NodeAttestor "mine" { plugin_cmd = "bin/mine"`, []string{":11: ", "mine"}},
-		{"F15 other database", "server", server, `"sqlite" { plugin_data {} }`, `"sql" { plugin_data { database_type = "postgres" connection_string = "host=db password=canary" } }`, []string{":10: ", "postgres"}},
+		{"F15 other database", "server", server, `"sqlite" { plugin_data {} }`, `"sql" { plugin_data { database_type = "postgres" connection_string = "host=db password=canary" } }`, []string{":10: ", "sslmode=verify-full"}},
 		{"F15 password in a key that is not known", "server", server, `"sqlite" { plugin_data {} }`, `"sql" { plugin_data { database_type = "sqlite3" passwrd = "canary" } }`, []string{":10: ", "passwrd"}},
 		{"F15 password of the wrong type", "server", server, `"sqlite" { plugin_data {} }`, `"sql" { plugin_data { database_type = "sqlite3" connection_string = ["canary"] } }`, []string{":10: ", "connection_string"}},
 		{"F15 secret beside a syntax error", "agent", agent, `"JYNEXWDKWZDTPCCLGSX3OX7Q4E"`, `"canary`, []string{":8: "}},

@@ -266,7 +266,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := systemd.Notify(systemd.Ready); err != nil {
 		a.log.Warn("the service manager was not told", "err", err)
 	}
-	context.AfterFunc(ctx, func() { _ = systemd.Notify(systemd.Stopping) })
+	stopping := sync.OnceFunc(func() { _ = systemd.Notify(systemd.Stopping) })
+	context.AfterFunc(ctx, stopping)
+	defer stopping() // a stop may be over before the other has begun
 	g.Go(func() error { systemd.Watchdog(ctx, func() { m.Stats() }); return nil })
 	g.Go(func() error { return l.identity.Run(ctx) })
 	if kept != nil {

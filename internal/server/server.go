@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -293,7 +294,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		systemd.Watchdog(loops, func() { reg.View(func(*registry.Snapshot) {}) })
 		return nil
 	})
-	context.AfterFunc(serving, func() { _ = systemd.Notify(systemd.Stopping) })
+	stopping := sync.OnceFunc(func() { _ = systemd.Notify(systemd.Stopping) })
+	context.AfterFunc(serving, stopping)
+	defer stopping() // a stop may be over before the other has begun
 	return api.Run(serving, listener, set.SocketPath, func() {
 		s.log.InfoContext(ctx, "server ready", "trust_domain", td.Name(), "peer", s.addr.String(), "dir", set.DataDir)
 		close(s.ready)

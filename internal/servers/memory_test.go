@@ -65,6 +65,13 @@ func (m *memory) commit(txn *store.Txn) store.Result {
 	return store.Result{Position: b.Position}
 }
 
+// batches counts the commits.
+func (m *memory) batches() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.log)
+}
+
 // link is one server's way to the store, which may be cut.
 type link struct {
 	store.Store // nil: what a registry does not use

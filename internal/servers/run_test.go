@@ -162,9 +162,9 @@ func TestBeats(t *testing.T) {
 		for i, id := range []string{"a", "b", "c"} {
 			all = append(all, start(t, m, running{id: id, place: place(id, uint64(i))}))
 		}
-		before := len(m.log)
+		before := m.batches()
 		time.Sleep(10 * time.Minute)
-		if n := len(m.log) - before; n < 3*58 || n > 3*61 {
+		if n := m.batches() - before; n < 3*58 || n > 3*61 {
 			t.Errorf("%d beats in ten minutes of three servers", n)
 		}
 		for _, p := range all {
@@ -262,18 +262,18 @@ func TestAlone(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		m := newMemory()
 		p := start(t, m, running{id: "a", place: place("a", 1), alone: true})
-		before := len(m.log)
+		before := m.batches()
 		time.Sleep(24 * time.Hour)
 		p.signs("")
 		p.staleness("")
-		if n := len(m.log) - before; n != 0 {
+		if n := m.batches() - before; n != 0 {
 			t.Errorf("%d writes in an idle day", n)
 		}
 		for range 100 {
 			p.Poke()
 			time.Sleep(100 * time.Millisecond)
 		}
-		if n := len(m.log) - before; n < 9 || n > 11 {
+		if n := m.batches() - before; n < 9 || n > 11 {
 			t.Errorf("%d writes in ten seconds", n)
 		}
 		// A store that cannot be written takes nothing away: nobody else changes anything.
@@ -299,12 +299,12 @@ func TestAloneStartsWithoutWriting(t *testing.T) {
 		l.set("disk_full", false)
 		p := start(t, m, running{id: "a", place: place("a", 1), alone: true, link: l})
 		p.signs("")
-		before := len(m.log)
+		before := m.batches()
 		time.Sleep(between)
 		l.set("", false)
 		time.Sleep(BeatEvery)
-		if len(m.log) != before+1 {
-			t.Errorf("%d writes once there is room again, want one", len(m.log)-before)
+		if m.batches() != before+1 {
+			t.Errorf("%d writes once there is room again, want one", m.batches()-before)
 		}
 		p.kill()
 	})

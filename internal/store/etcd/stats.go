@@ -73,6 +73,7 @@ func (s *Store) Compactable(ctx context.Context, keep uint64, before time.Time) 
 		if err != nil {
 			return err
 		}
+		found = 0
 		newest, err := s.headAt(ctx, 0)
 		if err != nil || newest == nil || uint64(newest.Version) <= keep {
 			return err
@@ -113,7 +114,11 @@ func (s *Store) Compactable(ctx context.Context, keep uint64, before time.Time) 
 	return found, err
 }
 
-// within runs f as long as ctx and the store live.
+// compactions is how many compactions by others may overtake one reading.
+const compactions = 10
+
+// within runs f as long as ctx and the store live, and again when others have
+// compacted what it was reading.
 func (s *Store) within(ctx context.Context, f func(ctx context.Context) error) error {
 	bound, done, err := s.use(ctx)
 	if err != nil {
@@ -122,7 +127,14 @@ func (s *Store) within(ctx context.Context, f func(ctx context.Context) error) e
 	defer done()
 	limited, stop := context.WithTimeout(bound, s.limit.commit)
 	defer stop()
-	if err := f(limited); err != nil {
+	err = f(limited)
+	for range compactions {
+		if !errors.Is(err, rpctypes.ErrCompacted) {
+			break
+		}
+		err = f(limited)
+	}
+	if err != nil {
 		return s.told(ctx, err)
 	}
 	return nil

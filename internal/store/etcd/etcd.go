@@ -76,7 +76,6 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 )
 
@@ -129,6 +128,7 @@ type Store struct {
 	exists bool // nothing is made
 	client *clientv3.Client
 	keys   keys
+	queue  *store.Queue
 	loops  sync.WaitGroup
 	ctx    context.Context // ends when Close has finished the commits
 	stop   context.CancelFunc
@@ -138,15 +138,13 @@ type Store struct {
 	looking sync.Mutex
 
 	// mu guards what follows and is held for a few instructions only.
-	mu         sync.Mutex
-	queue      []*request
-	closed     bool
-	meta       meta
-	head       uint64        // the newest position seen
-	loaded     store.Epoch   // of the last Load, or of Open: what callers' revisions are of
-	snapshot   sight         // of the last Load
-	foreign    uint64        // the last revision that strangers wrote, as far as a watcher has seen
-	wakeCommit chan struct{} // capacity 1
+	mu       sync.Mutex
+	closed   bool
+	meta     meta
+	head     uint64      // the newest position seen
+	loaded   store.Epoch // of the last Load, or of Open: what callers' revisions are of
+	snapshot sight       // of the last Load
+	foreign  uint64      // the last revision that strangers wrote, as far as a watcher has seen
 
 	// Only the commit loop uses these.
 	seq   uint64 // number of the last plan
@@ -191,7 +189,7 @@ func (c Config) open(ctx context.Context, log *slog.Logger, limit limits) (_ *St
 		return nil, err
 	}
 	prefix := c.prefix()
-	s := &Store{log: log, limit: limit, keys: newKeys(prefix), exists: c.Existing, wakeCommit: make(chan struct{}, 1)}
+	s := &Store{log: log, limit: limit, keys: newKeys(prefix), exists: c.Existing, queue: store.NewQueue()}
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx))
 	if s.client, err = c.connect(ctx, s.ctx, limit); err != nil {
 		s.stop()
@@ -210,7 +208,10 @@ func (c Config) open(ctx context.Context, log *slog.Logger, limit limits) (_ *St
 	at := s.position()
 	s.loaded = at.Epoch
 	s.log.InfoContext(ctx, "store opened", "dir", prefix, "epoch", at.Epoch.String(), "revision", at.Revision)
-	s.loops.Go(s.commitLoop)
+	// It alone puts w and head.
+	s.loops.Go(func() {
+		s.queue.Run(func(group []store.Txn) int { return fits(group, s.keys, s.limit.request) }, s.commitGroup)
+	})
 	return s, nil
 }
 
@@ -246,6 +247,11 @@ func (s *Store) saw(at store.Position) {
 	}
 }
 
+// Commit implements store.Store. What was not yet sent when ctx ends is not written.
+func (s *Store) Commit(ctx context.Context, txns []store.Txn) []store.Result {
+	return s.queue.Commit(ctx, txns)
+}
+
 // Close finishes the commits that were queued, ends the watchers and closes the
 // connections. Later calls of any method answer fault.Unavailable.
 func (s *Store) Close() error {
@@ -256,7 +262,7 @@ func (s *Store) Close() error {
 	}
 	s.closed = true
 	s.mu.Unlock()
-	wake(s.wakeCommit)
+	s.queue.Close()
 	s.loops.Wait()
 	// Tidy: the w key of a store that is gone is of no use. Compact removes it if
 	// this fails.
@@ -270,12 +276,3 @@ func (s *Store) Close() error {
 	s.client.Close() // ends with the error of the context just ended
 	return nil
 }
-
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-func closedFault() error { return fault.New(fault.Unavailable, "closed", "the store is closed") }

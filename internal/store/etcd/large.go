@@ -13,9 +13,9 @@ import (
 
 // commitLarge commits a transaction that is too large for one request, or has
 // more conditions than one can compare.
-func (s *Store) commitLarge(ctx context.Context, alone []item) error {
+func (s *Store) commitLarge(ctx context.Context, alone []store.Pending) error {
 	it := &alone[0]
-	t := it.txn
+	t := it.Txn
 	values := make([]string, len(t.Puts))
 	var keep []clientv3.Op
 	if weigh(t, s.keys) > s.limit.request {
@@ -49,7 +49,7 @@ func (s *Store) commitLarge(ctx context.Context, alone []item) error {
 		shell.Conditions = t.Conditions
 	}
 	if bytes += weigh(&shell, s.keys); bytes > s.limit.request {
-		it.answer(s.position(), fault.New(fault.Invalid, "txn_too_large", "the transaction's keys have about %d bytes in etcd, the limit is %d", bytes, s.limit.request).
+		it.Answer(s.position(), fault.New(fault.Invalid, "txn_too_large", "the transaction's keys have about %d bytes in etcd, the limit is %d", bytes, s.limit.request).
 			Fix("split it into smaller transactions"))
 		return nil
 	}
@@ -63,7 +63,7 @@ func (s *Store) commitLarge(ctx context.Context, alone []item) error {
 				return s.failed(ctx, err, false)
 			}
 			if err := judge(t, revs); err != nil {
-				it.answer(store.Position{Epoch: p.epoch, Revision: at}, err)
+				it.Answer(store.Position{Epoch: p.epoch, Revision: at}, err)
 				return nil
 			}
 			// Every write moves head: while it stays, what was judged holds.
@@ -74,7 +74,7 @@ func (s *Store) commitLarge(ctx context.Context, alone []item) error {
 		}
 		p.then = append(p.then, keep...)
 		p.record(s.keys, s.finish(p, t, nil))
-		if err := s.send(ctx, p, alone); err != nil || it.done {
+		if err := s.send(ctx, p, alone); err != nil || it.Answered {
 			return err
 		}
 	}

@@ -69,7 +69,7 @@ func (s *Store) use(ctx context.Context) (context.Context, context.CancelFunc, e
 	closed := s.closed
 	s.mu.Unlock()
 	if closed {
-		return nil, nil, closedFault()
+		return nil, nil, store.Closed()
 	}
 	ctx, stop := context.WithCancel(ctx)
 	undo := context.AfterFunc(s.ctx, stop)

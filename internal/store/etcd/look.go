@@ -111,7 +111,7 @@ func (s *Store) ask(ctx context.Context, when []clientv3.Cmp, then ...clientv3.O
 func (s *Store) failed(ctx context.Context, err error, opening bool) error {
 	switch {
 	case s.ctx.Err() != nil:
-		return closedFault()
+		return store.Closed()
 	case ctx.Err() != nil:
 		return fault.New(fault.Unavailable, "canceled", "the call was given up").Because(ctx.Err())
 	case opening:

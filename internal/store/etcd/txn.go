@@ -76,16 +76,16 @@ func tree(ops []clientv3.Op) []clientv3.Op {
 
 // commitGroup commits transactions that are judged on the same state, and
 // answers each. It returns an error when etcd does not answer.
-func (s *Store) commitGroup(group []item) error {
+func (s *Store) commitGroup(group []store.Pending) error {
 	ctx, done := context.WithTimeout(s.ctx, s.limit.commit)
 	defer done()
 	for i := range group {
-		if it := &group[i]; it.req.ctx.Err() != nil {
-			it.answer(s.position(), canceled(it.req.ctx))
+		if err := group[i].Given(); err != nil {
+			group[i].Answer(s.position(), err)
 		}
 	}
 	var err error
-	if one := group[0].txn; len(group) == 1 && (weigh(one, s.keys) > s.limit.request || !narrow(len(one.Conditions), len(one.Puts)+len(one.Deletes))) {
+	if one := group[0].Txn; len(group) == 1 && (weigh(one, s.keys) > s.limit.request || !narrow(len(one.Conditions), len(one.Puts)+len(one.Deletes))) {
 		err = s.commitLarge(ctx, group)
 	} else {
 		for err == nil && open(group) > 0 { // each round answers one at least
@@ -97,8 +97,8 @@ func (s *Store) commitGroup(group []item) error {
 		return nil
 	}
 	for i := range group {
-		if !group[i].done {
-			group[i].answer(s.position(), err)
+		if !group[i].Answered {
+			group[i].Answer(s.position(), err)
 		}
 	}
 	if fault.ReasonOf(err) == "outcome_unknown" {
@@ -108,9 +108,9 @@ func (s *Store) commitGroup(group []item) error {
 	return err
 }
 
-func open(group []item) (n int) {
+func open(group []store.Pending) (n int) {
 	for i := range group {
-		if !group[i].done {
+		if !group[i].Answered {
 			n++
 		}
 	}
@@ -128,12 +128,12 @@ type plan struct {
 }
 
 // plan makes the transaction of what is not answered yet.
-func (s *Store) plan(group []item) *plan {
+func (s *Store) plan(group []store.Pending) *plan {
 	p := s.newPlan()
 	var writes []store.Write
 	for i := range group {
-		t := group[i].txn
-		if group[i].done {
+		t := group[i].Txn
+		if group[i].Answered {
 			continue
 		}
 		p.compare(s.keys, t)
@@ -188,7 +188,7 @@ type outcome struct {
 
 // send brings a plan to etcd, and answers the items that are decided by it: all,
 // or those whose conditions failed.
-func (s *Store) send(ctx context.Context, p *plan, group []item) error {
+func (s *Store) send(ctx context.Context, p *plan, group []store.Pending) error {
 	out, err := s.settle(ctx, p)
 	if err != nil {
 		return err
@@ -196,13 +196,13 @@ func (s *Store) send(ctx context.Context, p *plan, group []item) error {
 	at := store.Position{Epoch: p.epoch, Revision: out.at}
 	for i := range group {
 		it := &group[i]
-		if it.done {
+		if it.Answered {
 			continue
 		}
 		if out.ok {
-			it.answer(at, nil)
-		} else if err := judge(it.txn, out.revs); err != nil {
-			it.answer(at, err)
+			it.Answer(at, nil)
+		} else if err := judge(it.Txn, out.revs); err != nil {
+			it.Answer(at, err)
 		}
 	}
 	return nil

@@ -73,7 +73,6 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
-	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 )
 
@@ -114,6 +113,7 @@ type Store struct {
 	log    *slog.Logger
 	sql    statements
 	limit  limits
+	queue  *store.Queue
 	loops  sync.WaitGroup
 	life   context.Context // of the follower
 	end    context.CancelFunc
@@ -130,7 +130,6 @@ type Store struct {
 
 	// mu guards what follows and is held for a few instructions only.
 	mu        sync.Mutex
-	queue     []*request
 	closed    bool
 	epoch     store.Epoch // the database's, as last seen
 	loaded    store.Epoch // of the last Load: commits are judged in this one
@@ -144,7 +143,6 @@ type Store struct {
 	broken    error         // why the follower does not know the head now
 	changed   chan struct{} // closed and replaced when any of these change
 
-	wakeCommit chan struct{} // capacity 1
 	wakeFollow chan struct{} // capacity 1
 }
 
@@ -190,7 +188,7 @@ func open(ctx context.Context, c Config, log *slog.Logger, limit limits) (*Store
 	rand.Read(id[:]) // never fails (crypto/rand)
 	s := &Store{
 		config: c, name: "plastron-" + hex.EncodeToString(id[:]), log: log, limit: limit,
-		changed: make(chan struct{}), wakeCommit: make(chan struct{}, 1), wakeFollow: make(chan struct{}, 1),
+		changed: make(chan struct{}), queue: store.NewQueue(), wakeFollow: make(chan struct{}, 1),
 	}
 	conn, err := s.dial(ctx, "")
 	if err != nil {
@@ -208,7 +206,10 @@ func open(ctx context.Context, c Config, log *slog.Logger, limit limits) (*Store
 	}
 	log.InfoContext(ctx, "store opened", "epoch", s.epoch.String(), "revision", s.head)
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
-	s.loops.Go(s.commitLoop)
+	s.loops.Go(func() { // it alone uses the writer
+		defer func() { s.writer.close() }()
+		s.queue.Run(nil, s.commitGroup)
+	})
 	s.loops.Go(s.follow)
 	return s, nil
 }
@@ -225,7 +226,7 @@ func (s *Store) Close() error {
 	s.announceLocked()
 	s.mu.Unlock()
 	s.end()
-	wake(s.wakeCommit)
+	s.queue.Close()
 	s.loops.Wait()
 	s.reading.Lock()
 	defer s.reading.Unlock()
@@ -244,7 +245,7 @@ func (s *Store) usable() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return closedFault()
+		return store.Closed()
 	}
 	return nil
 }
@@ -255,8 +256,6 @@ func wake(c chan struct{}) {
 	default:
 	}
 }
-
-func closedFault() error { return fault.New(fault.Unavailable, "closed", "the store is closed") }
 
 // session is one connection. A nil session is a closed one.
 type session struct {

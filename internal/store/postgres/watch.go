@@ -94,7 +94,7 @@ func (s *Store) next(ctx context.Context, after store.Position) ([]row, <-chan s
 func (s *Store) watchableLocked(at store.Position) error {
 	switch {
 	case s.closed:
-		return closedFault()
+		return store.Closed()
 	case at.Epoch != s.epoch:
 		return epochChanged(s.epoch, at.Epoch)
 	case at.Revision > s.head:

@@ -12,136 +12,14 @@ import (
 	"github.com/plastron/plastron/internal/store"
 )
 
-// request is one call of Commit. The commit loop owns results and left from the
-// moment it is taken until done is closed.
-type request struct {
-	ctx     context.Context
-	txns    []store.Txn
-	results []store.Result
-	left    int  // transactions without a result
-	taken   bool // guarded by Store.mu
-	done    chan struct{}
-}
-
-// Commit implements store.Store. Transactions of concurrent calls share groups.
-// When ctx ends before the loop has taken the call, nothing of it is written
-// ("canceled"); later, what was not yet judged is not written and the call
-// returns at once with "outcome_unknown" for all.
+// Commit implements store.Store. What was not yet judged when ctx ends is not written.
 func (s *Store) Commit(ctx context.Context, txns []store.Txn) []store.Result {
-	r := &request{ctx: ctx, txns: txns, results: make([]store.Result, len(txns)), done: make(chan struct{})}
-	for i := range txns {
-		if err := txns[i].Validate(); err != nil {
-			r.results[i].Err = err
-		} else {
-			r.left++
-		}
-	}
-	if r.left == 0 {
-		return r.results
-	}
-	if err := ctx.Err(); err != nil {
-		return r.refuse(fault.New(fault.Unavailable, "canceled", "the commit was given up, nothing was written").Because(err))
-	}
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return r.refuse(closedFault())
-	}
-	s.queue = append(s.queue, r)
-	s.mu.Unlock()
-	wake(s.wakeCommit)
-
-	select {
-	case <-r.done:
-		return r.results
-	case <-ctx.Done():
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !r.taken {
-		for i, q := range s.queue {
-			if q == r {
-				s.queue = append(s.queue[:i], s.queue[i+1:]...)
-				break
-			}
-		}
-		return r.refuse(fault.New(fault.Unavailable, "canceled", "the commit was given up, nothing was written").Because(ctx.Err()))
-	}
-	select {
-	case <-r.done:
-		return r.results
-	default: // the loop still writes to r.results: answer with others
-		r = &request{txns: txns, results: make([]store.Result, len(txns))}
-		return r.refuse(fault.New(fault.Unavailable, "outcome_unknown", "the commit was given up while it was written").
-			Fix("look whether it is there before trying again").Because(ctx.Err()))
-	}
-}
-
-// refuse gives err to every transaction that has no error of its own.
-func (r *request) refuse(err error) []store.Result {
-	for i := range r.results {
-		if r.results[i].Err == nil {
-			r.results[i].Err = err
-		}
-	}
-	return r.results
-}
-
-// commitLoop runs until Close; it alone appends to the log.
-func (s *Store) commitLoop() {
-	for range s.wakeCommit {
-		for {
-			s.mu.Lock()
-			queue, closed := s.queue, s.closed
-			s.queue = nil
-			for _, r := range queue {
-				r.taken = true
-			}
-			s.mu.Unlock()
-			if len(queue) > 0 {
-				s.commitAll(queue)
-			} else if closed {
-				return
-			} else {
-				break
-			}
-		}
-	}
-}
-
-// slot is where the outcome of one transaction goes.
-type slot struct {
-	req *request
-	i   int
-}
-
-// commitAll commits what was queued, group by group, and answers each call as
-// soon as its last transaction has its result.
-func (s *Store) commitAll(queue []*request) {
-	var txns []store.Txn
-	var slots []slot
-	for _, r := range queue {
-		for i := range r.txns {
-			if r.results[i].Err == nil {
-				txns = append(txns, r.txns[i])
-				slots = append(slots, slot{r, i})
-			}
-		}
-	}
-	for _, group := range store.Groups(txns) {
-		s.commitGroup(group, slots)
-		for _, to := range slots[:len(group)] {
-			if to.req.left--; to.req.left == 0 {
-				close(to.req.done)
-			}
-		}
-		slots = slots[len(group):]
-	}
+	return s.queue.Commit(ctx, txns)
 }
 
 // commitGroup judges the transactions of one group, all on the same state,
-// makes those that hold durable in one row, and fills in the results.
-func (s *Store) commitGroup(txns []store.Txn, slots []slot) {
+// makes those that hold durable in one row, and answers them.
+func (s *Store) commitGroup(group []store.Pending) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	cannot := s.usable()
@@ -149,34 +27,39 @@ func (s *Store) commitGroup(txns []store.Txn, slots []slot) {
 		cannot = s.learn()
 	}
 	at := store.Position{Epoch: s.epoch, Revision: s.head}
-	writes := make([]store.Write, 0, len(txns))
-	for i := range txns {
-		result := &slots[i].req.results[slots[i].i]
-		result.Position = at
-		if result.Err = cannot; result.Err != nil {
-			continue
+	writes := make([]store.Write, 0, len(group))
+	for i := range group {
+		p := &group[i]
+		err := cannot
+		if err == nil {
+			err = p.Given()
 		}
-		if err := slots[i].req.ctx.Err(); err != nil {
-			result.Err = fault.New(fault.Unavailable, "canceled", "the commit was given up, nothing was written").Because(err)
-		} else if result.Err = s.revs.judge(&txns[i]); result.Err == nil && len(txns[i].Puts)+len(txns[i].Deletes) > 0 {
-			result.Position.Revision++ // until now; a mark that it is in the row
-			writes = append(writes, txns[i].Write())
+		if err == nil {
+			err = s.revs.judge(p.Txn)
+		}
+		if err == nil && len(p.Txn.Puts)+len(p.Txn.Deletes) > 0 {
+			writes = append(writes, p.Txn.Write())
+		} else {
+			p.Answer(at, err)
 		}
 	}
 	if len(writes) == 0 {
-		return
+		return nil
 	}
 	r := row{
 		rev: s.head + 1, prev: s.head, time: time.Now().UnixNano(),
 		batch: store.AppendWrites(make([]byte, 0, store.EncodedSize(writes)), writes),
 	}
-	if err := s.append(r, writes); err != nil {
-		for i := range txns {
-			if result := &slots[i].req.results[slots[i].i]; result.Position.Revision == r.rev {
-				*result = store.Result{Position: at, Err: err}
-			}
+	err := s.append(r, writes)
+	if err == nil {
+		at.Revision = r.rev
+	}
+	for i := range group {
+		if !group[i].Answered {
+			group[i].Answer(at, err)
 		}
 	}
+	return nil // each group finds out for itself whether the files work again
 }
 
 // append makes a row durable and publishes it. After an error the row is not in

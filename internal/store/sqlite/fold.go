@@ -153,7 +153,7 @@ func (s *Store) readLog(after uint64, f func(row, []store.Write) bool) error {
 	s.files.RLock()
 	defer s.files.RUnlock()
 	if s.reader == nil {
-		return closedFault()
+		return store.Closed()
 	}
 	var bad error
 	err := s.reader.rows(after, func(r row) bool {
@@ -192,7 +192,7 @@ func (s *Store) copyWAL() error {
 	s.files.RLock()
 	defer s.files.RUnlock()
 	if s.keeper == nil {
-		return closedFault()
+		return store.Closed()
 	}
 	return s.keeper.exec("PRAGMA wal_checkpoint(PASSIVE)")
 }
@@ -204,7 +204,7 @@ func (s *Store) Compact(ctx context.Context, before uint64) error {
 	skip, closed := before <= s.compacted, s.closed
 	s.mu.Unlock()
 	if closed {
-		return closedFault()
+		return store.Closed()
 	}
 	if skip {
 		return nil

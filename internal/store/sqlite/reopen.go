@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/store"
 )
 
 // reopen replaces the connections after a failure, so that nothing is built on
@@ -67,7 +68,7 @@ func unusable(err error) error {
 // ready returns why the open files may not be used. The caller holds writing.
 func (s *Store) ready() error {
 	if s.broken == nil && s.writer == nil {
-		return closedFault()
+		return store.Closed()
 	}
 	return s.broken
 }

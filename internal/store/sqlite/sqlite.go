@@ -112,6 +112,7 @@ type Store struct {
 	lock  *dirLock
 	epoch store.Epoch
 	limit limits
+	queue *store.Queue
 	loops sync.WaitGroup
 
 	// writing is held from before a row is written until it is published, for
@@ -139,7 +140,6 @@ type Store struct {
 
 	// mu guards what follows and is held for a few instructions only.
 	mu        sync.Mutex
-	queue     []*request
 	closed    bool
 	head      uint64
 	folded    uint64
@@ -150,8 +150,7 @@ type Store struct {
 	recentLen int           // their bytes
 	changed   chan struct{} // closed and replaced when head, compacted or closed change
 
-	wakeCommit chan struct{} // capacity 1
-	wakeFold   chan struct{} // capacity 1
+	wakeFold chan struct{} // capacity 1
 }
 
 // limits are fixed; tests make them small.
@@ -190,7 +189,7 @@ func (c Config) Open(ctx context.Context, log *slog.Logger) (*Store, error) {
 func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (_ *Store, err error) {
 	s := &Store{
 		log: log, limit: limit,
-		changed: make(chan struct{}), wakeCommit: make(chan struct{}, 1), wakeFold: make(chan struct{}, 1),
+		changed: make(chan struct{}), queue: store.NewQueue(), wakeFold: make(chan struct{}, 1),
 	}
 	if s.dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
@@ -226,7 +225,7 @@ func open(ctx context.Context, dir string, log *slog.Logger, limit limits) (_ *S
 		return nil, err
 	}
 	s.log.InfoContext(ctx, "store opened", "dir", s.dir, "epoch", s.epoch.String(), "revision", s.head)
-	s.loops.Go(s.commitLoop)
+	s.loops.Go(func() { s.queue.Run(nil, s.commitGroup) }) // it alone appends to the log
 	s.loops.Go(s.foldLoop)
 	return s, nil
 }
@@ -278,7 +277,7 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.announceLocked()
 	s.mu.Unlock()
-	wake(s.wakeCommit)
+	s.queue.Close()
 	wake(s.wakeFold)
 	s.loops.Wait()
 	s.writing.Lock()
@@ -338,5 +337,3 @@ func wake(c chan struct{}) {
 	default:
 	}
 }
-
-func closedFault() error { return fault.New(fault.Unavailable, "closed", "the store is closed") }

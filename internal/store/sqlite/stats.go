@@ -33,7 +33,7 @@ func (s *Store) Compactable(_ context.Context, keep uint64, before time.Time) (u
 	end, closed := s.head, s.closed
 	s.mu.Unlock()
 	if closed {
-		return 0, closedFault()
+		return 0, store.Closed()
 	}
 	if end < keep {
 		return 0, nil
@@ -48,7 +48,7 @@ func (s *Store) ask(sql string, to *int64, args ...uint64) error {
 	s.files.RLock()
 	defer s.files.RUnlock()
 	if s.reader == nil {
-		return closedFault()
+		return store.Closed()
 	}
 	s.reader.Lock()
 	defer s.reader.Unlock()

@@ -83,7 +83,7 @@ func (s *Store) next(after uint64) ([]row, <-chan struct{}, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if s.closed {
-			return nil, nil, closedFault()
+			return nil, nil, store.Closed()
 		}
 		return nil, nil, fault.New(fault.Unavailable, "store_unavailable", "the store cannot be read now")
 	}
@@ -115,7 +115,7 @@ func (s *Store) next(after uint64) ([]row, <-chan struct{}, error) {
 func (s *Store) watchableLocked(at uint64) error {
 	switch {
 	case s.closed:
-		return closedFault()
+		return store.Closed()
 	case at > s.head:
 		return fault.New(fault.Precondition, "position_unknown", "the store is at revision %d and has not reached %d", s.head, at)
 	case at < s.compacted:

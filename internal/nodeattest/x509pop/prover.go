@@ -3,7 +3,6 @@ package x509pop
 import (
 	"context"
 	"crypto"
-	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
@@ -11,10 +10,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"math/big"
-	"strings"
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/nodeattest"
+	"github.com/plastron/plastron/internal/secretfile"
 )
 
 // maxFile bounds the agent's files, in bytes.
@@ -103,37 +102,7 @@ func readKey(path string) (crypto.Signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return nil, errors.New("it holds no private key in PEM")
-		}
-		var key any
-		switch {
-		case block.Type == "EC PARAMETERS": // openssl writes them before the key
-			continue
-		case block.Type == "PRIVATE KEY":
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-		case block.Type == "RSA PRIVATE KEY" && block.Headers["DEK-Info"] == "":
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		case block.Type == "EC PRIVATE KEY" && block.Headers["DEK-Info"] == "":
-			key, err = x509.ParseECPrivateKey(block.Bytes)
-		case strings.HasSuffix(block.Type, "PRIVATE KEY"):
-			return nil, errors.New("the private key is encrypted, which is not offered")
-		default:
-			return nil, errors.New("it holds something else than a private key")
-		}
-		if err != nil {
-			return nil, errors.New("the private key cannot be read")
-		}
-		switch key := key.(type) {
-		case *rsa.PrivateKey:
-			return key, nil
-		case *ecdsa.PrivateKey:
-			return key, nil
-		}
-		return nil, errors.New("the private key is neither RSA nor ECDSA")
-	}
+	return secretfile.ParseKey(rest)
 }
 
 // Prover is the agent's half: it shows its certificates and signs. It prints as its name.

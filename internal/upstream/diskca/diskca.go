@@ -12,8 +12,6 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
@@ -290,39 +288,9 @@ func readCertificates(path string) (out [][]byte, err error) {
 
 // readKey reads the one private key of a PEM file. Errors never quote the file.
 func readKey(path string) (crypto.Signer, error) {
-	rest, err := secretfile.ReadGiven(path, maxKeyFile)
+	text, err := secretfile.ReadGiven(path, maxKeyFile)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil {
-			return nil, fmt.Errorf("it holds no private key in PEM")
-		}
-		var key any
-		switch {
-		case block.Type == "EC PARAMETERS": // openssl writes them before the key
-			continue
-		case block.Type == "PRIVATE KEY":
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-		case block.Type == "RSA PRIVATE KEY" && block.Headers["DEK-Info"] == "":
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		case block.Type == "EC PRIVATE KEY" && block.Headers["DEK-Info"] == "":
-			key, err = x509.ParseECPrivateKey(block.Bytes)
-		case strings.HasSuffix(block.Type, "PRIVATE KEY"):
-			return nil, fmt.Errorf("the private key is encrypted, which is not offered")
-		default:
-			return nil, fmt.Errorf("it holds something else than a private key")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("the private key cannot be read")
-		}
-		switch key := key.(type) {
-		case *rsa.PrivateKey:
-			return key, nil
-		case *ecdsa.PrivateKey:
-			return key, nil
-		}
-		return nil, fmt.Errorf("the private key is neither RSA nor ECDSA")
-	}
+	return secretfile.ParseKey(text)
 }

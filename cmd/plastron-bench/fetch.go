@@ -36,7 +36,7 @@ func benchFetch(ctx context.Context, o options) (result, error) {
 	// In turns, so that whatever else the machine does meanwhile meets both.
 	const turns = 5
 	r, reference := result{Reference: "bare gRPC stream, same message"}, o
-	o.count, reference.count, reference.pid = (o.count+turns-1)/turns, (o.count+turns-1)/turns, pid
+	o.count, reference.count, reference.pids = (o.count+turns-1)/turns, (o.count+turns-1)/turns, pids{pid}
 	for range turns {
 		one, err := measureFetch(ctx, o, client)
 		if err != nil {

@@ -124,7 +124,7 @@ func benchSync(ctx context.Context, o options) (result, error) {
 		return result{}, err
 	}
 	defer c.leave()
-	before, err := cpuTime(o.pid)
+	before, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
@@ -133,7 +133,7 @@ func benchSync(ctx context.Context, o options) (result, error) {
 	case <-ctx.Done():
 		return result{}, context.Cause(ctx)
 	}
-	after, err := cpuTime(o.pid)
+	after, err := o.pids.cpuTime()
 	messages := c.messages.Load()
 	return result{
 		Operations: o.agents, WallNS: o.period.Nanoseconds(), CPUNS: (after - before).Nanoseconds() / int64(o.agents), Messages: &messages,
@@ -173,7 +173,7 @@ func benchPropagation(ctx context.Context, o options) (result, error) {
 	}
 	client := entryv1.NewEntryClient(s.admin)
 	times := make([]time.Duration, o.count)
-	before, err := cpuTime(o.pid)
+	before, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
@@ -202,7 +202,7 @@ func benchPropagation(ctx context.Context, o options) (result, error) {
 			return result{}, err
 		}
 	}
-	after, err := cpuTime(o.pid)
+	after, err := o.pids.cpuTime()
 	messages := c.messages.Load()
 	r := result{Operations: o.count, CPUNS: (after - before).Nanoseconds() / int64(o.count), Messages: &messages}
 	for _, t := range times {

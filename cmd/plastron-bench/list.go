@@ -43,12 +43,7 @@ func amongEntries(ctx context.Context, o options, call func(context.Context, ent
 	}
 	defer s.Close()
 	parent := s.absentAgent()
-	var ids []string
-	for len(ids) < o.entries && err == nil {
-		var made []string
-		made, err = s.create(ctx, parent, len(ids), min(500, o.entries-len(ids)))
-		ids = append(ids, made...)
-	}
+	ids, err := s.fill(ctx, parent, o.entries)
 	var r result
 	if err == nil {
 		client := entryv1.NewEntryClient(s.admin)

@@ -38,12 +38,13 @@ func main() {
 
 // options are the flags, the same for each benchmark.
 type options struct {
-	admin, address, workload, output string
-	store, at, server                string
-	pid, count, batch, parallel      int
-	entries, agents                  int
-	streams, connections             int
-	period                           time.Duration
+	admin, address, workload, agent, output string
+	store, at, server                       string
+	pids                                    pids
+	count, batch, parallel                  int
+	entries, agents                         int
+	streams, connections                    int
+	period                                  time.Duration
 }
 
 // benchmark is one row of the table of what can be measured.
@@ -58,6 +59,7 @@ func benchmarks() []benchmark {
 		{"create", "create entries in batches over the admin socket", 5000, benchCreate},
 		{"x509", "issue X.509-SVIDs in batches to an agent", 5000, benchX509},
 		{"jwt", "issue JWT-SVIDs to an agent", 5000, benchJWT},
+		{"reissue", "taint the X.509 authority, until an agent has replaced the SVIDs of -entries entries", 1, benchReissue},
 		{"attest", "attest new agents with join tokens, each on its own TLS connection", 500, benchAttest},
 		{"list", "list the one entry of -entries that has a selector", 1000, benchList},
 		{"count", "count the -entries below one parent", 1000, benchCount},
@@ -103,7 +105,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", b.name, err)
 		}
-		r.Name, r.Pid = b.name, o.pid
+		r.Name, r.Pid = b.name, o.pids.String()
 		return r.print(stdout, o.output)
 	}
 	return fmt.Errorf("there is no benchmark %q, but %s", args[0], strings.Join(names, ", "))
@@ -116,11 +118,12 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	flags.StringVar(&o.admin, "socketPath", env("SPIRE_SERVER_PRIVATE_SOCKET", "/tmp/spire-server/private/api.sock"), "`PATH` of the server's admin socket")
 	flags.StringVar(&o.address, "address", "127.0.0.1:8081", "`HOST:PORT` of the server")
 	flags.StringVar(&o.workload, "workloadSocket", strings.TrimPrefix(env("SPIFFE_ENDPOINT_SOCKET", "/tmp/spire-agent/public/api.sock"), "unix://"), "`PATH` of the Workload API")
-	flags.IntVar(&o.pid, "pid", 0, "`PID` of the process whose CPU time is measured")
+	flags.StringVar(&o.agent, "agentSocketPath", "/tmp/spire-agent/private/admin.sock", "`PATH` of the agent's admin socket")
+	flags.Var(&o.pids, "pid", "`PID` of the process whose CPU time is measured, or several with commas between")
 	flags.IntVar(&o.count, "n", b.count, "`NUMBER` of operations")
 	flags.IntVar(&o.batch, "batch", 50, "`NUMBER` of operations in one call, where the call takes several")
 	flags.IntVar(&o.parallel, "parallel", 4, "`NUMBER` of calls at the same time")
-	flags.IntVar(&o.entries, "entries", 10000, "`NUMBER` of entries that list and count add first, and that restart and memory want")
+	flags.IntVar(&o.entries, "entries", 10000, "`NUMBER` of entries that x509, jwt, list, count and reissue add first, and that restart and memory want")
 	flags.IntVar(&o.agents, "agents", 1, "`NUMBER` of agents that sync and propagation attach, besides what is there")
 	flags.IntVar(&o.streams, "streams", 1000, "`NUMBER` of streams that watch and agent open")
 	flags.IntVar(&o.connections, "connections", 1000, "`NUMBER` of connections that watch opens them on")
@@ -153,7 +156,7 @@ func env(name, otherwise string) string {
 // result is what one benchmark found. Times are nanoseconds for one operation.
 type result struct {
 	Name        string  `json:"name"`
-	Pid         int     `json:"pid,omitempty"`
+	Pid         string  `json:"pid,omitempty"`
 	Operations  int     `json:"operations"`
 	WallNS      int64   `json:"wall_ns_per_op"`
 	CPUNS       int64   `json:"cpu_ns_per_op,omitempty"` // of the process at -pid

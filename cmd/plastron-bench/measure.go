@@ -24,7 +24,7 @@ func measure(ctx context.Context, o options, size int, call func(ctx context.Con
 	var first error
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	before, err := cpuTime(o.pid)
+	before, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
@@ -54,7 +54,7 @@ func measure(ctx context.Context, o options, size int, call func(ctx context.Con
 	if first != nil {
 		return result{}, first
 	}
-	after, err := cpuTime(o.pid)
+	after, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
@@ -70,13 +70,46 @@ func percentiles(times []time.Duration) (p50, p99 int64) {
 	return times[len(times)/2].Nanoseconds(), times[len(times)*99/100].Nanoseconds()
 }
 
+// pids are processes that are measured together.
+type pids []int
+
+func (p *pids) String() string {
+	return strings.Trim(strings.ReplaceAll(fmt.Sprint([]int(*p)), " ", ","), "[]")
+}
+
+func (p *pids) Set(text string) error {
+	*p = nil
+	for word := range strings.SplitSeq(text, ",") {
+		pid, err := strconv.Atoi(word)
+		if err != nil || pid < 0 {
+			return errors.New("this is not the number of a process")
+		}
+		if pid > 0 {
+			*p = append(*p, pid)
+		}
+	}
+	return nil
+}
+
+// only returns the first of them, or 0.
+func (p pids) only() int { return append(p, 0)[0] }
+
+// cpuTime returns the sum of what they have used.
+func (p pids) cpuTime() (sum time.Duration, err error) {
+	for _, pid := range p {
+		one, err := cpuTime(pid)
+		if err != nil {
+			return 0, err
+		}
+		sum += one
+	}
+	return sum, nil
+}
+
 // cpuTime returns the time that all threads of a process have run, to the
 // nanosecond. (Threads that ended meanwhile are missing; the Go runtime keeps its
 // threads.)
 func cpuTime(pid int) (time.Duration, error) {
-	if pid == 0 {
-		return 0, nil
-	}
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if len(threads) == 0 {
 		return 0, fmt.Errorf("-pid %d: there is no such process, or this system does not count its time", pid)

@@ -32,11 +32,7 @@ type target struct {
 }
 
 func dialServer(ctx context.Context, o options) (*target, error) {
-	admin, err := grpc.NewClient("passthrough:///"+o.admin, grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", o.admin)
-		}))
+	admin, err := dialSocket(o.admin)
 	if err != nil {
 		return nil, err
 	}
@@ -56,6 +52,15 @@ func dialServer(ctx context.Context, o options) (*target, error) {
 		}
 	}
 	return s, nil
+}
+
+// dialSocket is the way to an admin socket.
+func dialSocket(path string) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", path)
+		}))
 }
 
 func (s *target) Close() error { return s.admin.Close() }
@@ -146,8 +151,7 @@ func (s *target) join(ctx context.Context, entries int) (*player, func(), error)
 		return nil, nil, err
 	}
 	a := &player{conn: conn, id: svid.GetId()}
-	made, err := s.create(ctx, a.id, 0, entries)
-	a.entryIDs = made
+	a.entryIDs, err = s.fill(ctx, a.id, entries)
 	clean := func() {
 		ctx := context.WithoutCancel(ctx)
 		_ = s.remove(ctx, a.entryIDs)
@@ -159,6 +163,16 @@ func (s *target) join(ctx context.Context, entries int) (*player, func(), error)
 		return nil, nil, err
 	}
 	return a, clean, nil
+}
+
+// fill registers count entries below a parent, in many calls.
+func (s *target) fill(ctx context.Context, parent *spiretypes.SPIFFEID, count int) (ids []string, err error) {
+	for len(ids) < count && err == nil {
+		var made []string
+		made, err = s.create(ctx, parent, len(ids), min(500, count-len(ids)))
+		ids = append(ids, made...)
+	}
+	return ids, err
 }
 
 // create registers count entries below a parent and returns their IDs.
@@ -229,15 +243,17 @@ func benchX509(ctx context.Context, o options) (result, error) {
 		return result{}, err
 	}
 	defer s.Close()
-	a, clean, err := s.join(ctx, o.batch)
+	o.batch = min(o.batch, o.entries)
+	a, clean, err := s.join(ctx, o.entries)
 	if err != nil {
 		return result{}, err
 	}
 	defer clean()
 	var requests []*svidv1.BatchNewX509SVIDRequest
-	for range o.parallel { // the keys are made before the clock runs
+	for worker := range o.parallel { // the keys are made before the clock runs
 		request := &svidv1.BatchNewX509SVIDRequest{}
-		for _, id := range a.entryIDs {
+		for i := range o.batch { // all over the entries
+			id := a.entryIDs[((worker*o.batch+i)*7919)%len(a.entryIDs)]
 			_, csr, err := newCSR()
 			if err != nil {
 				return result{}, err
@@ -269,14 +285,15 @@ func benchJWT(ctx context.Context, o options) (result, error) {
 		return result{}, err
 	}
 	defer s.Close()
-	a, clean, err := s.join(ctx, 1)
+	a, clean, err := s.join(ctx, o.entries)
 	if err != nil {
 		return result{}, err
 	}
 	defer clean()
-	request := &svidv1.NewJWTSVIDRequest{EntryId: a.entryIDs[0], Audience: []string{"bench"}}
-	r, err := measure(ctx, o, 1, func(ctx context.Context, _, _ int) error {
-		_, err := svidv1.NewSVIDClient(a.conn).NewJWTSVID(ctx, request)
+	r, err := measure(ctx, o, 1, func(ctx context.Context, _, call int) error {
+		_, err := svidv1.NewSVIDClient(a.conn).NewJWTSVID(ctx, &svidv1.NewJWTSVIDRequest{
+			EntryId: a.entryIDs[call%len(a.entryIDs)], Audience: []string{"bench"},
+		})
 		return err
 	})
 	if err != nil {

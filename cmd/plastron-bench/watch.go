@@ -183,7 +183,7 @@ func benchWatch(ctx context.Context, o options) (r result, err error) {
 		return result{}, err
 	}
 	defer func() { err = errors.Join(err, h.Close(ctx)) }()
-	before, err := cpuTime(o.pid)
+	before, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
@@ -208,7 +208,7 @@ func benchWatch(ctx context.Context, o options) (r result, err error) {
 		}
 		times = append(times, took)
 	}
-	after, err := cpuTime(o.pid)
+	after, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
@@ -224,7 +224,7 @@ func benchWatch(ctx context.Context, o options) (r result, err error) {
 // they are open, each on a connection of its own, and at what it does while they
 // are idle.
 func benchAgent(ctx context.Context, o options) (r result, err error) {
-	empty, err := anonymous(o.pid)
+	empty, err := anonymous(o.pids.only())
 	if err != nil {
 		return result{}, err
 	}
@@ -234,7 +234,7 @@ func benchAgent(ctx context.Context, o options) (r result, err error) {
 		return result{}, err
 	}
 	defer func() { err = errors.Join(err, h.Close(ctx)) }()
-	before, err := cpuTime(o.pid)
+	before, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
@@ -243,11 +243,11 @@ func benchAgent(ctx context.Context, o options) (r result, err error) {
 	case <-ctx.Done():
 		return result{}, ctx.Err()
 	}
-	after, err := cpuTime(o.pid)
+	after, err := o.pids.cpuTime()
 	if err != nil {
 		return result{}, err
 	}
-	full, err := anonymous(o.pid)
+	full, err := anonymous(o.pids.only())
 	return result{
 		Operations: o.streams, WallNS: o.period.Nanoseconds(), CPUNS: (after - before).Nanoseconds() / int64(o.streams), Streams: o.streams,
 		Memory: full, Before: empty,

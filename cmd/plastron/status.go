@@ -201,6 +201,9 @@ func printAgentStatus(w io.Writer, s *statusv1.AgentStatus, now time.Time) error
 		plural(int(s.GetX509Authorities()), "X.509 authority", "X.509 authorities"), until(s.GetBundleExpiresAt(), now)))
 	rows.add("Holds", fmt.Sprintf("%s, %s, %s", plural(int(s.GetGrants()), "grant", "grants"),
 		plural(int(s.GetX509Svids()), "X.509-SVID", "X.509-SVIDs"), plural(int(s.GetJwtSvids()), "JWT-SVID", "JWT-SVIDs")))
+	if n := s.GetX509SvidsTainted(); n > 0 {
+		rows.add("To replace", plural(int(n), "X.509-SVID", "X.509-SVIDs")+" of a tainted authority")
+	}
 	rows.add("Serves", fmt.Sprintf("%s, %s, %d listening at %s", plural(int(s.GetConnections()), "connection", "connections"),
 		plural(int(s.GetCalls()), "call", "calls"), s.GetSubscribers(), s.GetSocketPath()))
 	for _, e := range s.GetEnding() {

@@ -36,7 +36,8 @@ func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*status
 		Version: Version, TrustDomain: set.TrustDomain.Name(), StartedAt: s.started.Unix(), Attestor: s.agent.attestor,
 		Following: s.following(report),
 		Grants:    uint64(report.Grants), X509Svids: uint64(report.X509SVIDs), JwtSvids: uint64(report.JWTSVIDs),
-		Subscribers: uint64(report.Subscribers), Connections: uint64(load.Connections), Calls: uint64(load.Calls),
+		X509SvidsTainted: uint64(report.Tainted),
+		Subscribers:      uint64(report.Subscribers), Connections: uint64(load.Connections), Calls: uint64(load.Calls),
 		BundleSequence: report.BundleSequence, X509Authorities: uint32(report.Roots), BundleExpiresAt: rpc.Unix(report.RootsEnd),
 		Refusals: load.Refusals, SocketPath: set.SocketPath, AdminSocketPath: set.adminSocketPath(), DataDir: set.DataDir,
 	}

@@ -26,6 +26,10 @@ const (
 	grantCeiling = 5 * time.Minute
 	// taintSpread is the time over which what a tainted authority signed is replaced (R69).
 	taintSpread = 15 * time.Second
+	// together is how much earlier than due an SVID is renewed with others that are,
+	// or a hundredth of its life if that is shorter: a look at all grants for each
+	// would cost more than signing.
+	together = 2 * time.Second
 	// expiryMargin is how long before its end an SVID is taken away, or a tenth of
 	// its life if that is shorter (R35).
 	expiryMargin = 5 * time.Second
@@ -251,15 +255,21 @@ func (m *machine) plan(ev event, fx *effects) {
 			m.next = t
 		}
 	}
-	var needs []*pair
+	var needs, early []*pair
 	for _, p := range m.wanted(now) {
 		e := &p.grant.entry
 		soon(e.ExpiresAt)
 		if p.cert != nil {
 			soon(endOf(p.cert.issuedAt, p.cert.expiresAt))
 			// A revision below the one asked for is of a server that was restored, or of another.
-			if p.cert.asked <= e.Revision && e.Revision <= p.cert.revision && !due(p.cert.renewAt, now, p.cert.expiresAt.Sub(p.cert.issuedAt)) {
-				soon(p.cert.renewAt)
+			life := p.cert.expiresAt.Sub(p.cert.issuedAt)
+			if p.cert.asked <= e.Revision && e.Revision <= p.cert.revision && !due(p.cert.renewAt, now, life) {
+				if !m.signing { // else the end of the batch is what comes next
+					soon(p.cert.renewAt)
+				}
+				if !p.signing && due(p.notYet, now, grantCeiling) && p.cert.renewAt.Sub(now) <= min(together, life/100) {
+					early = append(early, p)
+				}
 				continue
 			}
 		}
@@ -280,6 +290,7 @@ func (m *machine) plan(ev event, fx *effects) {
 		soon(m.signNotYet)
 		return
 	}
+	needs = append(needs, early...)
 	slices.SortFunc(needs, func(a, b *pair) int {
 		return cmp.Or(byUrgency(a)-byUrgency(b), byExpiry(a, b), byAge(a, b))
 	})

@@ -16,6 +16,7 @@ type Report struct {
 	Since        time.Time // when the conversation began, or ended if there is none; zero: never
 	Acknowledged time.Time // when the agent last said that it holds what the server has; zero: never
 	JWTSVIDs     int
+	Tainted      int       // X.509-SVIDs of a tainted authority that are not replaced yet
 	First        []Held // the X.509-SVIDs that end first, in that order
 	Roots        int
 	RootsEnd     time.Time // when the last root of the own trust domain ends
@@ -37,6 +38,9 @@ func (m *machine) report(n int) Report {
 	for p := range m.pairs() { // not sorted as a whole: callers of the Workload API wait meanwhile
 		if p.cert == nil {
 			continue
+		}
+		if _, tainted := m.issuer(p.cert); tainted {
+			r.Tainted++
 		}
 		held := Held{p.grant.entry.ID, p.id, p.cert.expiresAt}
 		if at, _ := slices.BinarySearchFunc(r.First, held, byEnd); at < n {

@@ -1065,32 +1065,33 @@ func (*AgentStatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type AgentStatus struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // empty: not attested yet
-	Version         string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	TrustDomain     string                 `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
-	StartedAt       int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
-	ExpiresAt       int64                  `protobuf:"varint,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // of its own SVID
-	Attestor        string                 `protobuf:"bytes,6,opt,name=attestor,proto3" json:"attestor,omitempty"`
-	CanReattest     bool                   `protobuf:"varint,7,opt,name=can_reattest,json=canReattest,proto3" json:"can_reattest,omitempty"` // the node may prove itself again at any time
-	Following       *Following             `protobuf:"bytes,8,opt,name=following,proto3" json:"following,omitempty"`
-	Grants          uint64                 `protobuf:"varint,9,opt,name=grants,proto3" json:"grants,omitempty"`
-	X509Svids       uint64                 `protobuf:"varint,10,opt,name=x509_svids,json=x509Svids,proto3" json:"x509_svids,omitempty"`
-	JwtSvids        uint64                 `protobuf:"varint,11,opt,name=jwt_svids,json=jwtSvids,proto3" json:"jwt_svids,omitempty"`
-	Subscribers     uint64                 `protobuf:"varint,12,opt,name=subscribers,proto3" json:"subscribers,omitempty"` // calls that listen for changes
-	Connections     uint64                 `protobuf:"varint,13,opt,name=connections,proto3" json:"connections,omitempty"` // to the Workload API
-	Calls           uint64                 `protobuf:"varint,14,opt,name=calls,proto3" json:"calls,omitempty"`             // under way there, open streams included
-	BundleSequence  uint64                 `protobuf:"varint,15,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
-	X509Authorities uint32                 `protobuf:"varint,16,opt,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`                                      // in the bundle that it trusts
-	BundleExpiresAt int64                  `protobuf:"varint,17,opt,name=bundle_expires_at,json=bundleExpiresAt,proto3" json:"bundle_expires_at,omitempty"`                                    // when the last of them ends
-	Ending          []*Ending              `protobuf:"bytes,18,rep,name=ending,proto3" json:"ending,omitempty"`                                                                                // the X.509-SVIDs that end first, at most 5
-	Refusals        map[string]uint64      `protobuf:"bytes,19,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // of callers, by reason, since the start
-	SocketPath      string                 `protobuf:"bytes,20,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
-	DataDir         string                 `protobuf:"bytes,21,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
-	IssuedAt        int64                  `protobuf:"varint,22,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"` // of its own SVID
-	AdminSocketPath string                 `protobuf:"bytes,23,opt,name=admin_socket_path,json=adminSocketPath,proto3" json:"admin_socket_path,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Id               string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // empty: not attested yet
+	Version          string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	TrustDomain      string                 `protobuf:"bytes,3,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	StartedAt        int64                  `protobuf:"varint,4,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	ExpiresAt        int64                  `protobuf:"varint,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"` // of its own SVID
+	Attestor         string                 `protobuf:"bytes,6,opt,name=attestor,proto3" json:"attestor,omitempty"`
+	CanReattest      bool                   `protobuf:"varint,7,opt,name=can_reattest,json=canReattest,proto3" json:"can_reattest,omitempty"` // the node may prove itself again at any time
+	Following        *Following             `protobuf:"bytes,8,opt,name=following,proto3" json:"following,omitempty"`
+	Grants           uint64                 `protobuf:"varint,9,opt,name=grants,proto3" json:"grants,omitempty"`
+	X509Svids        uint64                 `protobuf:"varint,10,opt,name=x509_svids,json=x509Svids,proto3" json:"x509_svids,omitempty"`
+	JwtSvids         uint64                 `protobuf:"varint,11,opt,name=jwt_svids,json=jwtSvids,proto3" json:"jwt_svids,omitempty"`
+	Subscribers      uint64                 `protobuf:"varint,12,opt,name=subscribers,proto3" json:"subscribers,omitempty"` // calls that listen for changes
+	Connections      uint64                 `protobuf:"varint,13,opt,name=connections,proto3" json:"connections,omitempty"` // to the Workload API
+	Calls            uint64                 `protobuf:"varint,14,opt,name=calls,proto3" json:"calls,omitempty"`             // under way there, open streams included
+	BundleSequence   uint64                 `protobuf:"varint,15,opt,name=bundle_sequence,json=bundleSequence,proto3" json:"bundle_sequence,omitempty"`
+	X509Authorities  uint32                 `protobuf:"varint,16,opt,name=x509_authorities,json=x509Authorities,proto3" json:"x509_authorities,omitempty"`                                      // in the bundle that it trusts
+	BundleExpiresAt  int64                  `protobuf:"varint,17,opt,name=bundle_expires_at,json=bundleExpiresAt,proto3" json:"bundle_expires_at,omitempty"`                                    // when the last of them ends
+	Ending           []*Ending              `protobuf:"bytes,18,rep,name=ending,proto3" json:"ending,omitempty"`                                                                                // the X.509-SVIDs that end first, at most 5
+	Refusals         map[string]uint64      `protobuf:"bytes,19,rep,name=refusals,proto3" json:"refusals,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // of callers, by reason, since the start
+	SocketPath       string                 `protobuf:"bytes,20,opt,name=socket_path,json=socketPath,proto3" json:"socket_path,omitempty"`
+	DataDir          string                 `protobuf:"bytes,21,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
+	IssuedAt         int64                  `protobuf:"varint,22,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"` // of its own SVID
+	AdminSocketPath  string                 `protobuf:"bytes,23,opt,name=admin_socket_path,json=adminSocketPath,proto3" json:"admin_socket_path,omitempty"`
+	X509SvidsTainted uint64                 `protobuf:"varint,40,opt,name=x509_svids_tainted,json=x509SvidsTainted,proto3" json:"x509_svids_tainted,omitempty"` // signed by a tainted authority, and not replaced yet
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *AgentStatus) Reset() {
@@ -1282,6 +1283,13 @@ func (x *AgentStatus) GetAdminSocketPath() string {
 		return x.AdminSocketPath
 	}
 	return ""
+}
+
+func (x *AgentStatus) GetX509SvidsTainted() uint64 {
+	if x != nil {
+		return x.X509SvidsTainted
+	}
+	return 0
 }
 
 // Following is the agent's tie to its server.
@@ -1562,7 +1570,7 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x14\n" +
-	"\x12AgentStatusRequest\"\x83\a\n" +
+	"\x12AgentStatusRequest\"\xb1\a\n" +
 	"\vAgentStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12!\n" +
@@ -1591,7 +1599,8 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"socketPath\x12\x19\n" +
 	"\bdata_dir\x18\x15 \x01(\tR\adataDir\x12\x1b\n" +
 	"\tissued_at\x18\x16 \x01(\x03R\bissuedAt\x12*\n" +
-	"\x11admin_socket_path\x18\x17 \x01(\tR\x0fadminSocketPath\x1a;\n" +
+	"\x11admin_socket_path\x18\x17 \x01(\tR\x0fadminSocketPath\x12,\n" +
+	"\x12x509_svids_tainted\x18( \x01(\x04R\x10x509SvidsTainted\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xde\x02\n" +

@@ -173,7 +173,7 @@ var parties = map[string][]string{
 	"go.uber.org/zap":               {"internal/store/etcd"},
 	"github.com/spf13/cobra":        {"cmd/plastron"},
 	"github.com/spf13/pflag":        {"cmd/plastron"},
-	"go.yaml.in/yaml/v3":            {"cmd/plastron"},
+	"go.yaml.in/yaml/v3":            {"cmd/plastron", "internal/kube"},
 	"github.com/mattn/go-isatty":    {"cmd/plastron"},
 	"github.com/google/uuid":        {"internal/serverapi", "internal/registry", "internal/entry"},
 

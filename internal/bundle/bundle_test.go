@@ -17,6 +17,7 @@ import (
 	"maps"
 	"math/big"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -483,10 +484,43 @@ func TestParsePEM(t *testing.T) {
 	}
 }
 
+func TestParseJWKS(t *testing.T) {
+	ec, rsaKey := newKey(t), func() string { // as Kubernetes writes it
+		n := base64.RawURLEncoding.EncodeToString(append([]byte{0xc0}, bytes.Repeat([]byte{1}, 255)...))
+		return `{"use":"sig","kty":"RSA","kid":"r","alg":"RS256","n":"` + n + `","e":"AQAB"}`
+	}()
+	point, err := ec.PublicKey.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ecKey := fmt.Sprintf(`{"kty":"EC","kid":"e","crv":"P-256","x":%q,"y":%q}`,
+		base64.RawURLEncoding.EncodeToString(point[1:33]), base64.RawURLEncoding.EncodeToString(point[33:]))
+	for name, c := range map[string]struct{ keys, want string }{
+		"both":            {rsaKey + "," + ecKey, "e r"},
+		"one for another": {rsaKey + "," + strings.Replace(ecKey, `"kid"`, `"use":"enc","kid"`, 1), "r"},
+		"one without id":  {rsaKey + "," + strings.Replace(ecKey, `"kid":"e",`, "", 1), "r"},
+		"unknown kinds":   {rsaKey + `,{"kty":"oct","kid":"o","k":"x"},7`, "r"},
+		"weak":            {`{"kty":"RSA","kid":"r","n":"AQAB","e":"AQAB"}`, ""},
+		"twice":           {rsaKey + "," + rsaKey, ""},
+		"private":         {rsaKey + `,{"kty":"EC","kid":"p","d":"x"}`, ""},
+		"none":            {"", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			keys, err := ParseJWKS([]byte(`{"keys":[` + c.keys + `]}`))
+			if got := strings.Join(slices.Sorted(maps.Keys(keys)), " "); got != c.want || (err == nil) != (got != "") {
+				t.Errorf("ParseJWKS() = %q, %v, want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
 // FuzzParse: what is accepted is written and read again to the same bundle, and
 // every authority in it can be used.
 func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
+		if keys, err := ParseJWKS(data); (err == nil) != (len(keys) > 0) || err != nil && fault.KindOf(err) != fault.Invalid {
+			t.Fatalf("ParseJWKS() = %v, %v", keys, err)
+		}
 		b, err := Parse(domain(), data)
 		if err != nil {
 			if fault.KindOf(err) != fault.Invalid {

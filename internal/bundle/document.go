@@ -119,6 +119,49 @@ func Parse(td spiffeid.TrustDomain, data []byte) (*Bundle, error) {
 
 const maxKeyID = 1024
 
+// ParseJWKS reads the keys for signatures in a JWK set that is no bundle, as other
+// issuers of tokens publish them, by key id. Keys of unknown kinds, for other uses
+// and without id are left out.
+func ParseJWKS(data []byte) (map[string]crypto.PublicKey, error) {
+	invalid := func(format string, args ...any) error {
+		return fault.New(fault.Invalid, "jwks_invalid", "the JWK set is refused: "+format, args...)
+	}
+	if len(data) > MaxDocument {
+		return nil, invalid("it is larger than 1 MiB")
+	}
+	document, err := strictjson.Object(data)
+	if err != nil {
+		return nil, invalid("%v", err)
+	}
+	list, ok := document["keys"].([]any)
+	if !ok || len(list) > MaxKeys {
+		return nil, invalid("it has no list of at most %d keys", MaxKeys)
+	}
+	keys := map[string]crypto.PublicKey{}
+	for i, v := range list {
+		jwk, _ := v.(map[string]any)
+		if _, private := jwk["d"]; private {
+			return nil, invalid("key %d is a private key, which must never be published", i+1)
+		}
+		id, _ := jwk["kid"].(string)
+		if use, there := jwk["use"]; there && use != "sig" || id == "" || len(id) > maxKeyID {
+			continue
+		}
+		key, ok := parseKey(jwk)
+		if !ok {
+			continue
+		}
+		if _, twice := keys[id]; twice {
+			return nil, invalid("key %d has the key id of another", i+1)
+		}
+		keys[id] = key
+	}
+	if len(keys) == 0 {
+		return nil, invalid("it has no key that can be used")
+	}
+	return keys, nil
+}
+
 // parseRoot reads the certificate of an x509-svid entry: the first of x5c, for
 // the key that the entry's own members give.
 func parseRoot(jwk map[string]any) ([]byte, bool) {

@@ -162,8 +162,8 @@ func (c *Client) PatchConfigMap(ctx context.Context, namespace, name string, dat
 
 // isIt holds an answer against the question.
 func isIt(what string, m Meta, namespace, name string) error {
-	if m.Name != name || m.Namespace != namespace || m.UID == "" {
-		return unexpected("it answers with another " + what + " than was asked for, or with one without UID")
+	if m.Name != name || m.Namespace != namespace || !isUID(m.UID) {
+		return unexpected("it answers with another " + what + " than was asked for, or with one without a UID")
 	}
 	return nil
 }

@@ -82,6 +82,26 @@ func ValidateJWT(token string, audience []string, keys func(td spiffeid.TrustDom
 	return c, nil
 }
 
+// JWS is a signed token that is no JWT-SVID, as another issuer makes them for us
+// to verify. It is taken apart and not verified yet.
+type JWS struct {
+	KeyID   string
+	Payload []byte
+	token   splitToken
+}
+
+// ParseJWS takes a token apart. It may be as large, say as much in its header, and
+// be signed by the same algorithms as a JWT-SVID.
+func ParseJWS(token string) (JWS, error) {
+	t, err := splitJWT(token)
+	return JWS{KeyID: t.keyID, Payload: t.claims, token: t}, err
+}
+
+// Verify reports whether it was signed with the key; the algorithm must fit it.
+func (j JWS) Verify(key crypto.PublicKey) bool {
+	return verifyJOSE(key, j.token.alg, j.token.signed, j.token.signature)
+}
+
 type splitToken struct {
 	alg, keyID string
 	claims     []byte

@@ -1,0 +1,447 @@
+package kube
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/plastron/plastron/internal/fault"
+)
+
+const (
+	kubeletPort   = 10250
+	kubeletTime   = 10 * time.Second // for one request, all in all
+	maxPodList    = 64 << 20
+	maxSecret     = 1 << 20 // of a file that is read: token, certificate, key
+	serviceSecret = "/var/run/secrets/kubernetes.io/serviceaccount/"
+)
+
+// KubeletConfig says how to reach this node's kubelet, how it is recognised, and
+// as whom to ask. Its zero value asks the secure port with what Kubernetes puts
+// into each pod: a token, and the cluster's CA.
+type KubeletConfig struct {
+	// NodeName is the kubelet's host and the name in its certificate. Empty: it is
+	// asked at 127.0.0.1, and its certificate names this host.
+	NodeName     string
+	SecurePort   int // 0: 10250, unless ReadOnlyPort is set
+	ReadOnlyPort int // without TLS and without credentials
+
+	// One of these three says which certificate is the kubelet's.
+	CAPath           string // of a CA that signs kubelets' certificates; default: the cluster's
+	Pinned           string // the kubelet's own certificate, whoever signed it and whatever its name
+	SkipVerification bool   // any: whoever answers is believed, and is given the token
+
+	// Credentials: at most one kind. None: the pod's token.
+	TokenPath                string
+	CertificatePath, KeyPath string
+	Anonymous                bool
+}
+
+// Validate reports what is wrong with the configuration itself. It reads no file.
+func (c KubeletConfig) Validate() error {
+	var faults []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			faults = append(faults, fault.New(fault.Invalid, "config_invalid", format, args...))
+		}
+	}
+	count := func(set ...bool) (n int) {
+		for _, s := range set {
+			if s {
+				n++
+			}
+		}
+		return n
+	}
+	port := func(n int) bool { return n >= 0 && n <= 65535 }
+	check(port(c.SecurePort) && port(c.ReadOnlyPort), "kubelet_secure_port, kubelet_read_only_port: not a port")
+	check(c.SecurePort == 0 || c.ReadOnlyPort == 0, "kubelet_secure_port and kubelet_read_only_port: only one of them can be asked")
+	check(count(c.CAPath != "", c.Pinned != "", c.SkipVerification) <= 1,
+		"kubelet_ca_path, kubelet_certificate_path and skip_kubelet_verification: only one of them can say which certificate is the kubelet's")
+	check((c.CertificatePath == "") == (c.KeyPath == ""), "certificate_path and private_key_path must be set together")
+	check(count(c.TokenPath != "", c.CertificatePath != "" || c.KeyPath != "", c.Anonymous) <= 1,
+		"token_path, certificate_path and use_anonymous_authentication: only one of them can say as whom the kubelet is asked")
+	check(c.ReadOnlyPort == 0 || c == KubeletConfig{NodeName: c.NodeName, ReadOnlyPort: c.ReadOnlyPort},
+		"kubelet_read_only_port: that port has neither TLS nor credentials; remove what is about them")
+	check(c.NodeName == "" || isHost(c.NodeName), "node_name: %q is not the name of a node", c.NodeName)
+	return errors.Join(faults...)
+}
+
+// isHost tells what may stand for a host in an address. The name of a node is a DNS name.
+func isHost(s string) bool {
+	return len(s) <= 253 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-.") == "" && s[0] != '-' && s[0] != '.'
+}
+
+// Open reads the files once, so that mistakes show. It connects to nothing. The
+// files are read again for each request: tokens rotate, and so may the rest.
+func (c KubeletConfig) Open() (*Kubelet, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	k := &Kubelet{config: c}
+	if _, _, err := k.connection(); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// Kubelet asks a kubelet for the pods of its node. It may be used concurrently;
+// one request at a time is under way.
+//
+// Its faults: Precondition (the files cannot be used), Denied (the kubelet does
+// not let us), Unavailable (not now).
+type Kubelet struct {
+	config KubeletConfig
+
+	mu     sync.Mutex // guards everything below
+	last   *Pods      // the newest answer; nil: none yet
+	flight *flight    // the request that is under way
+}
+
+// flight is a request that is under way.
+type flight struct {
+	began time.Time
+	done  chan struct{}
+	pods  *Pods // after done: the answer, or why there is none
+	err   error
+}
+
+// Pods returns the pods of the node as they are now.
+func (k *Kubelet) Pods(ctx context.Context) ([]Pod, error) {
+	pods, err := k.Since(ctx, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	return pods.All, nil
+}
+
+// Since returns what a request that began at this time or later has brought.
+// Whoever waits for one shares it with all for whom it is new enough. Failures
+// are not remembered.
+func (k *Kubelet) Since(ctx context.Context, at time.Time) (*Pods, error) {
+	for {
+		k.mu.Lock()
+		if last := k.last; last != nil && !last.Began.Before(at) {
+			k.mu.Unlock()
+			return last, nil
+		}
+		f := k.flight
+		if f == nil {
+			f = &flight{began: time.Now(), done: make(chan struct{})}
+			k.flight = f
+			go k.fly(f)
+		}
+		k.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, fault.New(fault.Unavailable, "kubelet_unavailable", "the kubelet has not answered in time").Because(ctx.Err())
+		case <-f.done:
+		}
+		if !f.began.Before(at) {
+			return f.pods, f.err
+		}
+	}
+}
+
+// fly makes a request, whoever still waits for it.
+func (k *Kubelet) fly(f *flight) {
+	ctx, cancel := context.WithTimeout(context.Background(), kubeletTime)
+	defer cancel()
+	data, err := k.ask(ctx)
+	if err == nil {
+		f.pods, err = parsePods(data, f.began)
+	}
+	f.err = err
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.flight = nil; err == nil {
+		k.last = f.pods
+	}
+	close(f.done)
+}
+
+func (k *Kubelet) ask(ctx context.Context) ([]byte, error) {
+	client, token, err := k.connection()
+	if err != nil {
+		return nil, err
+	}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.address(), nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", "plastron")
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err
+		}
+		if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok || errors.Is(err, errNotPinned) {
+			return nil, fault.New(fault.Unavailable, "kubelet_unverified", "what answers at %s does not show the kubelet's certificate", k.host()).
+				Fix("name the CA that signed it in kubelet_ca_path, or the certificate itself, such as /var/lib/kubelet/pki/kubelet.crt, in kubelet_certificate_path").Because(err)
+		}
+		return nil, fault.New(fault.Unavailable, "kubelet_unavailable", "the kubelet at %s cannot be reached", k.host()).Because(err)
+	}
+	defer resp.Body.Close()
+	switch code := resp.StatusCode; code {
+	case http.StatusOK:
+	case http.StatusUnauthorized:
+		return nil, fault.New(fault.Denied, "kubelet_denied", "the kubelet does not accept our credentials").
+			Fix("see that the token or client certificate has not expired, that the kubelet has token authentication (webhook) on, and that it reaches the API server")
+	case http.StatusForbidden:
+		return nil, fault.New(fault.Denied, "kubelet_denied", "our credentials have no right to see the kubelet's pods").
+			Fix(`grant "get" on "nodes/proxy" in a ClusterRole`)
+	default:
+		return nil, unexpectedKubelet("it answers with HTTP status %d", code)
+	}
+	if resp.ContentLength > maxPodList {
+		return nil, unexpectedKubelet("its answer: %w", errTooLarge)
+	}
+	data, err := readBounded(resp.Body, maxPodList)
+	if errors.Is(err, errTooLarge) {
+		return nil, unexpectedKubelet("its answer: %w", err)
+	}
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "kubelet_unavailable", "the kubelet broke off its answer").Because(err)
+	}
+	return data, nil
+}
+
+var errTooLarge = errors.New("larger than it can be")
+
+func readBounded(r io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = errTooLarge
+	}
+	return data, err
+}
+
+func unexpectedKubelet(format string, args ...any) error {
+	return fault.New(fault.Unavailable, "kubelet_unexpected", "what answers for the kubelet is not one").Because(fmt.Errorf(format, args...))
+}
+
+func (k *Kubelet) host() string {
+	port := k.config.ReadOnlyPort
+	if port == 0 {
+		port = cmp.Or(k.config.SecurePort, kubeletPort)
+	}
+	return net.JoinHostPort(cmp.Or(k.config.NodeName, "127.0.0.1"), strconv.Itoa(port))
+}
+
+func (k *Kubelet) address() string {
+	if k.config.ReadOnlyPort != 0 {
+		return "http://" + k.host() + "/pods"
+	}
+	return "https://" + k.host() + "/pods"
+}
+
+// connection reads the files and returns a client that trusts and shows what they
+// say now, and the token.
+func (k *Kubelet) connection() (*http.Client, string, error) {
+	transport := &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10} // no proxy
+	client := &http.Client{
+		Transport:     transport,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token goes nowhere else
+	}
+	c := k.config
+	if c.ReadOnlyPort != 0 {
+		return client, "", nil
+	}
+	config, err := c.verification()
+	if err != nil {
+		return nil, "", err
+	}
+	transport.TLSClientConfig = config
+	if c.CertificatePath != "" {
+		certificate, err := c.read("certificate_path", c.CertificatePath)
+		if err != nil {
+			return nil, "", err
+		}
+		key, err := c.read("private_key_path", c.KeyPath)
+		if err != nil {
+			return nil, "", err
+		}
+		pair, err := tls.X509KeyPair(certificate, key)
+		if err != nil {
+			return nil, "", c.unusable("certificate_path and private_key_path", errors.New("not a certificate and its key in PEM"))
+		}
+		config.Certificates = []tls.Certificate{pair}
+	}
+	if c.Anonymous || c.CertificatePath != "" {
+		return client, "", nil
+	}
+	text, err := c.read("token_path", cmp.Or(c.TokenPath, serviceSecret+"token"))
+	if err != nil {
+		return nil, "", err
+	}
+	token := string(bytes.TrimSpace(text))
+	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return nil, "", c.unusable("token_path", errors.New("it is empty, or holds what no token does"))
+	}
+	return client, token, nil
+}
+
+var errNotPinned = errors.New("its certificate is another than the one in kubelet_certificate_path")
+
+// verification says whose certificate is accepted.
+func (c KubeletConfig) verification() (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.NodeName}
+	switch {
+	case c.SkipVerification:
+		config.InsecureSkipVerify = true
+	case c.Pinned != "":
+		text, err := c.read("kubelet_certificate_path", c.Pinned)
+		if err != nil {
+			return nil, err
+		}
+		block, _ := pem.Decode(text) // the kubelet's own comes first
+		if block == nil || block.Type != "CERTIFICATE" {
+			return nil, c.unusable("kubelet_certificate_path", errors.New("it does not begin with a certificate in PEM"))
+		}
+		want := sha256.Sum256(block.Bytes)
+		config.InsecureSkipVerify = true // of the chain and the name; its key is proved all the same
+		config.VerifyConnection = func(s tls.ConnectionState) error {
+			if len(s.PeerCertificates) == 0 || sha256.Sum256(s.PeerCertificates[0].Raw) != want {
+				return errNotPinned
+			}
+			return nil
+		}
+	default:
+		text, err := c.read("kubelet_ca_path", cmp.Or(c.CAPath, serviceSecret+"ca.crt"))
+		if err != nil {
+			return nil, err
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(text) {
+			return nil, c.unusable("kubelet_ca_path", errors.New("it holds no certificate in PEM"))
+		}
+		if config.ServerName == "" {
+			if config.ServerName, err = os.Hostname(); err != nil {
+				return nil, c.unusable("node_name", err)
+			}
+		}
+	}
+	return config, nil
+}
+
+func (c KubeletConfig) unusable(key string, err error) error {
+	return fault.New(fault.Precondition, "kubelet_config_unusable", "%s: the kubelet cannot be asked with what is there", key).Because(err)
+}
+
+func (c KubeletConfig) read(key, path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, c.unusable(key, err)
+	}
+	defer f.Close()
+	data, err := readBounded(f, maxSecret)
+	if err != nil {
+		return nil, c.unusable(key, err)
+	}
+	return data, nil
+}
+
+// Pods are the pods of a node at one moment.
+type Pods struct {
+	Began time.Time // of the request; what was so before is in it
+	All   []Pod
+
+	byUID      map[string]*Pod
+	containers map[string]string // the UID of the pod of each container that has been started
+}
+
+// parsePods reads the kubelet's answer. Pods and containers are told apart by
+// what Kubernetes makes unique; if the kubelet shows one twice, none of them counts.
+func parsePods(data []byte, began time.Time) (*Pods, error) {
+	var list struct {
+		APIVersion string `json:"apiVersion"`
+		Kind       string `json:"kind"`
+		Items      []Pod  `json:"items"`
+	}
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, unexpectedKubelet("its answer cannot be read: %w", err)
+	}
+	if list.Kind != "PodList" || list.APIVersion != "v1" {
+		return nil, unexpectedKubelet("its answer is not a PodList of v1")
+	}
+	p := &Pods{Began: began, All: list.Items, byUID: map[string]*Pod{}, containers: map[string]string{}}
+	for i := range p.All {
+		pod := &p.All[i]
+		uid := pod.Meta.UID
+		if _, twice := p.byUID[uid]; twice {
+			p.byUID[uid] = nil
+			continue
+		}
+		p.byUID[uid] = pod
+		for c := range pod.Status.all() {
+			if id := c.bareID(); id != "" {
+				owner := uid
+				if other, known := p.containers[id]; known && other != uid {
+					owner = ""
+				}
+				p.containers[id] = owner
+			}
+		}
+	}
+	return p, nil
+}
+
+// Pod returns the pod with this UID, or nil.
+func (p *Pods) Pod(uid string) *Pod { return p.byUID[uid] }
+
+// PodOf returns the UID of the pod that a container belongs to; known is whether
+// there is one. It is empty if several pods claim the container.
+func (p *Pods) PodOf(container string) (uid string, known bool) {
+	uid, known = p.containers[container]
+	return uid, known
+}
+
+// Container returns the container with this ID, or nil.
+func (p *Pod) Container(id string) *ContainerStatus {
+	for c := range p.Status.all() {
+		if c.bareID() == id && id != "" {
+			return c
+		}
+	}
+	return nil
+}
+
+func (s *PodStatus) all() iter.Seq[*ContainerStatus] {
+	return func(yield func(*ContainerStatus) bool) {
+		for _, list := range [][]ContainerStatus{s.Containers, s.Init, s.Ephemeral} {
+			for i := range list {
+				if !yield(&list[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// bareID is the ID without the runtime's name, "containerd://".
+func (c *ContainerStatus) bareID() string {
+	_, id, _ := strings.Cut(c.ID, "://")
+	return id
+}

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	statusv1 "github.com/plastron/plastron/api/plastron/status/v1"
-	authorityv1 "github.com/plastron/plastron/internal/api/spire/api/server/localauthority/v1"
+	localauthorityv1 "github.com/plastron/plastron/internal/api/spire/api/server/localauthority/v1"
 )
 
 // benchReissue has a real agent hold SVIDs that an authority signed which is then
@@ -56,7 +56,7 @@ func benchReissue(ctx context.Context, o options) (r result, err error) {
 		return r, err
 	}
 	start := time.Now()
-	if _, err := authorityv1.NewLocalAuthorityClient(s.admin).TaintX509Authority(ctx, &authorityv1.TaintX509AuthorityRequest{AuthorityId: tainted}); err != nil {
+	if _, err := localauthorityv1.NewLocalAuthorityClient(s.admin).TaintX509Authority(ctx, &localauthorityv1.TaintX509AuthorityRequest{AuthorityId: tainted}); err != nil {
 		return r, err
 	}
 	server, err := statusv1.NewServerClient(s.admin).Status(ctx, &statusv1.ServerStatusRequest{})
@@ -85,16 +85,16 @@ func benchReissue(ctx context.Context, o options) (r result, err error) {
 // replaceAuthority prepares and activates an authority, and returns the ID of the
 // one that signed before. The server sees that the agents hold the new one.
 func (s *target) replaceAuthority(ctx context.Context) (old string, err error) {
-	client := authorityv1.NewLocalAuthorityClient(s.admin)
-	state, err := client.GetX509AuthorityState(ctx, &authorityv1.GetX509AuthorityStateRequest{})
+	client := localauthorityv1.NewLocalAuthorityClient(s.admin)
+	state, err := client.GetX509AuthorityState(ctx, &localauthorityv1.GetX509AuthorityStateRequest{})
 	if err != nil {
 		return "", err
 	}
-	prepared, err := client.PrepareX509Authority(ctx, &authorityv1.PrepareX509AuthorityRequest{})
+	prepared, err := client.PrepareX509Authority(ctx, &localauthorityv1.PrepareX509AuthorityRequest{})
 	if err != nil {
 		return "", err
 	}
-	_, err = client.ActivateX509Authority(ctx, &authorityv1.ActivateX509AuthorityRequest{AuthorityId: prepared.GetPreparedAuthority().GetAuthorityId()})
+	_, err = client.ActivateX509Authority(ctx, &localauthorityv1.ActivateX509AuthorityRequest{AuthorityId: prepared.GetPreparedAuthority().GetAuthorityId()})
 	return state.GetActive().GetAuthorityId(), err
 }
 

@@ -34,6 +34,7 @@ func (p *program) root() *cobra.Command {
 			group("authority", "The signing keys of all servers", p.authorityStatusCommand(), p.authorityRotateCommand()),
 			group("localauthority", "The signing keys of the server that answers", p.localAuthorityGroup(localX509()), p.localAuthorityGroup(localJWT())),
 			p.upstreamAuthorityGroup(),
+			group("ttl", "How long identities live", p.ttlExplainCommand()),
 			group("db", "The store behind the server", p.dbCheckCommand(), p.dbStatsCommand(), p.dbCompactCommand(), p.dbCopyCommand()),
 			p.serverApplyCommand(),
 			p.loggerGroup(serverLogger()),

@@ -20,6 +20,7 @@ import (
 	_ "github.com/plastron/plastron/api/plastron/authority/v1"
 	_ "github.com/plastron/plastron/api/plastron/issue/v1"
 	_ "github.com/plastron/plastron/api/plastron/join/v1"
+	_ "github.com/plastron/plastron/api/plastron/lifetime/v1"
 	_ "github.com/plastron/plastron/api/plastron/node/v1"
 	_ "github.com/plastron/plastron/api/plastron/receipt/v1"
 	_ "github.com/plastron/plastron/api/plastron/rule/v1"

@@ -69,6 +69,7 @@ type Admission struct {
 	Evidence Hash      `json:"evidence"` // hash of the one-time secret, if there was one
 	Position string    `json:"position"` // of the commit that admitted or renewed it
 	Expiry   time.Time `json:"expiry"`
+	Limit    string    `json:"limit,omitempty"` // what limited the lifetime; see lifetime.Limit
 }
 
 // Refusal is a request that was turned down for who asked or for what was asked.
@@ -109,6 +110,7 @@ type Issuance struct {
 	KeyHash  Hash      `json:"key_hash"`
 	Audience Hash      `json:"audience"` // hash of the audience list
 	Expiry   time.Time `json:"expiry"`
+	Limit    string    `json:"limit,omitempty"` // what limited the lifetime; see lifetime.Limit
 
 	Facts map[string]string `json:"facts,omitempty"` // of a rule: what the ID was made of
 	Trust string            `json:"trust,omitempty"` // of a rule: "agent" if the caller stated the facts

@@ -219,6 +219,28 @@ func TestOutsidersTextIsEscapedAndCut(t *testing.T) { // R104
 	}
 }
 
+func TestFind(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	w := open(t, path, false)
+	w.Append(
+		audit.Issuance{Kind: "x509", ID: "spiffe://td/a", Serial: "117", Limit: "x509_svid_ttl"},
+		audit.Refusal{Subject: `"serial":"18"`},
+		audit.Issuance{Kind: "x509", ID: `spiffe://td/"serial":"18"`, Serial: "17"},
+		audit.Admission{Node: "spiffe://td/n", Serial: "18", Limit: "agent_ttl"},
+	)
+	if s, err := w.Find(t.Context(), "117"); err != nil || s.Issuance.ID != "spiffe://td/a" || s.Issuance.Limit != "x509_svid_ttl" || s.Record.Sequence != 2 {
+		t.Errorf("Find(117) = %+v, %v", s, err)
+	}
+	if s, err := w.Find(t.Context(), "18"); err != nil || s.Issuance != nil || s.Admission.Limit != "agent_ttl" {
+		t.Errorf("Find(18) = %+v, %v", s, err)
+	}
+	for _, serial := range []string{"", "1", `17","x":"`, "19"} {
+		if s, err := w.Find(t.Context(), serial); !errors.Is(err, &fault.Error{Kind: fault.NotFound, Reason: "serial_unknown"}) {
+			t.Errorf("Find(%q) = %+v, %v, want serial_unknown", serial, s, err)
+		}
+	}
+}
+
 func FuzzVerify(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "audit.log")
 	w, err := audit.Open(audit.Config{Path: path, Server: "s1", Log: slog.New(slog.DiscardHandler)})

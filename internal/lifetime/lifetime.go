@@ -1,7 +1,8 @@
 // Package lifetime is the arithmetic of how long credentials live: from one
 // number, the outage that identities must survive, to all lifetimes and back. It
-// decides which sets of lifetimes keep a promise and what limited one of them.
-// It has no clock and signs nothing.
+// decides which sets of lifetimes keep a promise, when a document ends and what
+// limited it; who signs and who explains ask the same function. It has no clock
+// and signs nothing.
 //
 // What must always hold: of a set that Resolve accepts, everything that is
 // renewed has at least the promised time left at any moment, also while a new
@@ -12,7 +13,6 @@ package lifetime
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/plastron/plastron/internal/fault"
@@ -29,8 +29,11 @@ const (
 	// Most is the longest life that no change of authority cuts short: half a week,
 	// at most, before its end an authority has been replaced.
 	Most = 7 * 24 * time.Hour / 2
-	// MostOutage is the longest outage that can be promised.
-	MostOutage = Most * keeps / 100
+	// MostOutage is the longest outage that can be promised, LeastOutage the shortest:
+	// agents hand nothing out in the last seconds of its life, and below a minute these
+	// would count.
+	MostOutage  = Most * keeps / 100
+	LeastOutage = time.Minute
 )
 
 // Defaults, where neither a key nor a promise says otherwise.
@@ -50,6 +53,8 @@ type Wish struct {
 type Set struct {
 	Outage               time.Duration
 	CA, X509, JWT, Agent time.Duration
+
+	Named Wish // of these, what the configuration names
 }
 
 // Left is the least that is left at any moment of something that lives so long
@@ -66,13 +71,13 @@ func For(left time.Duration) time.Duration {
 // that is named must be long enough for it: the errors, one for each that is
 // not, are fault.Invalid and name the configuration's key.
 func (w Wish) Resolve() (Set, []error) {
-	s := Set{Outage: w.Outage, CA: w.CA, X509: cmp.Or(w.X509, DefaultX509), JWT: cmp.Or(w.JWT, DefaultJWT)}
+	s := Set{Outage: w.Outage, CA: w.CA, X509: cmp.Or(w.X509, DefaultX509), JWT: cmp.Or(w.JWT, DefaultJWT), Named: w}
 	if w.Outage == 0 {
 		s.Agent, s.CA = cmp.Or(w.Agent, s.X509), cmp.Or(w.CA, DefaultCA)
 		return s, nil
 	}
-	if w.Outage < time.Second || w.Outage > MostOutage {
-		return s, []error{fault.New(fault.Invalid, "config_invalid", "server.survive_outage: %s is not between 1s and %s", w.Outage, text(MostOutage))}
+	if w.Outage < LeastOutage || w.Outage > MostOutage {
+		return s, []error{fault.New(fault.Invalid, "config_invalid", "server.survive_outage: %s is not between %s and %s", w.Outage, Text(LeastOutage), Text(MostOutage))}
 	}
 	least := For(w.Outage)
 	s.X509, s.JWT, s.Agent = cmp.Or(w.X509, least), cmp.Or(w.JWT, least), cmp.Or(w.Agent, least)
@@ -86,17 +91,17 @@ func (w Wish) Resolve() (Set, []error) {
 		if key.value < least {
 			faults = append(faults, fault.New(fault.Invalid, "config_invalid",
 				"server.%s: %s is too short for survive_outage = %q: when it is renewed late, %s is left; it must be %s or longer",
-				key.name, text(key.value), text(w.Outage), text(Left(key.value)), text(least)).Fix("make it longer, or leave it out"))
+				key.name, Text(key.value), Text(w.Outage), Text(Left(key.value)), Text(least)).Fix("make it longer, or leave it out"))
 		}
 	}
 	switch {
 	case longest > Most:
 		faults = append(faults, fault.New(fault.Invalid, "config_invalid",
-			"server.survive_outage: a lifetime of %s may be cut short by a change of authority; the longest that never is is %s", text(longest), text(Most)))
+			"server.survive_outage: a lifetime of %s may be cut short by a change of authority; the longest that never is is %s", Text(longest), Text(Most)))
 	case s.CA < perAuthority*longest:
 		faults = append(faults, fault.New(fault.Invalid, "config_invalid",
 			"server.ca_ttl: %s is too short for survive_outage = %q: a lifetime of %s may be cut to a twelfth of it; it must be %s or longer",
-			text(s.CA), text(w.Outage), text(longest), text(perAuthority*longest)).Fix("make it longer, or leave it out"))
+			Text(s.CA), Text(w.Outage), Text(longest), Text(perAuthority*longest)).Fix("make it longer, or leave it out"))
 	}
 	return s, faults
 }
@@ -118,33 +123,19 @@ func (s Set) CheckGrant(x509, jwt time.Duration) error {
 		if ttl.value < least {
 			return fault.New(fault.Invalid, "ttl_breaks_promise",
 				"%s: %s is too short, because this server promises that identities survive an outage of %s: it must be %s or longer",
-				ttl.name, text(ttl.value), text(s.Outage), text(least)).Fix("make it longer, or leave it out; server.survive_outage is the promise")
+				ttl.name, Text(ttl.value), Text(s.Outage), Text(least)).Fix("make it longer, or leave it out; server.survive_outage is the promise")
 		}
 		if most := min(Most, s.CA/perAuthority); ttl.value > most {
 			return fault.New(fault.Invalid, "ttl_breaks_promise",
-				"%s: %s is too long, because a change of authority may cut it short: it must be %s or shorter", ttl.name, text(ttl.value), text(most)).
+				"%s: %s is too long, because a change of authority may cut it short: it must be %s or shorter", ttl.name, Text(ttl.value), Text(most)).
 				Fix("make it shorter, or server.ca_ttl longer")
 		}
 	}
 	return nil
 }
 
-// Limit is one of the bounds of a lifetime.
-type Limit struct {
-	Name string        // what it is: "the entry's x509_svid_ttl"
-	Life time.Duration // from the moment of signing
-}
-
-// Decide returns the limits, the shortest first: that is the one which counts.
-// Of equal ones the first given does.
-func Decide(limits []Limit) []Limit {
-	out := slices.Clone(limits)
-	slices.SortStableFunc(out, func(a, b Limit) int { return cmp.Compare(a.Life, b.Life) })
-	return out
-}
-
-// text writes a duration without the zeros that Go appends: 20h, not 20h0m0s.
-func text(d time.Duration) string {
+// Text writes a duration without the zeros that Go appends: 20h, not 20h0m0s.
+func Text(d time.Duration) string {
 	switch {
 	case d >= time.Hour && d%time.Hour == 0:
 		return fmt.Sprintf("%dh", d/time.Hour)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -68,7 +69,7 @@ func TestEvidenceStaysInItsPlace(t *testing.T) { // R24
 	} {
 		t.Run(id, func(t *testing.T) {
 			e := nodes.New(nodes.Config{
-				TrustDomain: td, Registry: reg, Log: log, TTL: time.Hour,
+				TrustDomain: td, Registry: reg, Log: log, Lifetimes: lifetime.Set{Agent: time.Hour},
 				Verifiers: map[string]nodeattest.Verifier{"this": says{c.evidence}, "other": says{}},
 				Issuer:    func(time.Time) (*svid.X509Issuer, error) { return nil, fault.New(fault.Unavailable, good, "no") },
 			})

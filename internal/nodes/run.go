@@ -19,6 +19,7 @@ import (
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/registry"
@@ -46,9 +47,10 @@ type Config struct {
 	Verifiers   map[string]nodeattest.Verifier // by attestor name
 	// Issuer signs agents' certificates.
 	Issuer func(now time.Time) (*svid.X509Issuer, error)
-	TTL    time.Duration // of an agent's certificate
+	// Lifetimes says how long they live.
+	Lifetimes lifetime.Set
 	// ReattestPeriod bounds the life of a certificate whose agent has to attest again
-	// for the next; 0: TTL alone does.
+	// for the next; 0: it does not.
 	ReattestPeriod time.Duration
 	// Stale says why nothing new is to be granted, MayPrune why nothing is to be
 	// removed because of the time, if so (R77, R70). Nil: never.
@@ -141,11 +143,7 @@ func (e *Engine) Attest(ctx context.Context, a Attestation, ask nodeattest.Chall
 
 	// 3. The certificate, unsigned.
 	now := time.Now()
-	ttl := e.cfg.TTL
-	if evidence.CanReattest && e.cfg.ReattestPeriod > 0 {
-		ttl = min(ttl, e.cfg.ReattestPeriod)
-	}
-	prepared, release, err := e.prepare(id, key, now, ttl)
+	prepared, release, err := e.prepare(id, key, evidence.CanReattest, now)
 	if err != nil {
 		return Admitted{}, err
 	}
@@ -226,7 +224,7 @@ func (e *Engine) Renew(ctx context.Context, p Presented, csr []byte) (Admitted, 
 		return Admitted{}, err
 	}
 	now := time.Now()
-	prepared, release, err := e.prepare(p.ID, key, now, e.cfg.TTL)
+	prepared, release, err := e.prepare(p.ID, key, false, now)
 	if err != nil {
 		return Admitted{}, err
 	}
@@ -577,19 +575,38 @@ func (e *Engine) ofAnother(kind, path string) bool {
 	return first != kind && (e.cfg.Verifiers[first] != nil || first == jointoken.Name)
 }
 
+// Lives says what limits the certificate of an agent that is signed now, the first how
+// long it lives. again: the agent proves its node again for the next one.
+func (e *Engine) Lives(issuer *svid.X509Issuer, again bool, now time.Time) []lifetime.Limit {
+	asked := lifetime.Asked{}
+	if again {
+		asked.Reattest = e.cfg.ReattestPeriod
+	}
+	asked.Authority, asked.Upstream = issuer.Ends()
+	return e.cfg.Lifetimes.Decide(lifetime.Agent, asked, now)
+}
+
+// prepared is an agent's certificate that can be signed, and what limits its life.
+type prepared struct {
+	*svid.PreparedX509
+	limit string
+}
+
 // prepare lints an agent's certificate and reserves its key for the agent.
 // release gives the key back if the certificate is not issued after all.
-func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time, ttl time.Duration) (p *svid.PreparedX509, release func(), err error) {
+func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, again bool, now time.Time) (p prepared, release func(), err error) {
 	if err := e.checkAuthorities(key); err != nil {
-		return nil, nil, err
+		return prepared{}, nil, err
 	}
 	issuer, err := e.cfg.Issuer(now)
 	if err != nil {
-		return nil, nil, err
+		return prepared{}, nil, err
 	}
-	p, err = issuer.Prepare(svid.Leaf{ID: id, Key: key, NotBefore: now.Add(-svid.Backdate), NotAfter: now.Add(ttl)})
+	limits := e.Lives(issuer, again, now)
+	p.limit = limits[0].Name
+	p.PreparedX509, err = issuer.Prepare(svid.Leaf{ID: id, Key: key, NotBefore: now.Add(-svid.Backdate), NotAfter: limits[0].End})
 	if err != nil {
-		return nil, nil, err
+		return prepared{}, nil, err
 	}
 	e.mu.Lock()
 	holder, taken := e.otherHolderLocked(key, id, now)
@@ -599,7 +616,7 @@ func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time, ttl 
 	}
 	e.mu.Unlock()
 	if taken {
-		return nil, nil, e.keyTaken(holder, id, key)
+		return prepared{}, nil, e.keyTaken(holder, id, key)
 	}
 	return p, func() {
 		e.mu.Lock()
@@ -613,10 +630,10 @@ func (e *Engine) prepare(id spiffeid.ID, key svid.PublicKey, now time.Time, ttl 
 }
 
 // issue puts the admission on record and signs (R14).
-func (e *Engine) issue(p *svid.PreparedX509, at store.Position, act string, n registry.Node, address string, key svid.PublicKey) (svid.X509, error) {
+func (e *Engine) issue(p prepared, at store.Position, act string, n registry.Node, address string, key svid.PublicKey) (svid.X509, error) {
 	a := audit.Admission{
 		Act: act, Node: n.ID.String(), Type: n.AttestationType, Address: address, Position: at.String(),
-		Serial: p.Serial(), KeyHash: key.Hash, Lineage: hex.EncodeToString(n.Lineage), Expiry: p.NotAfter(),
+		Serial: p.Serial(), KeyHash: key.Hash, Lineage: hex.EncodeToString(n.Lineage), Expiry: p.NotAfter(), Limit: p.limit,
 	}
 	copy(a.Evidence[:], n.Evidence)
 	if err := e.cfg.Audit.Append(a); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodes"
@@ -122,7 +123,7 @@ func newPlace(t *testing.T, st store.Store, td spiffeid.TrustDomain) place {
 		t.Fatal(err)
 	}
 	p.Engine = nodes.New(nodes.Config{
-		TrustDomain: td, Registry: reg, Audit: trail, Log: log, TTL: time.Hour,
+		TrustDomain: td, Registry: reg, Audit: trail, Log: log, Lifetimes: lifetime.Set{Agent: time.Hour},
 		Verifiers: map[string]nodeattest.Verifier{jointoken.Name: verifier(t)},
 		Issuer:    func(time.Time) (*svid.X509Issuer, error) { return svid.NewX509Issuer([][]byte{root}, key) },
 	})

@@ -64,7 +64,7 @@ type Settings struct {
 	// SurviveOutage is how long every identity goes on at least when this server and
 	// its store are gone, whenever that happens. All lifetimes that are not named
 	// follow from it; those that are named, here and in entries, are refused if they
-	// break the promise. Default: no promise.
+	// break the promise. At least 1m, at most 33.6h. Default: no promise.
 	SurviveOutage config.Duration `hcl:"survive_outage"`
 	// CATTL is the lifetime of signing keys. A sixth of it is the longest
 	// lifetime of an SVID that a rotation cuts short only if agents are silent.

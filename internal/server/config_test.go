@@ -65,6 +65,7 @@ func TestConfigFaults(t *testing.T) { // F1, F5, F8, R121
 		"a key type":             {"ec-p384", "ec-p521", []string{"ca_key_type", "ec-p521"}},
 		"a promise of SVIDs":     {"log_level = \"DEBUG\"", "survive_outage = \"8h\"", []string{"default_x509_svid_ttl", "must be 20h or longer", "ca_ttl", "240h"}},
 		"a promise of agents":    {"log_level = \"DEBUG\"", "survive_outage = \"1m\"\n agent_reattest_period = \"2m\"", []string{"agent_reattest_period", "1m0s"}},
+		"too short a promise":    {"log_level = \"DEBUG\"", "survive_outage = \"59s\"", []string{"survive_outage", "between 1m and"}},
 		"too long a promise":     {"log_level = \"DEBUG\"", "survive_outage = \"48h\"", []string{"survive_outage", "48h"}},
 		"an admin":               {"spiffe://example.org/admin", "spiffe://example.org", []string{"admin_ids", "no path"}},
 		"a short ca_ttl":         {"72h", "1s", []string{"ca_ttl", "1s"}},

@@ -16,6 +16,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -28,7 +29,7 @@ const ownRetry = time.Second
 // its life. Its key is made anew each time and never leaves memory.
 type ownSVID struct {
 	trustDomain spiffeid.TrustDomain
-	ttl         time.Duration
+	life        lifetime.Set
 	issuer      func(now time.Time) (*svid.X509Issuer, error)
 	audit       *audit.Writer
 	log         *slog.Logger
@@ -78,12 +79,15 @@ func (o *ownSVID) rotate(now time.Time) error {
 		return err
 	}
 	id := identity.Server(o.trustDomain)
-	prepared, err := issuer.Prepare(svid.Leaf{ID: id, Key: public, NotBefore: now.Add(-svid.Backdate), NotAfter: now.Add(o.ttl)})
+	authority, above := issuer.Ends()
+	limits := o.life.Decide(lifetime.Server, lifetime.Asked{Authority: authority, Upstream: above}, now)
+	prepared, err := issuer.Prepare(svid.Leaf{ID: id, Key: public, NotBefore: now.Add(-svid.Backdate), NotAfter: limits[0].End})
 	if err != nil {
 		return err
 	}
 	err = o.audit.Append(audit.Issuance{
 		Caller: id.String(), Kind: "x509", ID: id.String(), Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: public.Hash, Expiry: prepared.NotAfter(),
+		Limit: limits[0].Name,
 	})
 	if err != nil {
 		return err

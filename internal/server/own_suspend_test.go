@@ -12,6 +12,7 @@ import (
 
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -39,7 +40,7 @@ func TestOwnCertificateAfterASuspend(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer trail.Close()
-	o := &ownSVID{trustDomain: td, ttl: time.Hour, audit: trail, log: log, wake: make(chan struct{}, 1),
+	o := &ownSVID{trustDomain: td, life: lifetime.Set{X509: time.Hour}, audit: trail, log: log, wake: make(chan struct{}, 1),
 		issuer: func(time.Time) (*svid.X509Issuer, error) { return issuer, nil }}
 	if err := o.rotate(now); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -51,7 +52,7 @@ func TestOwnCertificateOfATaintedAuthority(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer trail.Close()
-		o := &ownSVID{trustDomain: td, ttl: time.Hour, audit: trail, log: log, wake: make(chan struct{}, 1), look: make(chan struct{}, 1),
+		o := &ownSVID{trustDomain: td, life: lifetime.Set{X509: time.Hour}, audit: trail, log: log, wake: make(chan struct{}, 1), look: make(chan struct{}, 1),
 			issuer: func(time.Time) (*svid.X509Issuer, error) { return active.Load(), nil },
 			bundle: func() (*bundle.Bundle, error) { return held.Load(), nil }}
 		if err := o.rotate(now); err != nil {

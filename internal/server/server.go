@@ -200,7 +200,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	engine := nodes.New(nodes.Config{
 		TrustDomain: td, Registry: reg, Audit: trail, Verifiers: verifiers, Issuer: x509Issuer, Stale: fleet.Stale, MayPrune: fleet.MayPrune,
-		TTL: s.plan.life.Agent, ReattestPeriod: time.Duration(set.AgentReattestPeriod), Log: s.log,
+		Lifetimes: s.plan.life, ReattestPeriod: time.Duration(set.AgentReattestPeriod), Log: s.log,
 	})
 
 	keep := upkeep.New(upkeep.Config{
@@ -231,7 +231,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return fmt.Errorf("prepare signing keys: %w", err)
 	}
 	own := &ownSVID{
-		trustDomain: td, ttl: s.plan.life.X509, issuer: x509Issuer, audit: trail, log: s.log, wake: make(chan struct{}, 1),
+		trustDomain: td, life: s.plan.life, issuer: x509Issuer, audit: trail, log: s.log, wake: make(chan struct{}, 1),
 		look: make(chan struct{}, 1), bundle: func() (b *bundle.Bundle, err error) {
 			reg.View(func(snap *registry.Snapshot) { b, err = snap.Bundle(td) })
 			return b, err

@@ -14,6 +14,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -46,12 +47,9 @@ func (a svids) NewDownstreamX509CA(ctx context.Context, req *svidv1.NewDownstrea
 	if err := s.cfg.Nodes.CheckKey(key, caller.id, now); err != nil { // R4
 		return nil, err
 	}
-	ttl := s.cfg.Lifetimes.CA
-	switch wish := time.Duration(req.PreferredTtl) * time.Second; {
-	case wish < 0:
+	wish := time.Duration(req.PreferredTtl) * time.Second
+	if wish < 0 {
 		return nil, fault.New(fault.Invalid, "ttl_invalid", "the preferred TTL is negative")
-	case wish > 0:
-		ttl = min(ttl, wish)
 	}
 	e, err := s.downstreamEntry(caller.id, now)
 	if err != nil {
@@ -61,9 +59,12 @@ func (a svids) NewDownstreamX509CA(ctx context.Context, req *svidv1.NewDownstrea
 	if err != nil {
 		return nil, err
 	}
+	asked := x509Asked(&e, issuer)
+	asked.Entry, asked.Requested = 0, wish
+	life := s.cfg.Lifetimes.Decide(lifetime.Downstream, asked, now)[0]
 	prepared, err := issuer.PrepareAuthority(svid.Authority{
 		TrustDomain: s.cfg.TrustDomain, Key: key, Unit: fmt.Sprintf("DOWNSTREAM-%d", issuer.Depth()), Constrain: !s.cfg.Unconstrained,
-		NotBefore: now.Add(-svid.Backdate), NotAfter: endOf(&e, ttl, ttl, now),
+		NotBefore: now.Add(-svid.Backdate), NotAfter: life.End,
 	})
 	if err != nil {
 		return nil, err
@@ -87,7 +88,7 @@ func (a svids) NewDownstreamX509CA(ctx context.Context, req *svidv1.NewDownstrea
 	}
 	err = s.cfg.Audit.Append(audit.Issuance{
 		Caller: caller.name(), Kind: "x509-ca", ID: s.cfg.TrustDomain.IDString(), Grant: e.ID, Revision: e.Revision, Position: at.String(),
-		Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: key.Hash, Expiry: prepared.NotAfter(),
+		Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: key.Hash, Expiry: prepared.NotAfter(), Limit: life.Name,
 	})
 	if err != nil {
 		return nil, err

@@ -156,7 +156,7 @@ func newRigOver(t *testing.T, st *sqlite.Store, id string, options ...option) *r
 	verifier, err := new(jointoken.Config).Open(ctx, nodeattest.Env{})
 	must(err)
 	nodesConfig := nodes.Config{
-		TrustDomain: td, Registry: r.registry, Audit: r.audit, Issuer: r.authority.X509, TTL: 10 * time.Minute, Log: log,
+		TrustDomain: td, Registry: r.registry, Audit: r.audit, Issuer: r.authority.X509, Lifetimes: lifetime.Set{Agent: 10 * time.Minute}, Log: log,
 		Verifiers: map[string]nodeattest.Verifier{jointoken.Name: verifier},
 	}
 	own := r.identity(identity.Server(td), time.Now().Add(time.Hour))

@@ -66,7 +66,7 @@ func newQuietServer(t *testing.T) *quietServer {
 	verifier, err := new(jointoken.Config).Open(t.Context(), nodeattest.Env{})
 	must(err)
 	s.nodes = nodes.New(nodes.Config{
-		TrustDomain: td, Registry: s.registry, Audit: trail, Issuer: auth.X509, TTL: 24 * time.Hour, Log: log,
+		TrustDomain: td, Registry: s.registry, Audit: trail, Issuer: auth.X509, Lifetimes: lifetime.Set{Agent: 24 * time.Hour}, Log: log,
 		Verifiers: map[string]nodeattest.Verifier{jointoken.Name: verifier},
 	})
 	s.api = serverapi.New(serverapi.Config{

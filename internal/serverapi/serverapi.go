@@ -21,6 +21,7 @@ import (
 	authorityv1 "github.com/plastron/plastron/api/plastron/authority/v1"
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
+	lifetimev1 "github.com/plastron/plastron/api/plastron/lifetime/v1"
 	nodev1 "github.com/plastron/plastron/api/plastron/node/v1"
 	receiptv1 "github.com/plastron/plastron/api/plastron/receipt/v1"
 	rulev1 "github.com/plastron/plastron/api/plastron/rule/v1"
@@ -256,6 +257,7 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	loggerv1.RegisterLoggerServer(to, loggers{Logger: rpc.Logger{Log: s.cfg.Log}})
 	svidv1.RegisterSVIDServer(to, svids{server: s})
 	syncv1.RegisterSyncServer(to, syncs{server: s})
+	lifetimev1.RegisterLifetimeServer(to, lifetimes{server: s})
 	issuev1.RegisterIssueServer(to, issues{server: s})
 	joinv1.RegisterJoinServer(to, joins{server: s})
 	authorityv1.RegisterAuthorityServer(to, authorities{server: s})

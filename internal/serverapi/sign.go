@@ -11,6 +11,7 @@ import (
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
@@ -33,7 +34,7 @@ type subject struct {
 	dns      []string
 	facts    map[string]string // of a rule
 	trust    string            // of a rule
-	end      time.Time
+	life     lifetime.Limit    // that counts
 }
 
 // signRequest is one X.509-SVID that an agent asks for.
@@ -117,7 +118,7 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 		}
 		var who subject
 		if err == nil {
-			who, err = s.subjectOf(&e, r.facts, at, endOf(&e, e.X509TTL, s.cfg.Lifetimes.X509, now))
+			who, err = s.subjectOf(&e, r.facts, at, s.cfg.Lifetimes.Decide(lifetime.X509, x509Asked(&e, issuer), now)[0])
 		}
 		var event audit.Event
 		if err == nil {
@@ -150,8 +151,8 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 
 // subjectOf says for whom something is to be signed under a grant of the
 // caller's. Of what the caller says only the facts count, and only for a rule (R2).
-func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Position, end time.Time) (subject, error) {
-	who := subject{id: e.SPIFFEID, grant: e.ID, revision: e.Revision, at: at, dns: e.DNSNames, end: end}
+func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Position, life lifetime.Limit) (subject, error) {
+	who := subject{id: e.SPIFFEID, grant: e.ID, revision: e.Revision, at: at, dns: e.DNSNames, life: life}
 	if e.Rule == nil {
 		if len(facts) > 0 {
 			return subject{}, fault.New(fault.Invalid, "facts_unexpected", "an exact entry takes no facts")
@@ -165,11 +166,7 @@ func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Pos
 }
 
 // mintX509 signs what an operator asks for, without a grant.
-func (s *Server) mintX509(ctx context.Context, who subject, key svid.PublicKey, now time.Time) (svid.X509, error) {
-	issuer, err := s.cfg.X509(now)
-	if err != nil {
-		return svid.X509{}, err
-	}
+func (s *Server) mintX509(ctx context.Context, issuer *svid.X509Issuer, who subject, key svid.PublicKey, now time.Time) (svid.X509, error) {
 	prepared, event, err := s.prepareX509(ctx, issuer, who, key, now)
 	if err != nil {
 		return svid.X509{}, err
@@ -184,13 +181,13 @@ func (s *Server) prepareX509(ctx context.Context, issuer *svid.X509Issuer, who s
 	if err := s.cfg.Nodes.CheckKey(key, who.id, now); err != nil { // C36, C37
 		return nil, nil, err
 	}
-	prepared, err := issuer.Prepare(svid.Leaf{ID: who.id, Key: key, DNSNames: who.dns, NotBefore: now.Add(-svid.Backdate), NotAfter: who.end})
+	prepared, err := issuer.Prepare(svid.Leaf{ID: who.id, Key: key, DNSNames: who.dns, NotBefore: now.Add(-svid.Backdate), NotAfter: who.life.End})
 	if err != nil {
 		return nil, nil, err
 	}
 	return prepared, audit.Issuance{
 		Caller: callerFrom(ctx).name(), Kind: "x509", ID: who.id.String(), Grant: who.grant, Revision: who.revision, Position: who.at.String(),
-		Facts: who.facts, Trust: who.trust, Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: key.Hash, Expiry: prepared.NotAfter(),
+		Facts: who.facts, Trust: who.trust, Serial: prepared.Serial(), Issuer: issuer.AuthorityID(), KeyHash: key.Hash, Expiry: prepared.NotAfter(), Limit: who.life.Name,
 	}, nil
 }
 
@@ -210,31 +207,31 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 		id := uuid.New()
 		jti = base64.RawURLEncoding.EncodeToString(id[:])
 	}
-	agent, what := callerFrom(ctx).id, pairOf(e.ID, facts)
-	who, err := s.subjectOf(&e, facts, at, endOf(&e, e.JWTTL, s.cfg.Lifetimes.JWT, now))
-	if err == nil {
-		err = s.mayGrant(s.stale(), agent, what, now)
-	}
-	if err == nil && e.Rule != nil {
-		err = s.pairs.take(agent, what, who.end, now)
-	}
-	if err != nil {
-		return signedJWT{}, err
-	}
-	signed, err := s.signJWT(ctx, who, audience, jti, now)
-	if err == nil {
-		s.renewals.note(agent, what, who.end, now)
-	}
-	return signed, err
-}
-
-func (s *Server) signJWT(ctx context.Context, who subject, audience []string, jti string, now time.Time) (signedJWT, error) {
 	issuer, err := s.cfg.JWT(now)
 	if err != nil {
 		return signedJWT{}, err
 	}
+	agent, what := callerFrom(ctx).id, pairOf(e.ID, facts)
+	who, err := s.subjectOf(&e, facts, at, s.cfg.Lifetimes.Decide(lifetime.JWT, jwtAsked(&e, issuer), now)[0])
+	if err == nil {
+		err = s.mayGrant(s.stale(), agent, what, now)
+	}
+	if err == nil && e.Rule != nil {
+		err = s.pairs.take(agent, what, who.life.End, now)
+	}
+	if err != nil {
+		return signedJWT{}, err
+	}
+	signed, err := s.signJWT(ctx, issuer, who, audience, jti, now)
+	if err == nil {
+		s.renewals.note(agent, what, who.life.End, now)
+	}
+	return signed, err
+}
+
+func (s *Server) signJWT(ctx context.Context, issuer *svid.JWTIssuer, who subject, audience []string, jti string, now time.Time) (signedJWT, error) {
 	prepared, err := issuer.Prepare(svid.JWT{
-		ID: who.id, Audience: audience, IssuedAt: now, ExpiresAt: who.end, JTI: jti, Issuer: s.cfg.JWTIssuer,
+		ID: who.id, Audience: audience, IssuedAt: now, ExpiresAt: who.life.End, JTI: jti, Issuer: s.cfg.JWTIssuer,
 	})
 	if err != nil {
 		return signedJWT{}, err
@@ -242,6 +239,7 @@ func (s *Server) signJWT(ctx context.Context, who subject, audience []string, jt
 	err = s.cfg.Audit.Append(audit.Issuance{
 		Caller: callerFrom(ctx).name(), Kind: "jwt", ID: who.id.String(), Grant: who.grant, Revision: who.revision, Position: who.at.String(),
 		Facts: who.facts, Trust: who.trust, JTI: jti, Issuer: issuer.KeyID(), Audience: sha256.Sum256([]byte(strings.Join(audience, "\x00"))), Expiry: prepared.ExpiresAt(),
+		Limit: who.life.Name,
 	})
 	if err != nil {
 		return signedJWT{}, err
@@ -250,17 +248,16 @@ func (s *Server) signJWT(ctx context.Context, who subject, audience []string, jt
 	return signedJWT{token, who.id, now.UTC().Truncate(time.Second), prepared.ExpiresAt(), who.revision}, err
 }
 
-// endOf is when a document for a grant ends: its TTL, else the default, and
-// never past the grant's own end (R8).
-func endOf(e *entry.Entry, ttl, fallback time.Duration, now time.Time) time.Time {
-	if ttl == 0 {
-		ttl = fallback
-	}
-	end := now.Add(ttl)
-	if !e.ExpiresAt.IsZero() && e.ExpiresAt.Before(end) {
-		return e.ExpiresAt
-	}
-	return end
+// x509Asked is what bounds an X.509-SVID for a grant, zero for none: its TTL, and
+// never past its own end or the issuer's (R8).
+func x509Asked(e *entry.Entry, issuer *svid.X509Issuer) lifetime.Asked {
+	own, above := issuer.Ends()
+	return lifetime.Asked{Entry: e.X509TTL, EntryEnd: e.ExpiresAt, Authority: own, Upstream: above}
+}
+
+// jwtAsked is the same of a JWT-SVID.
+func jwtAsked(e *entry.Entry, issuer *svid.JWTIssuer) lifetime.Asked {
+	return lifetime.Asked{Entry: e.JWTTL, EntryEnd: e.ExpiresAt, Authority: issuer.NotAfter()}
 }
 
 func checkAudience(audience []string) error {

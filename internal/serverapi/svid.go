@@ -10,6 +10,7 @@ import (
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/svid"
 )
@@ -81,7 +82,7 @@ func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest
 		return nil, fault.New(fault.Invalid, "csr_uri_count", "the certificate request has %d URI names; a mint needs exactly one", len(uris))
 	}
 	now := time.Now()
-	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.Lifetimes.X509, now)
+	ttl, err := mintTTL(req.Ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -93,7 +94,14 @@ func (a svids) MintX509SVID(ctx context.Context, req *svidv1.MintX509SVIDRequest
 	if err := entry.Validate(a.server.cfg.TrustDomain, &e, now); err != nil {
 		return nil, err
 	}
-	minted, err := a.server.mintX509(ctx, subject{id: e.SPIFFEID, at: a.server.cfg.Registry.Position(), dns: e.DNSNames, end: end}, key, now)
+	issuer, err := a.server.cfg.X509(now)
+	if err != nil {
+		return nil, err
+	}
+	asked := x509Asked(&e, issuer)
+	asked.Requested = ttl
+	who := subject{id: e.SPIFFEID, at: a.server.cfg.Registry.Position(), dns: e.DNSNames, life: a.server.cfg.Lifetimes.Decide(lifetime.X509, asked, now)[0]}
+	minted, err := a.server.mintX509(ctx, issuer, who, key, now)
 	if err != nil {
 		return nil, err
 	}
@@ -116,25 +124,30 @@ func (a svids) MintJWTSVID(ctx context.Context, req *svidv1.MintJWTSVIDRequest) 
 		return nil, err
 	}
 	now := time.Now()
-	end, err := a.server.mintEnd(req.Ttl, a.server.cfg.Lifetimes.JWT, now)
+	ttl, err := mintTTL(req.Ttl)
 	if err != nil {
 		return nil, err
 	}
-	signed, err := a.server.signJWT(ctx, subject{id: id, at: a.server.cfg.Registry.Position(), end: end}, req.Audience, "", now)
+	issuer, err := a.server.cfg.JWT(now)
+	if err != nil {
+		return nil, err
+	}
+	asked := jwtAsked(&entry.Entry{}, issuer)
+	asked.Requested = ttl
+	who := subject{id: id, at: a.server.cfg.Registry.Position(), life: a.server.cfg.Lifetimes.Decide(lifetime.JWT, asked, now)[0]}
+	signed, err := a.server.signJWT(ctx, issuer, who, req.Audience, "", now)
 	if err != nil {
 		return nil, err
 	}
 	return &svidv1.MintJWTSVIDResponse{Svid: writeJWT(signed)}, nil
 }
 
-func (s *Server) mintEnd(seconds int32, fallback time.Duration, now time.Time) (time.Time, error) {
-	switch {
-	case seconds < 0:
-		return time.Time{}, fault.New(fault.Invalid, "ttl_invalid", "the TTL is negative")
-	case seconds == 0:
-		return now.Add(fallback), nil
+// mintTTL reads how long a mint shall live; 0 is the default.
+func mintTTL(seconds int32) (time.Duration, error) {
+	if seconds < 0 {
+		return 0, fault.New(fault.Invalid, "ttl_invalid", "the TTL is negative")
 	}
-	return now.Add(time.Duration(seconds) * time.Second), nil
+	return time.Duration(seconds) * time.Second, nil
 }
 
 // MintWITSVID is not offered.

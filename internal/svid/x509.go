@@ -40,6 +40,7 @@ type X509Issuer struct {
 	authority []byte // the authorityKeyIdentifier extension, DER
 	notBefore time.Time
 	notAfter  time.Time // the earliest end of all certificates above a leaf
+	above     time.Time // the earliest end of those above the issuing CA's; zero: there are none
 }
 
 // Leaf is what an X.509-SVID shall say.
@@ -107,6 +108,9 @@ func NewX509Issuer(caChain [][]byte, signer crypto.Signer) (*X509Issuer, error) 
 		if ca.NotAfter.Before(i.notAfter) {
 			i.notAfter = ca.NotAfter
 		}
+		if n > 0 && (i.above.IsZero() || ca.NotAfter.Before(i.above)) {
+			i.above = ca.NotAfter
+		}
 		i.keys = append(i.keys, ca.RawSubjectPublicKeyInfo)
 		certificates = append(certificates, ca)
 		if !selfSigned(ca) {
@@ -126,6 +130,10 @@ func NewX509Issuer(caChain [][]byte, signer crypto.Signer) (*X509Issuer, error) 
 
 // NotAfter is when the first certificate above a leaf ends.
 func (i *X509Issuer) NotAfter() time.Time { return i.notAfter }
+
+// Ends is when the issuing CA's certificate ends, and when the first of those above
+// it does; zero if there are none.
+func (i *X509Issuer) Ends() (own, above time.Time) { return i.ca.NotAfter, i.above }
 
 // AuthorityID is the lower-case hex of the issuing CA's subject key identifier.
 func (i *X509Issuer) AuthorityID() string { return fmt.Sprintf("%x", i.keyID) }

@@ -37,6 +37,7 @@ func (p *program) root() *cobra.Command {
 			group("ttl", "How long identities live", p.ttlExplainCommand()),
 			group("db", "The store behind the server", p.dbCheckCommand(), p.dbStatsCommand(), p.dbCompactCommand(), p.dbCopyCommand()),
 			p.serverApplyCommand(),
+			p.serverRevokeCommand(),
 			p.loggerGroup(serverLogger()),
 			p.serverStatusCommand(),
 			p.serverListCommand(),

@@ -18,6 +18,7 @@ import (
 
 	_ "github.com/plastron/plastron/api/plastron/apply/v1"
 	_ "github.com/plastron/plastron/api/plastron/authority/v1"
+	_ "github.com/plastron/plastron/api/plastron/cutoff/v1"
 	_ "github.com/plastron/plastron/api/plastron/issue/v1"
 	_ "github.com/plastron/plastron/api/plastron/join/v1"
 	_ "github.com/plastron/plastron/api/plastron/lifetime/v1"

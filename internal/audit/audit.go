@@ -131,6 +131,14 @@ type Widening struct {
 	Subject string `json:"subject"`
 }
 
+// Cutoff is an act of an operator that takes trust away. The Changes that it made
+// come before it.
+type Cutoff struct {
+	Act     string `json:"act"` // "revoke"
+	Caller  string `json:"caller"`
+	Subject string `json:"subject"` // as the operator named it
+}
+
 // Start opens each run of a server's trail.
 type Start struct {
 	Version string `json:"version"`
@@ -150,6 +158,7 @@ func (AuthorityAct) kind() string { return "authority" }
 func (Issuance) kind() string     { return "issuance" }
 func (Alarm) kind() string        { return "alarm" }
 func (Widening) kind() string     { return "widening" }
+func (Cutoff) kind() string       { return "cutoff" }
 func (Start) kind() string        { return "start" }
 func (Gap) kind() string          { return "gap" }
 

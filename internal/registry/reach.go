@@ -263,6 +263,27 @@ func (x *reach) back(agents map[uint32]struct{}, paths ...uint32) {
 // reached returns the groups that a live node reaches, each once.
 func (x *reach) reached(n uint32) []uint32 {
 	node := x.nodes.at(n)
+	return x.from(node.sym, node.aliases)
+}
+
+// named returns the aliases that name a node, banned or not.
+func (x *reach) named(n *node) map[uint32]struct{} {
+	if n.live {
+		return n.aliases
+	}
+	aliases := make(map[uint32]struct{})
+	for _, sym := range n.selectors {
+		for _, h := range x.filed[sym] {
+			if !slices.ContainsFunc(x.rows.sets.symbols(x.rows.at(h).set), func(s uint32) bool { return !slices.Contains(n.selectors, s) }) {
+				aliases[h] = struct{}{}
+			}
+		}
+	}
+	return aliases
+}
+
+// from returns the groups that a path and aliases lead to, each once.
+func (x *reach) from(sym uint32, aliases map[uint32]struct{}) []uint32 {
 	var found []uint32
 	var seen map[uint32]struct{} // only for long lists
 	add := func(path uint32) {
@@ -287,8 +308,8 @@ func (x *reach) reached(n uint32) []uint32 {
 		}
 		found = append(found, path)
 	}
-	add(node.sym)
-	for h := range node.aliases {
+	add(sym)
+	for h := range aliases {
 		add(x.rows.at(h).path)
 	}
 	for i := 0; i < len(found); i++ {

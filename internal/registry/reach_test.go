@@ -1,10 +1,13 @@
 package registry
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/plastron/plastron/internal/bundle"
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -120,5 +123,48 @@ func TestDeepChain(t *testing.T) {
 	h.check()
 	if got := len(h.holds(n.ID.Path())); got != depth-500+1 {
 		t.Errorf("the agent holds %d grants of the rest of the chain", got)
+	}
+}
+
+// What a banned node could reach is what it reached: by its own path, by aliases that
+// it shows all selectors of, and from there on.
+func TestReachableOfABannedNode(t *testing.T) {
+	r := start(t, openStore(t, t.TempDir()))
+	node := agent("a", "x:rack:7", "x:row:1")
+	update(t, r, func(tx *Tx) error {
+		for _, e := range []entry.Entry{
+			grant("own", "/spire/agent/a", "/own", "unix:uid:1"),
+			grant("alias", "/spire/server", "/rack", "x:rack:7", "x:row:1"),
+			grant("not", "/spire/server", "/other", "x:rack:7", "x:row:2"),
+			grant("racked", "/rack", "/racked", "unix:uid:1"),
+			grant("deep", "/racked", "/deep", "unix:uid:1"),
+			grant("foreign", "/other", "/foreign", "unix:uid:1"),
+		} {
+			if err := tx.PutEntry(e); err != nil {
+				return err
+			}
+		}
+		return errors.Join(tx.PutNode(node), tx.PutNode(agent("b", "x:row:2")))
+	})
+	reachable := func(path string) (ids []string) {
+		r.View(func(v *Snapshot) {
+			for e := range v.Reachable(id(path)) {
+				ids = append(ids, e.ID)
+			}
+		})
+		slices.Sort(ids)
+		return ids
+	}
+	want := []string{"deep", "own", "racked"}
+	if got := reachable("/spire/agent/a"); !slices.Equal(got, want) {
+		t.Errorf("Reachable() = %v, want %v", got, want)
+	}
+	node.Banned = true
+	update(t, r, func(tx *Tx) error { return tx.PutNode(node) })
+	if got := reachable("/spire/agent/a"); !slices.Equal(got, want) {
+		t.Errorf("banned: Reachable() = %v, want %v", got, want)
+	}
+	if got := reachable("/spire/agent/none"); got != nil {
+		t.Errorf("of nobody: %v", got)
 	}
 }

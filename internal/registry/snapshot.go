@@ -74,6 +74,22 @@ func (v *Snapshot) AuthorizedGrants(agent spiffeid.ID) iter.Seq[entry.Entry] {
 	return v.granted(agent, true)
 }
 
+// Reachable yields, in no order, the entries and rules that an agent is granted, or
+// would be if it were not banned; nothing for one that is unknown.
+func (v *Snapshot) Reachable(agent spiffeid.ID) iter.Seq[entry.Entry] {
+	return func(yield func(entry.Entry) bool) {
+		n := v.s.nodes.find(agent.Path())
+		if n == nil || !agent.MemberOf(v.s.td) {
+			return
+		}
+		for h := range v.s.reach.granted(v.s.reach.from(n.sym, v.s.reach.named(n))) {
+			if !yield(v.s.rows.entry(h)) {
+				return
+			}
+		}
+	}
+}
+
 func (v *Snapshot) granted(agent spiffeid.ID, rules bool) iter.Seq[entry.Entry] {
 	return func(yield func(entry.Entry) bool) {
 		n, live := v.s.live(agent)

@@ -15,10 +15,12 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 
 	applyv1 "github.com/plastron/plastron/api/plastron/apply/v1"
 	authorityv1 "github.com/plastron/plastron/api/plastron/authority/v1"
+	cutoffv1 "github.com/plastron/plastron/api/plastron/cutoff/v1"
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	joinv1 "github.com/plastron/plastron/api/plastron/join/v1"
 	lifetimev1 "github.com/plastron/plastron/api/plastron/lifetime/v1"
@@ -129,6 +131,7 @@ type Server struct {
 	meter     rpc.Meter
 	pairs     *pairs
 	renewals  *renewals
+	signing   sync.RWMutex  // read-locked from the question what an agent is granted until what follows is signed
 	closing   chan struct{} // closed when shutdown begins
 }
 
@@ -261,6 +264,7 @@ func (s *Server) register(to grpc.ServiceRegistrar) {
 	issuev1.RegisterIssueServer(to, issues{server: s})
 	joinv1.RegisterJoinServer(to, joins{server: s})
 	authorityv1.RegisterAuthorityServer(to, authorities{server: s})
+	cutoffv1.RegisterCutoffServer(to, cutoffs{server: s})
 	applyv1.RegisterApplyServer(to, applies{server: s})
 	nodev1.RegisterNodeServer(to, nodeCalls{server: s})
 	receiptv1.RegisterReceiptServer(to, receipts{server: s})

@@ -87,6 +87,8 @@ func errNotEntitled() error {
 // signX509 signs a batch: what may be signed is prepared, the whole batch goes
 // on record, then it is signed (R14). Each request has its own outcome (C40).
 func (s *Server) signX509(ctx context.Context, of authorized, requests []signRequest) ([]signedX509, error) {
+	s.signing.RLock()
+	defer s.signing.RUnlock()
 	grants := make([]string, len(requests))
 	for i, r := range requests {
 		grants[i] = r.grant
@@ -196,6 +198,8 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 	if err := checkAudience(audience); err != nil {
 		return signedJWT{}, err
 	}
+	s.signing.RLock()
+	defer s.signing.RUnlock()
 	mine, at := s.entitled(ctx, of, grant)
 	now := time.Now()
 	e, ok := mine[grant]

@@ -12,6 +12,7 @@ import (
 	"github.com/plastron/plastron/internal/authority"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/rpc"
 	"github.com/plastron/plastron/internal/svid"
@@ -61,8 +62,8 @@ func (l *signed) downstream(d *registry.Downstream) bool {
 // it is over.
 func (s *Server) lifetimes(grants []entry.Entry, now time.Time) (x509, jwt time.Duration) {
 	for _, e := range grants {
-		x509 = max(x509, endOf(&e, e.X509TTL, s.cfg.Lifetimes.X509, now).Sub(now))
-		jwt = max(jwt, endOf(&e, e.JWTTL, s.cfg.Lifetimes.JWT, now).Sub(now))
+		x509 = max(x509, s.cfg.Lifetimes.Decide(lifetime.X509, lifetime.Asked{Entry: e.X509TTL, EntryEnd: e.ExpiresAt}, now)[0].End.Sub(now))
+		jwt = max(jwt, s.cfg.Lifetimes.Decide(lifetime.JWT, lifetime.Asked{Entry: e.JWTTL, EntryEnd: e.ExpiresAt}, now)[0].End.Sub(now))
 	}
 	return x509, jwt
 }

@@ -83,6 +83,7 @@ func agentConfig(c *cobra.Command) (*agent.Config, *configFile, func() error) {
 	file.text(&set.RebootstrapMode, "rebootstrapMode", "`MODE` in which the bundle is asked for again later: auto, never or always")
 	file.value(&set.RebootstrapDelay, "rebootstrapDelay", "`TIME` that an agent whose own SVID is fresh waits before it asks for the bundle again")
 	file.flag(&set.InsecureBootstrap, "insecureBootstrap", "trust whoever answers at the server's address at first; for trying out only")
+	file.flag(&set.DisableSDSAPI, "disableSDSAPI", "keep Envoy's secret discovery away from the Workload API socket")
 	file.flag(&set.AllowUnauthenticatedVerifiers, "allowUnauthenticatedVerifiers", "give bundles to processes that have no identity")
 	file.logFlags(&set.LogFile, &set.LogLevel, &set.LogFormat, &set.LogSourceLocation)
 	validate := func() error {

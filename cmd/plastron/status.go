@@ -209,10 +209,33 @@ func printAgentStatus(w io.Writer, s *statusv1.AgentStatus, now time.Time) error
 	for _, e := range s.GetEnding() {
 		rows.add("Ends first", fmt.Sprintf("%s, %s", e.GetSpiffeId(), until(e.GetExpiresAt(), now)))
 	}
+	if n := s.GetSdsStreams(); n > 0 {
+		rows.add("Envoy SDS", plural(int(n), "stream", "streams"))
+	}
+	for _, c := range s.GetSdsClients() {
+		secretClient(&rows, c, now)
+	}
 	for _, reason := range slices.Sorted(maps.Keys(s.GetRefusals())) {
 		rows.add("Refused", fmt.Sprintf("%s, %s", reason, plural(int(s.GetRefusals()[reason]), "time", "times")))
 	}
 	return rows.print(w)
+}
+
+// secretClient says what trouble a client of Envoy's secret discovery has. What are
+// its own words is quoted.
+func secretClient(rows *facts, c *statusv1.SecretClient, now time.Time) {
+	who := fmt.Sprintf("pid %d, uid %d, node %q", c.GetPid(), c.GetUid(), c.GetNode())
+	for _, m := range c.GetMissing() {
+		rows.add("SDS missing", fmt.Sprintf("%s: %q (%s)", who, m.GetName(), m.GetReason()))
+	}
+	if c.GetRejected() == "" {
+		return
+	}
+	state := ""
+	if !c.GetOpen() {
+		state = ", and is gone"
+	}
+	rows.add("SDS rejected", fmt.Sprintf("%s: %q: %q, %s%s", who, c.GetNames(), c.GetRejected(), since(c.GetAt(), now), state))
 }
 
 func serverStatus(c *cobra.Command, at *socket, checkStore bool) (*statusv1.ServerStatus, error) {

@@ -34,6 +34,7 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/rpc"
+	"github.com/plastron/plastron/internal/sds"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/systemd"
 	"github.com/plastron/plastron/internal/workloadapi"
@@ -231,17 +232,19 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	secrets := a.secrets()
 	api, err := workloadapi.Open(workloadapi.Config{
 		SocketPath: a.cfg.Agent.SocketPath, Passed: passed, TrustDomain: a.cfg.Agent.TrustDomain.TrustDomain, Mirror: m, Attestors: attestors, Via: a.via,
 		AllowUnauthenticatedVerifiers: a.cfg.Agent.AllowUnauthenticatedVerifiers,
 		AllowedForeignJWTClaims:       a.cfg.Agent.AllowedForeignJWTClaims,
 		Health:                        func() error { return monitor.Ready(checks) },
-		Log:                           a.log, Call: a.count.call,
+		Secrets:                       secretsAt(secrets), SecretsPath: a.cfg.Agent.SDS.SocketPath, SecretsApart: a.cfg.Agent.DisableSDSAPI,
+		Log: a.log, Call: a.count.call,
 	})
 	if err != nil {
 		return err
 	}
-	a.gauges(m, checks, api)
+	a.gauges(m, checks, api, secrets)
 	stopMetrics, err := a.showMetrics(ctx)
 	if err != nil {
 		return errors.Join(err, api.Close())
@@ -249,7 +252,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer stopMetrics()
 
 	admin, err := a.openAdmin(
-		statuses{agent: a, mirror: m, link: link, api: api, started: started}.register,
+		statuses{agent: a, mirror: m, link: link, api: api, secrets: secrets, started: started}.register,
 		whys{agent: a, mirror: m, attestors: attestors}.register,
 		loggers{Logger: rpc.Logger{Log: a.log}}.register,
 	)
@@ -295,6 +298,26 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// secrets makes Envoy's secret discovery.
+func (a *Agent) secrets() *sds.Service {
+	set := a.cfg.Agent
+	return sds.New(sds.Config{Names: set.SDS.names(), Plain: set.SDS.DisableSPIFFECertValidation,
+		AllowUnauthenticatedVerifiers: set.AllowUnauthenticatedVerifiers, Log: a.log})
+}
+
+// secretsAt adds it to a socket of the Workload API's, which knows its callers.
+func secretsAt(secrets *sds.Service) func(grpc.ServiceRegistrar, *workloadapi.Server) {
+	return func(to grpc.ServiceRegistrar, socket *workloadapi.Server) {
+		secrets.Register(to, func(ctx context.Context) (sds.Caller, error) {
+			x, err := socket.Session(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return x, nil
+		})
+	}
 }
 
 // openAdmin makes the admin socket. Nobody asked for the default one, so an agent

@@ -21,6 +21,7 @@ import (
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/sds"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/ticket"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -136,6 +137,14 @@ type Settings struct {
 	// AllowedForeignJWTClaims are returned of foreign tokens besides sub, aud and exp.
 	AllowedForeignJWTClaims []string `hcl:"allowed_foreign_jwt_claims"`
 
+	// SDS is Envoy's secret discovery. It is served at SocketPath unless DisableSDSAPI
+	// is set, and also on a socket of its own if SocketPath in this block names one.
+	SDS SDS `hcl:"sds"`
+	// DisableSDSAPI keeps Envoy's secret discovery away from SocketPath. Its calls carry
+	// no security header, so whoever talks a process into calling the socket can make
+	// them. Default false.
+	DisableSDSAPI bool `hcl:"disable_sds_api"`
+
 	// LogFile is opened anew on SIGUSR2. LogLevel is PANIC, FATAL, ERROR, WARN, INFO,
 	// DEBUG or TRACE; LogFormat text or json; LogSourceLocation adds the place in the
 	// code. Default: standard error, INFO, text, without.
@@ -147,7 +156,6 @@ type Settings struct {
 	// Keys of SPIRE that are not offered yet. Each is refused with a sentence.
 	AuthorizedDelegates config.Node `hcl:"authorized_delegates"`
 	AvailabilityTarget  config.Node `hcl:"availability_target"`
-	DisableSDSAPI       config.Node `hcl:"disable_sds_api"`
 	DisableWorkloadAPI  config.Node `hcl:"disable_workload_api"`
 	Experimental        config.Node `hcl:"experimental"`
 	LogSelectors        config.Node `hcl:"log_selectors"`
@@ -155,7 +163,30 @@ type Settings struct {
 	ProfilingFreq       config.Node `hcl:"profiling_freq"`
 	ProfilingNames      config.Node `hcl:"profiling_names"`
 	ProfilingPort       config.Node `hcl:"profiling_port"`
-	SDS                 config.Node `hcl:"sds"`
+}
+
+// SDS is the block sds { }.
+type SDS struct {
+	// SocketPath is a socket for Envoy's secret discovery alone, such as
+	// /run/secrets/workload-spiffe-uds/socket, where Istio looks; at most 107 bytes.
+	// Default: none.
+	SocketPath string `hcl:"socket_path"`
+	// DefaultSVIDName, DefaultBundleName and DefaultAllBundlesName are the resource names
+	// of the process's first identity, of the trust domain's bundle, and of that together
+	// with those of all trust domains that the process's grants federate with. For
+	// ROOTCA to be all bundles, name the other one "null". Default default, ROOTCA, ALL.
+	DefaultSVIDName       string `hcl:"default_svid_name"`
+	DefaultBundleName     string `hcl:"default_bundle_name"`
+	DefaultAllBundlesName string `hcl:"default_all_bundles_name"`
+	// DisableSPIFFECertValidation gives bundles as plain roots, not for Envoy's validator
+	// for SPIFFE, to all but those whose node metadata say otherwise by a key of this name.
+	// An Envoy before 1.18 gets them so in any case. Default false.
+	DisableSPIFFECertValidation bool `hcl:"disable_spiffe_cert_validation"`
+}
+
+// names are the resource names that stand for something without saying what.
+func (s SDS) names() sds.Names {
+	return sds.Names{SVID: s.DefaultSVIDName, Bundle: s.DefaultBundleName, AllBundles: s.DefaultAllBundlesName}
 }
 
 // addresses returns where the servers are.
@@ -177,6 +208,7 @@ func Default() Config {
 	return Config{HealthChecks: monitor.DefaultHealthChecks(), Agent: Settings{
 		DataDir: ".", SocketPath: "/tmp/spire-agent/public/api.sock", TrustBundleFormat: "pem", WorkloadKeyType: "ec-p256",
 		X509SVIDCacheMaxSize: mirror.DefaultCacheSize, JWTSVIDCacheMaxSize: mirror.DefaultCacheSize,
+		SDS:             SDS{DefaultSVIDName: sds.DefaultSVIDName, DefaultBundleName: sds.DefaultBundleName, DefaultAllBundlesName: sds.DefaultAllBundlesName},
 		RebootstrapMode: string(agentid.Auto), RebootstrapDelay: config.Duration(agentid.DefaultRebootstrapDelay),
 		LogLevel: "INFO", LogFormat: "text",
 	}}
@@ -221,6 +253,15 @@ func (c *Config) validate() error {
 	if s.AdminSocketPath != "" {
 		also("admin_socket_path", agentapi.CheckPath(s.AdminSocketPath, s.SocketPath))
 	}
+	if s.SDS.SocketPath != "" {
+		check(filepath.IsAbs(s.SDS.SocketPath), "sds.socket_path: must be an absolute path")
+		also("sds.socket_path", localsocket.CheckPath(s.SDS.SocketPath))
+		check(filepath.Clean(s.SDS.SocketPath) != filepath.Clean(s.SocketPath), "sds.socket_path: must not be socket_path, where it is served in any case")
+		if s.AdminSocketPath != "" {
+			also("admin_socket_path", agentapi.CheckPath(s.AdminSocketPath, s.SDS.SocketPath))
+		}
+	}
+	also("sds", s.SDS.names().Check())
 	check(s.TrustBundleFormat == "pem" || s.TrustBundleFormat == "spiffe", "trust_bundle_format: must be pem or spiffe")
 	if s.TrustBundleHash != "" {
 		_, err := serverlink.ParseRootHash(s.TrustBundleHash)
@@ -301,7 +342,6 @@ func (c *Config) notOffered() []notOffered {
 	return []notOffered{
 		row(s.AuthorizedDelegates, "authorized_delegates", remove),
 		row(s.AvailabilityTarget, "availability_target", "the agent renews at half of its SVID's life"),
-		row(s.DisableSDSAPI, "disable_sds_api", "there is no SDS to switch off; remove it"),
 		row(s.DisableWorkloadAPI, "disable_workload_api", remove),
 		row(s.Experimental, "experimental", "remove the block"),
 		row(s.LogSelectors, "log_selectors", "selectors are never logged; remove it"),
@@ -309,7 +349,6 @@ func (c *Config) notOffered() []notOffered {
 		row(s.ProfilingFreq, "profiling_freq", remove),
 		row(s.ProfilingNames, "profiling_names", remove),
 		row(s.ProfilingPort, "profiling_port", remove),
-		row(s.SDS, "sds", "remove the block"),
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/monitor"
+	"github.com/plastron/plastron/internal/sds"
 	"github.com/plastron/plastron/internal/workloadapi"
 )
 
@@ -49,7 +50,7 @@ func newCounters(m *monitor.Metrics) counters {
 }
 
 // gauges adds what is looked up when somebody asks. Nothing is called before.
-func (a *Agent) gauges(held *mirror.Mirror, checks []monitor.Check, api *workloadapi.Server) {
+func (a *Agent) gauges(held *mirror.Mirror, checks []monitor.Check, api *workloadapi.Server, secrets *sds.Service) {
 	m := a.metrics
 	gauge := func(name, help string, read func(mirror.Report) float64) {
 		m.Gauge(name, help, func() float64 { return read(held.Report(1)) })
@@ -85,7 +86,7 @@ func (a *Agent) gauges(held *mirror.Mirror, checks []monitor.Check, api *workloa
 		}
 		return 0
 	})
-	m.Total("panics_total", "Calls that ended in a panic. Each is a bug.", func() float64 { return float64(api.Panics()) })
+	m.Total("panics_total", "Calls that ended in a panic. Each is a bug.", func() float64 { return float64(api.Panics() + secrets.Panics()) })
 	m.Gauge("workload_connections", "Connections to the Workload API that are open.", func() float64 { return float64(api.Stats().Connections) })
 	m.Gauge("workload_calls", "Calls of the Workload API under way, open streams included.", func() float64 { return float64(api.Stats().Calls) })
 	m.Totals("workload_over_limit_total", "How often a user came to a limit of the Workload API, by limit: connections, calls, rate, bytes.", []string{"limit"},
@@ -96,6 +97,10 @@ func (a *Agent) gauges(held *mirror.Mirror, checks []monitor.Check, api *workloa
 		})
 	m.Total("workload_slow_readers_total", "Connections to the Workload API closed because nobody read.", func() float64 { return float64(api.Stats().SlowReaders) })
 	m.Total("workload_attestations_total", "How often the attestors were asked what a process is.", func() float64 { return float64(api.Stats().Attested) })
+	m.Gauge("sds_streams", "Streams of Envoy's secret discovery that are open.", func() float64 { return float64(secrets.Stats().Streams) })
+	m.Gauge("sds_streams_missing", "Streams of Envoy's secret discovery that ask for names which stand for nothing.", func() float64 { return float64(secrets.Stats().Missing) })
+	m.Total("sds_answers_total", "Answers that streams of Envoy's secret discovery were sent.", func() float64 { return float64(secrets.Stats().Answers) })
+	m.Total("sds_rejected_total", "Answers that a client of Envoy's secret discovery did not take.", func() float64 { return float64(secrets.Stats().Rejected) })
 }
 
 func timestamp(t time.Time) float64 {
@@ -117,6 +122,6 @@ func (a *Agent) showMetrics(ctx context.Context) (stop func(), err error) {
 func Metrics() []monitor.Metric {
 	a := &Agent{metrics: monitor.NewMetrics(&monitor.Telemetry{Prometheus: &monitor.Prometheus{}}, role, "")}
 	newCounters(a.metrics)
-	a.gauges(nil, nil, nil)
+	a.gauges(nil, nil, nil, nil)
 	return a.metrics.Describe()
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/rpc"
+	"github.com/plastron/plastron/internal/sds"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/workloadapi"
 	"google.golang.org/grpc"
@@ -24,6 +25,7 @@ type statuses struct {
 	mirror  *mirror.Mirror
 	link    *serverlink.Client
 	api     *workloadapi.Server
+	secrets *sds.Service
 	started time.Time
 }
 
@@ -47,6 +49,15 @@ func (s statuses) Status(context.Context, *statusv1.AgentStatusRequest) (*status
 	}
 	for _, held := range report.First {
 		out.Ending = append(out.Ending, &statusv1.Ending{SpiffeId: held.ID.String(), GrantId: held.GrantID, ExpiresAt: held.ExpiresAt.Unix()})
+	}
+	out.SdsStreams = uint64(s.secrets.Stats().Streams)
+	for _, c := range s.secrets.Troubled() {
+		client := &statusv1.SecretClient{Pid: int64(c.PID), Uid: c.UID, Node: c.Node, Names: c.Names,
+			Rejected: c.Rejected, Version: c.Version, At: c.At.Unix(), Open: c.Open}
+		for _, m := range c.Missing {
+			client.Missing = append(client.Missing, &statusv1.SecretClient_Missing{Name: m.Name, Reason: m.Reason})
+		}
+		out.SdsClients = append(out.SdsClients, client)
 	}
 	return out, nil
 }

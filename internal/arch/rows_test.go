@@ -19,7 +19,7 @@ var rows = [...][]string{
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "workload/unix", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "upstream/spire", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror", "servers", "upkeep"},
-	9:  {"serverapi", "workloadapi", "agentapi"},
+	9:  {"serverapi", "workloadapi", "sds", "agentapi"},
 	10: {"builtin"},
 	11: {"server", "agent"},
 }
@@ -160,9 +160,10 @@ var parties = map[string][]string{
 	"github.com/spiffe/go-spiffe/v2":                       {"cmd", "examples", "test"},
 
 	"google.golang.org/grpc": {"internal/api", "api", "internal/serverlink", "internal/rpc", "internal/serverapi",
-		"internal/workloadapi", "internal/agentapi", "internal/server", "internal/agent", "internal/store/etcd", "cmd", "examples"},
+		"internal/workloadapi", "internal/sds", "internal/agentapi", "internal/server", "internal/agent", "internal/store/etcd", "cmd", "examples"},
 	"google.golang.org/protobuf": {"internal/api", "api", "internal/serverlink", "internal/registry",
-		"internal/mirror", "internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/agentapi", "cmd"},
+		"internal/mirror", "internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/sds", "internal/agentapi", "cmd"},
+	"github.com/envoyproxy/go-control-plane/envoy": {"internal/sds"},
 
 	"github.com/go-jose/go-jose/v4": {"internal/svid", "internal/bundle"},
 	"github.com/hashicorp/hcl":      {"internal/config"},
@@ -223,7 +224,7 @@ func mayImport(path string) (users []string, known bool) {
 }
 
 // speaksStatus are the packages that turn faults into gRPC status codes or back.
-var speaksStatus = []string{"internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd/plastron", "internal/api", "api"}
+var speaksStatus = []string{"internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/sds", "internal/serverlink", "cmd/plastron", "internal/api", "api"}
 
 func checkStatus(t *tree) (breaches []string) {
 	for _, p := range t.sorted() {

@@ -16,7 +16,7 @@ type Report struct {
 	Since        time.Time // when the conversation began, or ended if there is none; zero: never
 	Acknowledged time.Time // when the agent last said that it holds what the server has; zero: never
 	JWTSVIDs     int
-	Tainted      int       // X.509-SVIDs of a tainted authority that are not replaced yet
+	Tainted      int    // X.509-SVIDs of a tainted authority that are not replaced yet
 	First        []Held // the X.509-SVIDs that end first, in that order
 	Roots        int
 	RootsEnd     time.Time // when the last root of the own trust domain ends

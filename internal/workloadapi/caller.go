@@ -86,7 +86,7 @@ func (s *Server) handshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error)
 	c.backlog.patience = s.cfg.waits.send
 	c.backlog.stalled = sync.OnceFunc(func() {
 		s.slow.Add(1)
-		if n := s.quiet.due(); n > 0 {
+		if n := s.quiet.Due(); n > 0 {
 			s.cfg.Log.Info("connection closed", "uid", c.uid, "reason", "slow_reader", "count", n)
 		}
 		c.Close()
@@ -96,7 +96,7 @@ func (s *Server) handshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error)
 		c.uid = int64(p.UID)
 	}
 	if err := s.users.connect(c.uid); err != nil {
-		if n := s.quiet.due(); n > 0 {
+		if n := s.quiet.Due(); n > 0 {
 			s.cfg.Log.Info("connection refused", "uid", c.uid, "reason", fault.ReasonOf(err), "count", n)
 		}
 		return nil, nil, err
@@ -153,7 +153,7 @@ func (s *Server) attest(ctx context.Context, c *caller, anew bool) (attested, er
 	for _, a := range answers {
 		if a.Err != nil {
 			errs = append(errs, a.Err)
-			if n := s.quiet.due(); n > 0 {
+			if n := s.quiet.Due(); n > 0 {
 				s.cfg.Log.Info("attestor failed", "kind", a.Name, "pid", p.PID, "err", a.Err, "count", n)
 			}
 			continue

@@ -70,17 +70,31 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return toStatus(s.refusals.count(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, requested{ss}) })))
+	r := &requests{ServerStream: ss, users: s.users}
+	return toStatus(s.refusals.count(s.guard(ss.Context(), info.FullMethod, func() error { return handler(srv, r) })))
 }
 
-// requested notes when the one request of a stream has arrived.
-type requested struct{ grpc.ServerStream }
+// requests notes when the request of a stream has arrived. Each that follows
+// counts as a call begun.
+type requests struct {
+	grpc.ServerStream
+	users *users
+	begun bool
+}
 
-// RecvMsg receives the request.
-func (r requested) RecvMsg(m any) error {
+// RecvMsg receives a request.
+func (r *requests) RecvMsg(m any) error {
 	err := r.ServerStream.RecvMsg(m)
-	arrived(r.Context())
-	return err
+	if !r.begun || err != nil {
+		arrived(r.Context())
+		r.begun = true
+		return err
+	}
+	c, err := callerOf(r.Context())
+	if err != nil {
+		return err
+	}
+	return r.users.goOn(c.uid)
 }
 
 // guard is what every call passes: the header first, before any work (W1); a
@@ -99,7 +113,7 @@ func (s *Server) guard(ctx context.Context, method string, call func() error) (e
 		s.note(c, method, err)
 	}
 	if err != nil && fault.KindOf(err) == fault.Internal && ctx.Err() == nil {
-		if n := s.quiet.due(); n > 0 {
+		if n := s.quiet.Due(); n > 0 {
 			s.cfg.Log.Info("call failed", "rpc", method, "uid", c.uid, "err", err, "count", n)
 		}
 	}

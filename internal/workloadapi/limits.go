@@ -21,7 +21,7 @@ type Limits struct {
 	ConnectionsPerUser int     // default 1,000
 	Connections        int     // of all users; default 10,000, and no more than the agent has descriptors for
 	CallsPerUser       int     // under way, open streams included; default 4,000
-	RatePerUser        float64 // connections opened and calls begun per second; default 5,000, in bursts of twice that
+	RatePerUser        float64 // connections opened and requests made per second; default 5,000, in bursts of twice that
 	BytesPerUser       float64 // received and sent per second; default 64 MiB, in bursts of four times that
 }
 
@@ -127,6 +127,13 @@ func (u *users) begin(uid int64) error {
 	return nil
 }
 
+// goOn counts one more request of a call.
+func (u *users) goOn(uid int64) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.takeLocked(u.userLocked(uid))
+}
+
 func (u *users) takeLocked(who *user) error {
 	now := time.Now()
 	who.rate.fill(u.limits.RatePerUser, rateBurst*u.limits.RatePerUser, now)
@@ -207,24 +214,4 @@ func (s *Server) Stats() Stats {
 		Connections: u.connections, Calls: u.calls, OverLimit: maps.Clone(u.refused), Refusals: s.refusals.reasons(),
 		SlowReaders: s.slow.Load(), Attested: s.attested.Load(),
 	}
-}
-
-// quiet lets lines that callers cause through once a second and counts the rest (R104).
-type quiet struct {
-	mu         sync.Mutex // guards everything below
-	last       time.Time
-	suppressed int
-}
-
-// due returns how many events a line written now stands for; 0: write none.
-func (q *quiet) due() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	now := time.Now()
-	if q.suppressed++; now.Sub(q.last) < time.Second {
-		return 0
-	}
-	n := q.suppressed
-	q.last, q.suppressed = now, 0
-	return n
 }

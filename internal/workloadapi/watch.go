@@ -9,6 +9,7 @@ import (
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/reason"
 	"google.golang.org/protobuf/proto"
 )
@@ -17,64 +18,123 @@ import (
 // says why.
 var errNothing = errors.New("nothing to hand out")
 
-// watch is the life of one stream: attest, send the whole state, wait for a
-// change or for the time to look at the caller again, and so on (R42). answer
-// makes the message for a view; the same message is not sent twice. pending
-// says whether SVIDs that are being signed are worth waiting for.
+// watch is the life of one stream: the whole state of its caller, and again
+// with each change. answer makes the message for a view; the same message is not
+// sent twice. pending says whether SVIDs that are being signed are worth waiting for.
 func watch[M proto.Message](ctx context.Context, s *Server, pending bool, answer func(mirror.View) (M, error), send func(M) error) error {
-	c, err := callerOf(ctx)
+	x, err := s.Session(ctx)
 	if err != nil {
 		return err
 	}
+	defer x.Close()
 	var (
 		last M
 		sent bool
-		seen attested
-		sub  *mirror.Subscription
 	)
-	defer func() {
-		c.backlog.forget()
-		if sub != nil {
-			sub.Close()
-		}
-	}()
-	timer := time.NewTimer(s.cfg.waits.reattest)
-	defer timer.Stop()
 	for {
-		now, err := s.attest(ctx, c, sent)
+		view, err := x.Look(ctx, pending)
 		if err != nil {
 			return err
 		}
-		if sub == nil || !slices.Equal(now.facts.Selectors, seen.facts.Selectors) || !maps.Equal(now.facts.Values, seen.facts.Values) {
-			fresh := s.cfg.Mirror.Subscribe(now.facts)
-			if sub != nil {
-				sub.Close()
-			}
-			sub = fresh
-		}
-		seen = now
-		view, err := s.ready(ctx, sub, pending)
-		var msg M
-		if err == nil {
-			msg, err = answer(view)
-		}
+		msg, err := answer(view)
 		if err != nil {
-			return s.refuse(ctx, seen, err)
+			return s.refuse(ctx, x.seen, err)
 		}
 		if !sent || !proto.Equal(msg, last) {
-			if err := s.deliver(c, proto.Size(msg), func() error { return send(msg) }); err != nil {
+			if err := x.Send(proto.Size(msg), func() error { return send(msg) }); err != nil {
 				return err
 			}
 			last, sent = msg, true
 		}
-		timer.Reset(s.cfg.waits.reattest)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-sub.Changed():
-		case <-timer.C:
+		if err := x.Next(ctx, nil); err != nil {
+			return err
 		}
 	}
+}
+
+// Session is one caller that is told of changes: what it is, looked at again with
+// each of them (R42), and what it may have then. One goroutine uses it.
+type Session struct {
+	server *Server
+	caller *caller
+	seen   attested
+	anew   bool // seen was good for the last answer only
+	sub    *mirror.Subscription
+	timer  *time.Timer
+}
+
+// Session begins one for whoever makes the call.
+func (s *Server) Session(ctx context.Context) (*Session, error) {
+	c, err := callerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Session{server: s, caller: c, timer: time.NewTimer(s.cfg.waits.reattest)}, nil
+}
+
+// Close ends it.
+func (x *Session) Close() {
+	x.timer.Stop()
+	x.caller.backlog.forget()
+	if x.sub != nil {
+		x.sub.Close()
+	}
+}
+
+// Process returns who calls, if the kernel says.
+func (x *Session) Process() *process.Process {
+	p, _ := x.caller.Peer() // Look tells of the error
+	return p
+}
+
+// Look attests the caller and returns what it may have now. If it is to wait, it
+// waits for SVIDs that are being signed, but not for long.
+func (x *Session) Look(ctx context.Context, wait bool) (mirror.View, error) {
+	now, err := x.server.attest(ctx, x.caller, x.anew)
+	if err != nil {
+		return mirror.View{}, err
+	}
+	if x.sub == nil || !slices.Equal(now.facts.Selectors, x.seen.facts.Selectors) || !maps.Equal(now.facts.Values, x.seen.facts.Values) {
+		fresh := x.server.cfg.Mirror.Subscribe(now.facts)
+		if x.sub != nil {
+			x.sub.Close()
+		}
+		x.sub = fresh
+	}
+	x.seen = now
+	view, err := x.server.ready(ctx, x.sub, wait)
+	return view, x.server.refuse(ctx, x.seen, err)
+}
+
+// Nothing says why there is nothing to hand out.
+func (x *Session) Nothing(ctx context.Context) error {
+	return x.server.refuse(ctx, x.seen, errNothing)
+}
+
+// Send sends one message of n bytes to a caller who is still what it was (R38,
+// R40). A caller who does not read loses its connection (W8).
+func (x *Session) Send(n int, send func() error) error {
+	if err := x.caller.Check(); err != nil {
+		return err
+	}
+	x.caller.backlog.add(n)
+	return send()
+}
+
+// Next returns when it is time to look again: something has changed, or nobody
+// has looked for long, or there is something in again.
+func (x *Session) Next(ctx context.Context, again <-chan struct{}) error {
+	x.timer.Reset(x.server.cfg.waits.reattest)
+	x.anew = true
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-x.sub.Changed():
+	case <-x.timer.C:
+	case <-again:
+		x.anew = false // nothing here has changed
+	}
+	return nil
 }
 
 // ready returns the view once no SVID in it is on its way any more, or when
@@ -100,16 +160,6 @@ func (s *Server) ready(ctx context.Context, sub *mirror.Subscription, pending bo
 		view = sub.View()
 	}
 	return view, nil
-}
-
-// deliver sends one message of n bytes to a caller who is still what it was (R38,
-// R40). A caller who does not read loses its connection (W8).
-func (s *Server) deliver(c *caller, n int, send func() error) error {
-	if err := c.Check(); err != nil {
-		return err
-	}
-	c.backlog.add(n)
-	return send()
 }
 
 // refuse says why there is nothing to hand out, in the words that are for

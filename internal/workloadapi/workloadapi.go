@@ -1,10 +1,11 @@
 // Package workloadapi is the agent's public socket: the SPIFFE Workload API,
 // with the standard's five stable calls, and one by which a process asks why it
 // is refused. It finds out who calls (process), what the caller is (the
-// attestors), and hands out what the mirror has for it.
+// attestors), and hands out what the mirror has for it. Envoy's secret discovery
+// (sds) is a guest: its callers are found out, limited and refused here.
 //
-// What must always hold: nothing is done for a call without the security
-// header (R51); the caller is judged before and after attestation and once more
+// What must always hold: nothing is done for a call of the Workload API without
+// the security header (R51); the caller is judged before and after attestation and once more
 // before each message leaves, and what has changed or exited gets nothing
 // (R37, R38, R40); every message is the whole state, the first comes at once,
 // none is empty; every refusal carries a stable reason, and nothing of what is
@@ -27,6 +28,7 @@ import (
 	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -38,8 +40,8 @@ const (
 	idleLimit      = 10 * time.Minute // of a connection without a call
 	maxStreams     = 100              // of one connection
 	maxHeaderList  = 16 << 10
-	window         = 64 << 10 // received and not yet read, of a stream
-	maxMessage     = 1 << 20  // received
+	window         = 64 << 10  // received and not yet read, of a stream
+	maxMessage     = 256 << 10 // received; a stream may hold as much of one that never becomes complete
 	maxAnswer      = 64 << 20
 	minPing        = 10 * time.Second
 )
@@ -80,19 +82,26 @@ type Config struct {
 	Health                  func() error // nil: can serve what there is
 	Log                     *slog.Logger
 
+	// Secrets, if not nil, registers Envoy's secret discovery: at SocketPath, unless
+	// SecretsApart is set, and at SecretsPath, if that is not empty, alone.
+	Secrets      func(grpc.ServiceRegistrar, *Server)
+	SecretsPath  string
+	SecretsApart bool
+
 	// Call, if not nil, is told of each call that ends; see rpc.Meter.
 	Call func(method, code, reason string, took time.Duration)
 
 	waits waits // zero: 10 s, 30 s, 5 min
 }
 
-// Server serves the Workload API on one socket.
+// Server serves the Workload API on one socket, and on another its guest.
 type Server struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	cfg      Config
 	listener *localsocket.Listener
+	apart    *localsocket.Listener // of SecretsPath; nil: there is none
 	users    *users
-	quiet    *quiet
+	quiet    rpc.Quiet
 	contain  rpc.Guard
 	meter    rpc.Meter
 	refusals *refusals
@@ -110,15 +119,19 @@ func Open(cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{cfg: cfg, listener: l, users: newUsers(cfg.Limits), quiet: &quiet{},
+	var apart *localsocket.Listener
+	if cfg.Secrets != nil && cfg.SecretsPath != "" {
+		if apart, err = cfg.bind(cfg.SecretsPath); err != nil {
+			return nil, errors.Join(err, l.Close())
+		}
+	}
+	return &Server{cfg: cfg, listener: l, apart: apart, users: newUsers(cfg.Limits),
 		refusals: newRefusals(), contain: rpc.Guard{Log: cfg.Log}, meter: rpc.Meter{Tell: cfg.Call}}, nil
 }
 
 func (c *Config) listen() (*localsocket.Listener, error) {
 	if c.Passed == nil {
-		return localsocket.Listen(c.SocketPath, localsocket.Public(), func(path string) (localsocket.Bound, error) {
-			return process.Listen(path, c.Via)
-		})
+		return c.bind(c.SocketPath)
 	}
 	l, err := process.Adopt(c.Passed, c.Via)
 	if err != nil {
@@ -132,8 +145,20 @@ func (c *Config) listen() (*localsocket.Listener, error) {
 	return localsocket.Adopt(l), nil
 }
 
-// Close removes the socket of a server that does not run.
-func (s *Server) Close() error { return s.listener.Close() }
+func (c *Config) bind(path string) (*localsocket.Listener, error) {
+	return localsocket.Listen(path, localsocket.Public(), func(path string) (localsocket.Bound, error) {
+		return process.Listen(path, c.Via)
+	})
+}
+
+// Close removes the sockets of a server that does not run.
+func (s *Server) Close() error {
+	err := s.listener.Close()
+	if s.apart != nil {
+		err = errors.Join(err, s.apart.Close())
+	}
+	return err
+}
 
 // SocketPath returns where the API is served.
 func (s *Server) SocketPath() string { return s.listener.Path() }
@@ -142,8 +167,29 @@ func (s *Server) SocketPath() string { return s.listener.Path() }
 func (s *Server) Panics() uint64 { return s.contain.Panics.Load() }
 
 // Run serves until ctx is done, then ends all streams at once and removes the
-// socket: clients dial again.
+// sockets: clients dial again.
 func (s *Server) Run(ctx context.Context) error {
+	g := s.newServer()
+	workload.RegisterSpiffeWorkloadAPIServer(g, s)
+	whyv1.RegisterSelfServer(g, self{server: s})
+	if s.cfg.Secrets != nil && !s.cfg.SecretsApart {
+		s.cfg.Secrets(g, s)
+	}
+	s.meter.Learn(g)
+	if s.apart == nil {
+		return rpc.Serve(ctx, g, s.listener)
+	}
+	secrets := s.newServer()
+	s.cfg.Secrets(secrets, s)
+	s.meter.Learn(secrets)
+	both, ctx := errgroup.WithContext(ctx)
+	both.Go(func() error { return rpc.Serve(ctx, g, s.listener) })
+	both.Go(func() error { return rpc.Serve(ctx, secrets, s.apart) })
+	return both.Wait()
+}
+
+// newServer returns what any socket of ours is served by.
+func (s *Server) newServer() *grpc.Server {
 	g := grpc.NewServer(
 		grpc.Creds(rpc.Handshake(s.handshake)),
 		grpc.InTapHandle(s.tap),
@@ -160,9 +206,6 @@ func (s *Server) Run(ctx context.Context) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleLimit}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 	)
-	workload.RegisterSpiffeWorkloadAPIServer(g, s)
-	whyv1.RegisterSelfServer(g, self{server: s})
 	grpc_health_v1.RegisterHealthServer(g, health{server: s})
-	s.meter.Learn(g)
-	return rpc.Serve(ctx, g, s.listener)
+	return g
 }

@@ -1089,7 +1089,9 @@ type AgentStatus struct {
 	DataDir          string                 `protobuf:"bytes,21,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
 	IssuedAt         int64                  `protobuf:"varint,22,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"` // of its own SVID
 	AdminSocketPath  string                 `protobuf:"bytes,23,opt,name=admin_socket_path,json=adminSocketPath,proto3" json:"admin_socket_path,omitempty"`
-	X509SvidsTainted uint64                 `protobuf:"varint,40,opt,name=x509_svids_tainted,json=x509SvidsTainted,proto3" json:"x509_svids_tainted,omitempty"` // signed by a tainted authority, and not replaced yet
+	SdsStreams       uint64                 `protobuf:"varint,24,opt,name=sds_streams,json=sdsStreams,proto3" json:"sds_streams,omitempty"`                     // of Envoy's secret discovery
+	SdsClients       []*SecretClient        `protobuf:"bytes,25,rep,name=sds_clients,json=sdsClients,proto3" json:"sds_clients,omitempty"`                      // with trouble there, the newest first, at most 20
+	X509SvidsTainted uint64                 `protobuf:"varint,26,opt,name=x509_svids_tainted,json=x509SvidsTainted,proto3" json:"x509_svids_tainted,omitempty"` // signed by a tainted authority, and not replaced yet
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1285,11 +1287,135 @@ func (x *AgentStatus) GetAdminSocketPath() string {
 	return ""
 }
 
+func (x *AgentStatus) GetSdsStreams() uint64 {
+	if x != nil {
+		return x.SdsStreams
+	}
+	return 0
+}
+
+func (x *AgentStatus) GetSdsClients() []*SecretClient {
+	if x != nil {
+		return x.SdsClients
+	}
+	return nil
+}
+
 func (x *AgentStatus) GetX509SvidsTainted() uint64 {
 	if x != nil {
 		return x.X509SvidsTainted
 	}
 	return 0
+}
+
+// SecretClient is a client of Envoy's secret discovery that refused what it got, or
+// asks for names that stand for nothing. Node, names and rejected are its own words.
+type SecretClient struct {
+	state         protoimpl.MessageState  `protogen:"open.v1"`
+	Pid           int64                   `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Uid           uint32                  `protobuf:"varint,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Node          string                  `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Names         []string                `protobuf:"bytes,4,rep,name=names,proto3" json:"names,omitempty"` // that it asks for, at most 5
+	Missing       []*SecretClient_Missing `protobuf:"bytes,5,rep,name=missing,proto3" json:"missing,omitempty"`
+	Rejected      string                  `protobuf:"bytes,6,opt,name=rejected,proto3" json:"rejected,omitempty"` // why it refused what it was sent; empty: it did not
+	Version       string                  `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`   // that it refused
+	At            int64                   `protobuf:"varint,8,opt,name=at,proto3" json:"at,omitempty"`
+	Open          bool                    `protobuf:"varint,9,opt,name=open,proto3" json:"open,omitempty"` // its stream is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretClient) Reset() {
+	*x = SecretClient{}
+	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretClient) ProtoMessage() {}
+
+func (x *SecretClient) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretClient.ProtoReflect.Descriptor instead.
+func (*SecretClient) Descriptor() ([]byte, []int) {
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *SecretClient) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *SecretClient) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *SecretClient) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SecretClient) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *SecretClient) GetMissing() []*SecretClient_Missing {
+	if x != nil {
+		return x.Missing
+	}
+	return nil
+}
+
+func (x *SecretClient) GetRejected() string {
+	if x != nil {
+		return x.Rejected
+	}
+	return ""
+}
+
+func (x *SecretClient) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *SecretClient) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *SecretClient) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
 }
 
 // Following is the agent's tie to its server.
@@ -1311,7 +1437,7 @@ type Following struct {
 
 func (x *Following) Reset() {
 	*x = Following{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1449,7 @@ func (x *Following) String() string {
 func (*Following) ProtoMessage() {}
 
 func (x *Following) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[13]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1462,7 @@ func (x *Following) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Following.ProtoReflect.Descriptor instead.
 func (*Following) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{13}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Following) GetAddress() string {
@@ -1420,7 +1546,7 @@ type Ending struct {
 
 func (x *Ending) Reset() {
 	*x = Ending{}
-	mi := &file_plastron_status_v1_status_proto_msgTypes[14]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1558,7 @@ func (x *Ending) String() string {
 func (*Ending) ProtoMessage() {}
 
 func (x *Ending) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_status_v1_status_proto_msgTypes[14]
+	mi := &file_plastron_status_v1_status_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1571,7 @@ func (x *Ending) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ending.ProtoReflect.Descriptor instead.
 func (*Ending) Descriptor() ([]byte, []int) {
-	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{14}
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Ending) GetSpiffeId() string {
@@ -1467,6 +1593,58 @@ func (x *Ending) GetExpiresAt() int64 {
 		return x.ExpiresAt
 	}
 	return 0
+}
+
+type SecretClient_Missing struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"` // code
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretClient_Missing) Reset() {
+	*x = SecretClient_Missing{}
+	mi := &file_plastron_status_v1_status_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretClient_Missing) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretClient_Missing) ProtoMessage() {}
+
+func (x *SecretClient_Missing) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_status_v1_status_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretClient_Missing.ProtoReflect.Descriptor instead.
+func (*SecretClient_Missing) Descriptor() ([]byte, []int) {
+	return file_plastron_status_v1_status_proto_rawDescGZIP(), []int{13, 0}
+}
+
+func (x *SecretClient_Missing) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SecretClient_Missing) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
 }
 
 var File_plastron_status_v1_status_proto protoreflect.FileDescriptor
@@ -1570,7 +1748,7 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x16\n" +
 	"\x06remedy\x18\x03 \x01(\tR\x06remedy\"\x14\n" +
-	"\x12AgentStatusRequest\"\xb1\a\n" +
+	"\x12AgentStatusRequest\"\x95\b\n" +
 	"\vAgentStatus\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12!\n" +
@@ -1599,11 +1777,28 @@ const file_plastron_status_v1_status_proto_rawDesc = "" +
 	"socketPath\x12\x19\n" +
 	"\bdata_dir\x18\x15 \x01(\tR\adataDir\x12\x1b\n" +
 	"\tissued_at\x18\x16 \x01(\x03R\bissuedAt\x12*\n" +
-	"\x11admin_socket_path\x18\x17 \x01(\tR\x0fadminSocketPath\x12,\n" +
-	"\x12x509_svids_tainted\x18( \x01(\x04R\x10x509SvidsTainted\x1a;\n" +
+	"\x11admin_socket_path\x18\x17 \x01(\tR\x0fadminSocketPath\x12\x1f\n" +
+	"\vsds_streams\x18\x18 \x01(\x04R\n" +
+	"sdsStreams\x12A\n" +
+	"\vsds_clients\x18\x19 \x03(\v2 .plastron.status.v1.SecretClientR\n" +
+	"sdsClients\x12,\n" +
+	"\x12x509_svids_tainted\x18\x1a \x01(\x04R\x10x509SvidsTainted\x1a;\n" +
 	"\rRefusalsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xde\x02\n" +
+	"\x05value\x18\x02 \x01(\x04R\x05value:\x028\x01\"\xb1\x02\n" +
+	"\fSecretClient\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12\x14\n" +
+	"\x05names\x18\x04 \x03(\tR\x05names\x12B\n" +
+	"\amissing\x18\x05 \x03(\v2(.plastron.status.v1.SecretClient.MissingR\amissing\x12\x1a\n" +
+	"\brejected\x18\x06 \x01(\tR\brejected\x12\x18\n" +
+	"\aversion\x18\a \x01(\tR\aversion\x12\x0e\n" +
+	"\x02at\x18\b \x01(\x03R\x02at\x12\x12\n" +
+	"\x04open\x18\t \x01(\bR\x04open\x1a5\n" +
+	"\aMissing\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\xde\x02\n" +
 	"\tFollowing\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x17\n" +
@@ -1641,26 +1836,28 @@ func file_plastron_status_v1_status_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_status_v1_status_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_plastron_status_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_plastron_status_v1_status_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_plastron_status_v1_status_proto_goTypes = []any{
-	(Seen_State)(0),             // 0: plastron.status.v1.Seen.State
-	(Seen_Agreement)(0),         // 1: plastron.status.v1.Seen.Agreement
-	(*ServerStatusRequest)(nil), // 2: plastron.status.v1.ServerStatusRequest
-	(*ListRequest)(nil),         // 3: plastron.status.v1.ListRequest
-	(*ListResponse)(nil),        // 4: plastron.status.v1.ListResponse
-	(*ServerStatus)(nil),        // 5: plastron.status.v1.ServerStatus
-	(*Seen)(nil),                // 6: plastron.status.v1.Seen
-	(*Position)(nil),            // 7: plastron.status.v1.Position
-	(*Store)(nil),               // 8: plastron.status.v1.Store
-	(*Bundle)(nil),              // 9: plastron.status.v1.Bundle
-	(*Authority)(nil),           // 10: plastron.status.v1.Authority
-	(*Attached)(nil),            // 11: plastron.status.v1.Attached
-	(*Fault)(nil),               // 12: plastron.status.v1.Fault
-	(*AgentStatusRequest)(nil),  // 13: plastron.status.v1.AgentStatusRequest
-	(*AgentStatus)(nil),         // 14: plastron.status.v1.AgentStatus
-	(*Following)(nil),           // 15: plastron.status.v1.Following
-	(*Ending)(nil),              // 16: plastron.status.v1.Ending
-	nil,                         // 17: plastron.status.v1.AgentStatus.RefusalsEntry
+	(Seen_State)(0),              // 0: plastron.status.v1.Seen.State
+	(Seen_Agreement)(0),          // 1: plastron.status.v1.Seen.Agreement
+	(*ServerStatusRequest)(nil),  // 2: plastron.status.v1.ServerStatusRequest
+	(*ListRequest)(nil),          // 3: plastron.status.v1.ListRequest
+	(*ListResponse)(nil),         // 4: plastron.status.v1.ListResponse
+	(*ServerStatus)(nil),         // 5: plastron.status.v1.ServerStatus
+	(*Seen)(nil),                 // 6: plastron.status.v1.Seen
+	(*Position)(nil),             // 7: plastron.status.v1.Position
+	(*Store)(nil),                // 8: plastron.status.v1.Store
+	(*Bundle)(nil),               // 9: plastron.status.v1.Bundle
+	(*Authority)(nil),            // 10: plastron.status.v1.Authority
+	(*Attached)(nil),             // 11: plastron.status.v1.Attached
+	(*Fault)(nil),                // 12: plastron.status.v1.Fault
+	(*AgentStatusRequest)(nil),   // 13: plastron.status.v1.AgentStatusRequest
+	(*AgentStatus)(nil),          // 14: plastron.status.v1.AgentStatus
+	(*SecretClient)(nil),         // 15: plastron.status.v1.SecretClient
+	(*Following)(nil),            // 16: plastron.status.v1.Following
+	(*Ending)(nil),               // 17: plastron.status.v1.Ending
+	nil,                          // 18: plastron.status.v1.AgentStatus.RefusalsEntry
+	(*SecretClient_Missing)(nil), // 19: plastron.status.v1.SecretClient.Missing
 }
 var file_plastron_status_v1_status_proto_depIdxs = []int32{
 	5,  // 0: plastron.status.v1.ListResponse.servers:type_name -> plastron.status.v1.ServerStatus
@@ -1675,22 +1872,24 @@ var file_plastron_status_v1_status_proto_depIdxs = []int32{
 	0,  // 9: plastron.status.v1.Seen.state:type_name -> plastron.status.v1.Seen.State
 	1,  // 10: plastron.status.v1.Seen.agreement:type_name -> plastron.status.v1.Seen.Agreement
 	12, // 11: plastron.status.v1.Store.fault:type_name -> plastron.status.v1.Fault
-	15, // 12: plastron.status.v1.AgentStatus.following:type_name -> plastron.status.v1.Following
-	16, // 13: plastron.status.v1.AgentStatus.ending:type_name -> plastron.status.v1.Ending
-	17, // 14: plastron.status.v1.AgentStatus.refusals:type_name -> plastron.status.v1.AgentStatus.RefusalsEntry
-	7,  // 15: plastron.status.v1.Following.position:type_name -> plastron.status.v1.Position
-	12, // 16: plastron.status.v1.Following.fault:type_name -> plastron.status.v1.Fault
-	2,  // 17: plastron.status.v1.Server.Status:input_type -> plastron.status.v1.ServerStatusRequest
-	3,  // 18: plastron.status.v1.Server.List:input_type -> plastron.status.v1.ListRequest
-	13, // 19: plastron.status.v1.Agent.Status:input_type -> plastron.status.v1.AgentStatusRequest
-	5,  // 20: plastron.status.v1.Server.Status:output_type -> plastron.status.v1.ServerStatus
-	4,  // 21: plastron.status.v1.Server.List:output_type -> plastron.status.v1.ListResponse
-	14, // 22: plastron.status.v1.Agent.Status:output_type -> plastron.status.v1.AgentStatus
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	16, // 12: plastron.status.v1.AgentStatus.following:type_name -> plastron.status.v1.Following
+	17, // 13: plastron.status.v1.AgentStatus.ending:type_name -> plastron.status.v1.Ending
+	18, // 14: plastron.status.v1.AgentStatus.refusals:type_name -> plastron.status.v1.AgentStatus.RefusalsEntry
+	15, // 15: plastron.status.v1.AgentStatus.sds_clients:type_name -> plastron.status.v1.SecretClient
+	19, // 16: plastron.status.v1.SecretClient.missing:type_name -> plastron.status.v1.SecretClient.Missing
+	7,  // 17: plastron.status.v1.Following.position:type_name -> plastron.status.v1.Position
+	12, // 18: plastron.status.v1.Following.fault:type_name -> plastron.status.v1.Fault
+	2,  // 19: plastron.status.v1.Server.Status:input_type -> plastron.status.v1.ServerStatusRequest
+	3,  // 20: plastron.status.v1.Server.List:input_type -> plastron.status.v1.ListRequest
+	13, // 21: plastron.status.v1.Agent.Status:input_type -> plastron.status.v1.AgentStatusRequest
+	5,  // 22: plastron.status.v1.Server.Status:output_type -> plastron.status.v1.ServerStatus
+	4,  // 23: plastron.status.v1.Server.List:output_type -> plastron.status.v1.ListResponse
+	14, // 24: plastron.status.v1.Agent.Status:output_type -> plastron.status.v1.AgentStatus
+	22, // [22:25] is the sub-list for method output_type
+	19, // [19:22] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_plastron_status_v1_status_proto_init() }
@@ -1704,7 +1903,7 @@ func file_plastron_status_v1_status_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_status_v1_status_proto_rawDesc), len(file_plastron_status_v1_status_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -112,8 +112,8 @@ type Issuance struct {
 	Expiry   time.Time `json:"expiry"`
 	Limit    string    `json:"limit,omitempty"` // what limited the lifetime; see lifetime.Limit
 
-	Facts map[string]string `json:"facts,omitempty"` // of a rule: what the ID was made of
-	Trust string            `json:"trust,omitempty"` // of a rule: "agent" if the caller stated the facts
+	Facts map[string]string `json:"facts,omitempty"` // of a rule: what the ID was made of, and of which pod it is true
+	Trust string            `json:"trust,omitempty"` // of a rule: "agent" if that is the caller's word, "server" if it was found out
 }
 
 // Alarm is something that an operator must look at, such as a cloned agent (R31).

@@ -16,7 +16,8 @@ type Rule struct {
 	// one segment, and is not in the reserved space.
 	Prefix string
 	// TrustAgent says that the facts are taken on the agent's word. A compromised
-	// agent then obtains every ID that the template can give.
+	// agent then obtains every ID that the template can give. Without it the server
+	// finds out by itself whether they are true of something on the agent's node.
 	TrustAgent bool
 }
 
@@ -59,9 +60,6 @@ func ParseRule(td spiffeid.TrustDomain, template, prefix, trust string) (*Rule, 
 	return r, nil
 }
 
-// verifiable reports whether the server can find out a fact by itself.
-func verifiable(string) bool { return false } // none so far
-
 // checkRule checks what is particular to rules.
 func checkRule(td spiffeid.TrustDomain, e *Entry) error {
 	r := e.Rule
@@ -86,12 +84,18 @@ func checkRule(td spiffeid.TrustDomain, e *Entry) error {
 		return err
 	}
 	for _, name := range r.Template.Facts() {
-		if !r.TrustAgent && !verifiable(name) {
-			return fault.New(fault.Invalid, "rule_trust_missing", "the server cannot verify the fact %s by itself", name).
-				Fix("set trust to %q, which takes it on the agent's word, if every agent that the rule reaches may hand out all IDs under %s", TrustAgent, r.Prefix)
+		if !r.TrustAgent && !Verifiable(name) {
+			return r.Unverifiable(name, "no server can verify the fact %s by itself", name)
 		}
 	}
 	return nil
+}
+
+// Unverifiable is the refusal of a rule without trust for a fact that the server
+// cannot verify.
+func (r *Rule) Unverifiable(fact, format string, args ...any) error {
+	return fault.New(fault.Invalid, "rule_trust_missing", format, args...).
+		Fix("set trust to %q, which takes %s on the agent's word, if every agent that the rule reaches may hand out all IDs under %s", TrustAgent, fact, r.Prefix)
 }
 
 func checkPrefix(td spiffeid.TrustDomain, r *Rule) error {
@@ -114,10 +118,13 @@ func checkPrefix(td spiffeid.TrustDomain, r *Rule) error {
 	return nil
 }
 
-// Reasons why a rule whose selectors a caller shows gives it nothing.
+// Reasons why a rule whose selectors a caller shows gives it nothing. The first two
+// agents see by themselves.
 const (
 	FactMissing = "rule_fact_missing"
 	FactInvalid = "rule_fact_invalid"
+	// FactsUnavailable: the server could not look, and may be able to in a moment.
+	FactsUnavailable = "rule_facts_unavailable"
 )
 
 // FactFault is such a rule.
@@ -133,7 +140,7 @@ type FactFault struct {
 // Fault returns the sentence and the fix.
 func (f *FactFault) Fault() *fault.Error {
 	if f.Reason == FactMissing {
-		return fault.New(fault.Invalid, FactMissing, "the ID template %s names the fact %s, which is not known of the process", f.Template, f.Fact).
+		return fault.New(fault.Invalid, FactMissing, "the ID template %s needs the fact %s, which is not known of the process", f.Template, f.Fact).
 			Fix("see to it that an attestor of the agent yields %s, or name another fact", f.Fact)
 	}
 	return fault.New(fault.Invalid, FactInvalid, "the fact %s is %.*q, which cannot stand in the ID template %s: %s", f.Fact, maxShownOfValue, f.Value, f.Template, f.Why).
@@ -163,8 +170,8 @@ func (e *Entry) Grants(facts map[string]string) (spiffeid.ID, map[string]string,
 		bad.GrantID = e.ID
 		return spiffeid.ID{}, nil, bad
 	}
-	named := make(map[string]string, len(e.Rule.Template.facts))
-	for _, name := range e.Rule.Template.facts {
+	named := make(map[string]string, len(e.Rule.Template.stated))
+	for _, name := range e.Rule.Template.stated {
 		named[name] = facts[name]
 	}
 	return id, named, nil

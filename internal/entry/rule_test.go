@@ -318,3 +318,53 @@ func FuzzTemplate(f *testing.F) {
 		}
 	})
 }
+
+// Facts of pods that a server can verify need no trust. The agent states with them
+// which pod it is, and all that it states is fit for a name.
+func TestVerifiableFacts(t *testing.T) {
+	parse := func(template string) (Entry, error) {
+		r, err := ParseRule(td, "spiffe://td"+template, "", "")
+		if err != nil {
+			return Entry{}, err
+		}
+		e := Entry{ID: "r", ParentID: id("/spire/agent/x"), Selectors: sels("k8s:ns:shop"), Rule: r}
+		return e, Validate(td, &e, now)
+	}
+	for template, reason := range map[string]string{
+		"/ns/{k8s.ns}/sa/{k8s.sa}": "", "/n/{k8s.node}/{k8s.pod}/{k8s.pod_uid}": "",
+		"/c/{k8s.container}": "rule_trust_missing", "/ns/{k8s.ns}/{unix.user}": "rule_trust_missing", "/x/{k8sx.ns}": "rule_trust_missing",
+	} {
+		if _, err := parse(template); fault.ReasonOf(err) != reason && (reason != "" || err != nil) {
+			t.Errorf("%s: %v", template, err)
+		}
+	}
+	e, err := parse("/ns/{k8s.ns}/sa/{k8s.sa}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ pod, uid, fact, reason string }{
+		{"web-1", "u1", "", ""}, {"", "u1", FactPod, FactInvalid}, {"web-1", "-", FactPodUID, FactMissing},
+		{"a/b", "u1", FactPod, FactInvalid}, {"..", "u1", FactPod, FactInvalid}, {"web-1", "u?x", FactPodUID, FactInvalid},
+		{strings.Repeat("x", 253), "u1", "", ""}, {strings.Repeat("x", 254), "u1", FactPod, FactInvalid},
+	} {
+		facts := map[string]string{"k8s.ns": "shop", "k8s.sa": "web", "k8s.pod": c.pod, "k8s.pod_uid": c.uid, "k8s.node": "n"}
+		if c.uid == "-" {
+			delete(facts, FactPodUID)
+		}
+		got, named, bad := e.Grants(facts)
+		switch {
+		case c.reason == "" && (bad != nil || got.Path() != "/ns/shop/sa/web" || len(named) != 4 || named[FactPodUID] != "u1" || named[FactPod] != c.pod):
+			t.Errorf("%+.40v: %v, %v, %v", c, got, named, bad)
+		case c.reason != "" && (bad == nil || bad.Fact != c.fact || bad.Reason != c.reason || bad.Fault().Remedy == ""):
+			t.Errorf("%+.40v: %v, %v", c, got, bad)
+		}
+	}
+	for text, verifiable := range map[string]bool{
+		"k8s:ns:shop": true, "k8s:pod-label:a:b": true, "k8s:pod-owner:ReplicaSet:web": true, "k8s:node-name:n": true, "k8s:sa:x": true,
+		"k8s:pod-image:a@sha256:0": false, "k8s:container-name:c": false, "k8s:pod-image-count:1": false, "unix:uid:0": false, "k8s_psat:ns:shop": false,
+	} {
+		if s := sels(text)[0]; s.Verifiable() != verifiable {
+			t.Errorf("%s: %v", s, !verifiable)
+		}
+	}
+}

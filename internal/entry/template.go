@@ -27,6 +27,7 @@ type Template struct {
 	td       spiffeid.TrustDomain
 	segments []segment
 	facts    []string // sorted, without duplicates
+	stated   []string // by an agent: facts, and what tells of which thing they are
 }
 
 // segment is one segment of the path: text around at most one fact.
@@ -55,6 +56,7 @@ func ParseTemplate(td spiffeid.TrustDomain, text string) (Template, error) {
 		}
 	}
 	slices.Sort(t.facts)
+	t.stated = stated(t.facts)
 	switch {
 	case len(t.facts) == 0:
 		return Template{}, fault.New(fault.Invalid, "rule_template_invalid", "the ID template %q names no fact", text).
@@ -113,6 +115,11 @@ func (t Template) Equal(o Template) bool { return t.text == o.text }
 // Facts returns the names of the facts, sorted. They are not to be written to.
 func (t Template) Facts() []string { return t.facts }
 
+// Stated returns the names of the facts that an agent states for the template:
+// besides those that it names, those that tell which pod they are true of. They are
+// sorted and not to be written to.
+func (t Template) Stated() []string { return t.stated }
+
 // fixed returns what every ID of the template begins with, up to and with the
 // last slash before the first fact.
 func (t Template) fixed() string {
@@ -140,6 +147,18 @@ func (t Template) expand(facts map[string]string) (spiffeid.ID, *FactFault) {
 			}
 		}
 		path.WriteString("/" + s.before + value + s.after)
+	}
+	for _, name := range t.stated {
+		if slices.Contains(t.facts, name) {
+			continue
+		}
+		value, known := facts[name]
+		if !known {
+			return spiffeid.ID{}, &FactFault{Template: t.text, Fact: name, Reason: FactMissing}
+		}
+		if why := notAName(value); why != "" {
+			return spiffeid.ID{}, &FactFault{Template: t.text, Fact: name, Value: value, Reason: FactInvalid, Why: why}
+		}
 	}
 	id, err := spiffeid.FromPath(t.td, path.String())
 	if err == nil {

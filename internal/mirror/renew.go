@@ -171,10 +171,16 @@ func (m *machine) accept(items signed, ev event, dirty map[*group]bool, fx *effe
 		if err != nil {
 			p.failures++
 			p.err, p.denied = err, item.refused
-			p.notYet = ev.now.Add(backoff(p.failures, grantFloor, grantCeiling, ev.seed, i))
 			// What the server refuses stays refused; anything else may mend itself soon,
-			// such as a new authority whose bundle is still on its way.
-			p.refused = item.refused || p.failures >= 3
+			// such as a new authority whose bundle is still on its way, or facts of which
+			// the server could not tell whether they are true.
+			passing := fault.ReasonOf(err) == entry.FactsUnavailable
+			ceiling := grantCeiling
+			if passing {
+				ceiling = signCeiling
+			}
+			p.notYet = ev.now.Add(backoff(p.failures, grantFloor, ceiling, ev.seed, i))
+			p.refused = item.refused && !passing || p.failures >= 3
 			fx.notes = append(fx.notes, note{message: "no X.509-SVID for a grant", id: item.grantID, reason: fault.ReasonOf(err)})
 			markGroups(p, dirty) // whoever waits need not wait for this one
 			continue

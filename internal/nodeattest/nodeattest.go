@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/x509"
 	"log/slog"
+	"time"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -64,4 +65,29 @@ type Verifier interface {
 type Prover interface {
 	Payload(ctx context.Context) ([]byte, error)
 	Answer(ctx context.Context, challenge []byte) ([]byte, error)
+}
+
+// FactChecker is what a Verifier may also be: one that can ask the platform itself
+// what runs on a node that it has admitted.
+type FactChecker interface {
+	// Checks reports whether a fact, such as "k8s.ns", can be found out as things are
+	// configured.
+	Checks(fact string) bool
+	// Look asks what is true of the thing that facts name, which an agent states and
+	// which is to run now on the node with these selectors. It believes nothing of
+	// what is stated: the facts say where to look. Errors: fault.Denied (it does not
+	// run on that node), fault.Precondition (nothing can be found out of that node),
+	// fault.Unavailable (cannot tell now). It honours ctx and may be called
+	// concurrently; of one platform it has a bounded number of calls under way.
+	Look(ctx context.Context, node []entry.Selector, facts map[string]string) (Seen, error)
+}
+
+// Seen is what a platform says of one thing. Nobody writes to it.
+type Seen struct {
+	// Facts are all that the checker can find out.
+	Facts map[string]string
+	// Selectors are all that hold of those that are entry.Selector.Verifiable; sorted.
+	Selectors []entry.Selector
+	// Until is when the thing will be gone, as far as that is known; zero: it is not.
+	Until time.Time
 }

@@ -192,10 +192,13 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		return err
 	}
 	x509Issuer, jwtIssuer := ask(fleet.MaySign, auth.X509), ask(fleet.MaySign, auth.JWT)
-	verifiers := map[string]nodeattest.Verifier{}
+	verifiers, checkers := map[string]nodeattest.Verifier{}, map[string]nodeattest.FactChecker{}
 	for name, config := range s.plan.attestors {
 		if verifiers[name], err = config.Open(ctx, nodeattest.Env{TrustDomain: td, Roots: roots(reg, td), Log: s.log}); err != nil {
 			return fmt.Errorf("open node attestor %q: %w", name, err)
+		}
+		if c, ok := verifiers[name].(nodeattest.FactChecker); ok {
+			checkers[name] = c
 		}
 	}
 	engine := nodes.New(nodes.Config{
@@ -280,6 +283,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 			StoreSize: opened.Size, StoreHealth: st.healthy, CheckStore: opened.Check, Commits: st.written.Load,
 		},
 		Upkeep:          keep,
+		Checkers:        checkers,
 		RulePairs:       set.RulePairsPerAgent,
 		UnlimitedAttest: off(set.RateLimit.Attestation), UnlimitedSigning: off(set.RateLimit.Signing), Log: s.log, Count: count.api,
 	})

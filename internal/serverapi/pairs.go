@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -28,7 +29,8 @@ type pairs struct {
 	sweep time.Time                          // when to look for what has ended
 }
 
-// pair is the hash of a rule's id and of facts.
+// pair is the hash of a rule's id and of the facts that its template names. Of which
+// pod they are true makes no difference: the ID is the same.
 type pair [sha256.Size]byte
 
 const sweepEvery = time.Minute
@@ -38,6 +40,18 @@ func newPairs(limit int) *pairs {
 		limit = DefaultRulePairs
 	}
 	return &pairs{max: limit, until: map[spiffeid.ID]map[pair]time.Time{}}
+}
+
+// pairFor is the pair of what an agent states for a grant.
+func pairFor(e *entry.Entry, facts map[string]string) pair {
+	if e.Rule == nil {
+		return pairOf(e.ID, nil)
+	}
+	named := map[string]string{}
+	for _, name := range e.Rule.Template.Facts() {
+		named[name] = facts[name]
+	}
+	return pairOf(e.ID, named)
 }
 
 // pairOf is injective: every part carries its length.

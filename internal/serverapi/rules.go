@@ -229,11 +229,11 @@ func checkRules(n int) error {
 	return nil
 }
 
-// ruled returns the ID that a rule gives for the facts that an agent states. The
-// agent's word is taken for the facts; what they make is computed here, and is
-// never an ID with rights over this server.
+// ruled returns the ID that a rule gives for the facts that an agent states, true
+// or not. What they make is computed here, and is never an ID with rights over this
+// server.
 func (s *Server) ruled(e *entry.Entry, facts map[string]string) (spiffeid.ID, error) {
-	names := e.Rule.Template.Facts()
+	names := e.Rule.Template.Stated()
 	id, _, bad := e.Grants(facts)
 	switch {
 	case bad != nil:

@@ -42,6 +42,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/localsocket"
+	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/rpc"
@@ -96,7 +97,9 @@ type Config struct {
 	// PublishJWT makes the key of a downstream server known above us and returns all
 	// keys that are; nil: nobody is above us, or takes none.
 	PublishJWT func(context.Context, bundle.JWTAuthority) ([]bundle.JWTAuthority, error)
-	RulePairs  int // of a rule and facts that one agent may have alive; 0: DefaultRulePairs
+	// Checkers are the node attestors that can find out what runs on a node, by name.
+	Checkers  map[string]nodeattest.FactChecker
+	RulePairs int // of a rule and facts that one agent may have alive; 0: DefaultRulePairs
 
 	// UnlimitedAttest and UnlimitedSigning switch the rate limits off.
 	UnlimitedAttest, UnlimitedSigning bool
@@ -130,6 +133,7 @@ type Server struct {
 	guard     rpc.Guard
 	meter     rpc.Meter
 	pairs     *pairs
+	looks     *looks
 	renewals  *renewals
 	signing   sync.RWMutex  // read-locked from the question what an agent is granted until what follows is signed
 	closing   chan struct{} // closed when shutdown begins
@@ -140,6 +144,7 @@ func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
 		pairs:     newPairs(cfg.RulePairs),
+		looks:     newLooks(),
 		renewals:  newRenewals(cfg.Remember),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: cfg.Followers,
@@ -228,6 +233,7 @@ func (s *Server) Run(ctx context.Context, tcp net.Listener, socketPath string, r
 	for range running {
 		err = errors.Join(err, <-ended)
 	}
+	s.looks.close()
 	return err
 }
 

@@ -33,7 +33,7 @@ type subject struct {
 	at       store.Position // at which the caller was found entitled
 	dns      []string
 	facts    map[string]string // of a rule
-	trust    string            // of a rule
+	trust    string            // of a rule: who says that the facts are true
 	life     lifetime.Limit    // that counts
 }
 
@@ -87,6 +87,7 @@ func errNotEntitled() error {
 // signX509 signs a batch: what may be signed is prepared, the whole batch goes
 // on record, then it is signed (R14). Each request has its own outcome (C40).
 func (s *Server) signX509(ctx context.Context, of authorized, requests []signRequest) ([]signedX509, error) {
+	known := s.check(ctx, of, requests) // it may take a while
 	s.signing.RLock()
 	defer s.signing.RUnlock()
 	grants := make([]string, len(requests))
@@ -114,13 +115,16 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 		if !ok || e.Expired(now) {
 			err = errNotEntitled()
 		}
-		pairs[i] = pairOf(r.grant, r.facts)
+		pairs[i] = pairFor(&e, r.facts)
 		if err == nil {
 			err = s.mayGrant(stale, agent, pairs[i], now)
 		}
 		var who subject
 		if err == nil {
 			who, err = s.subjectOf(&e, r.facts, at, s.cfg.Lifetimes.Decide(lifetime.X509, x509Asked(&e, issuer), now)[0])
+		}
+		if err == nil {
+			err = known[i].verdict(&e)
 		}
 		var event audit.Event
 		if err == nil {
@@ -164,6 +168,9 @@ func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Pos
 	var err error
 	who.id, err = s.ruled(e, facts)
 	who.facts, who.trust = facts, e.Rule.Trust()
+	if !e.Rule.TrustAgent {
+		who.trust = verifiedByServer
+	}
 	return who, err
 }
 
@@ -198,6 +205,7 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 	if err := checkAudience(audience); err != nil {
 		return signedJWT{}, err
 	}
+	known := s.check(ctx, of, []signRequest{{grant: grant, facts: facts}})
 	s.signing.RLock()
 	defer s.signing.RUnlock()
 	mine, at := s.entitled(ctx, of, grant)
@@ -215,8 +223,11 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 	if err != nil {
 		return signedJWT{}, err
 	}
-	agent, what := callerFrom(ctx).id, pairOf(e.ID, facts)
+	agent, what := callerFrom(ctx).id, pairFor(&e, facts)
 	who, err := s.subjectOf(&e, facts, at, s.cfg.Lifetimes.Decide(lifetime.JWT, jwtAsked(&e, issuer), now)[0])
+	if err == nil {
+		err = known[0].verdict(&e)
+	}
 	if err == nil {
 		err = s.mayGrant(s.stale(), agent, what, now)
 	}

@@ -1,12 +1,15 @@
 package serverapi
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
+	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -143,10 +146,19 @@ func (s *Server) changeEntry(e *entry.Entry, in *spiretypes.Entry, mask *spirety
 }
 
 // validate judges an entry or a rule that is to be stored. Its lifetimes must keep
-// what this server promises.
+// what this server promises, and a rule that does not take the agent's word needs
+// somebody here who can do without.
 func (s *Server) validate(e *entry.Entry, now time.Time) error {
 	if err := entry.Validate(s.cfg.TrustDomain, e, now); err != nil {
 		return err
+	}
+	if e.Rule != nil && !e.Rule.TrustAgent {
+		for _, name := range e.Rule.Template.Stated() {
+			checks := func(c nodeattest.FactChecker) bool { return c.Checks(name) }
+			if !slices.ContainsFunc(slices.Collect(maps.Values(s.cfg.Checkers)), checks) {
+				return e.Rule.Unverifiable(name, "no node attestor of this server can find out %s: none is given access to the platform's API", name)
+			}
+		}
 	}
 	return s.cfg.Lifetimes.CheckGrant(e.X509TTL, e.JWTTL)
 }

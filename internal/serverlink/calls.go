@@ -217,7 +217,7 @@ func (c *Client) Polls() bool {
 // X509Item asks for one X.509-SVID.
 type X509Item struct {
 	GrantID string
-	Facts   map[string]string // those that a rule names; nil for an entry
+	Facts   map[string]string // what is stated for a rule; nil for an entry
 	CSR     []byte
 }
 
@@ -267,7 +267,7 @@ type JWTResult struct {
 	Revision uint64
 }
 
-// JWT has one token signed, for the facts that a rule names.
+// JWT has one token signed, for what is stated for a rule.
 func (c *Client) JWT(ctx context.Context, grantID string, facts map[string]string, audience []string) (JWTResult, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -68,10 +68,12 @@ func (x *X509Request) GetItems() []*X509Item {
 }
 
 type X509Item struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	GrantId       string                 `protobuf:"bytes,1,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
-	Facts         map[string]string      `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // exactly those that the rule names; none for an exact entry
-	Csr           []byte                 `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"`                                                                               // PKCS#10 DER; only its public key is used
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	GrantId string                 `protobuf:"bytes,1,opt,name=grant_id,json=grantId,proto3" json:"grant_id,omitempty"`
+	// None for an exact entry. For a rule exactly those that its template names and, if
+	// one of them is of a pod (k8s.…), also k8s.ns, k8s.pod and k8s.pod_uid.
+	Facts         map[string]string `protobuf:"bytes,2,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Csr           []byte            `protobuf:"bytes,3,opt,name=csr,proto3" json:"csr,omitempty"` // PKCS#10 DER; only its public key is used
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,14 +21,16 @@ which a fact is missing, or holds what a SPIFFE ID cannot, gets nothing from it.
 
 It prints whom the rule reaches. With -trust agent those agents state the facts, so
 each of them, if it is compromised, can obtain every ID that the template makes.
-SPIRE's agents do not see rules.`}
+Without it the server finds out by itself whether they are true, which it can of
+pods (k8s.ns, k8s.sa, k8s.pod, k8s.pod_uid, k8s.node) if it has access to the API
+of their cluster. SPIRE's agents do not see rules.`}
 	var rule rulev1.Rule
 	var selectors []string
 	flags := c.Flags()
 	flags.StringVar(&rule.IdTemplate, "idTemplate", "", "SPIFFE `ID` with facts in braces, such as spiffe://example.org/user/{unix.user}/{unix.program}")
 	flags.StringVar(&rule.ParentId, "parentID", "", "SPIFFE `ID` of the agent, or of the node alias, that hands the identities out")
 	flags.StringArrayVar(&selectors, "selector", nil, "`TYPE:VALUE` that a process must have; may be given more than once, and then all must fit")
-	flags.StringVar(&rule.Trust, "trust", "", "`WHO` states the facts: agent. Without it only facts that the server itself verifies may be named; there are none yet")
+	flags.StringVar(&rule.Trust, "trust", "", "`WHO` states the facts: agent. Without it only facts that the server itself verifies may be named: those of pods")
 	flags.StringVar(&rule.IdPrefix, "prefix", "", "SPIFFE `ID` below which all IDs must lie; otherwise all of the template before the segment with the first fact")
 	flags.Int32Var(&rule.X509SvidTtl, "x509SVIDTTL", 0, "lifetime of X.509-SVIDs in `SECONDS`; otherwise the server's default")
 	flags.Int32Var(&rule.JwtSvidTtl, "jwtSVIDTTL", 0, "lifetime of JWT-SVIDs in `SECONDS`; otherwise the server's default")
@@ -175,6 +178,25 @@ func refusalOf(r *rulev1.Refusal) error {
 	return fault.New(fault.Invalid, r.GetReason(), "%s", r.GetMessage()).Fix("%s", r.GetRemedy())
 }
 
+// verifiedOf says of a rule without trust which facts and selectors the server
+// verifies by itself, and which selectors are taken on the agent's word.
+func verifiedOf(r *rulev1.Rule) (verified, stated []string) {
+	for i, part := range strings.Split(r.GetIdTemplate(), "{") {
+		if name, _, found := strings.Cut(part, "}"); found && i > 0 && !slices.Contains(verified, name) {
+			verified = append(verified, name)
+		}
+	}
+	for _, s := range r.GetSelectors() {
+		selector := entry.Selector{Type: s.GetType(), Value: s.GetValue()}
+		if selector.Verifiable() {
+			verified = append(verified, selector.String())
+		} else {
+			stated = append(stated, selector.String())
+		}
+	}
+	return verified, stated
+}
+
 // printRule prints a rule as entries are printed, and whom it reaches.
 func printRule(w io.Writer, r *rulev1.Rule, reach *rulev1.Reach) {
 	line := func(label string, value any) { fmt.Fprintf(w, "%-17s: %v\n", label, value) }
@@ -215,6 +237,12 @@ func printRule(w io.Writer, r *rulev1.Rule, reach *rulev1.Reach) {
 	line("Reaches", agents)
 	if r.GetTrust() == entry.TrustAgent {
 		line("Trust", "agent: one that is compromised can obtain every ID of the template under "+r.GetIdPrefix())
+	} else {
+		verified, stated := verifiedOf(r)
+		line("Verified", strings.Join(verified, ", "))
+		if len(stated) > 0 {
+			line("On agents' word", strings.Join(stated, ", "))
+		}
 	}
 	fmt.Fprintln(w)
 }

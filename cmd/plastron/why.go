@@ -200,6 +200,12 @@ func printWhy(w io.Writer, r *whyv1.AskProcessResponse) {
 		l.line("Grant", g.GetId())
 		l.line("SPIFFE ID", g.GetSpiffeId())
 		l.line("State", grantState(g))
+		switch g.GetFactsBy() {
+		case "agent":
+			l.line("Facts", "on this agent's word")
+		case "server":
+			l.line("Facts", "verified by the server")
+		}
 		if g.GetReason() != nil {
 			l.line("Because", g.GetReason().GetCode()+": "+g.GetReason().GetMessage())
 		}

@@ -102,7 +102,7 @@ func writeFitting(g *mirror.Fitting) *whyv1.Grant {
 		mirror.Ready: whyv1.Grant_STATE_READY, mirror.Signing: whyv1.Grant_STATE_SIGNING, mirror.Refused: whyv1.Grant_STATE_REFUSED,
 		mirror.Ended: whyv1.Grant_STATE_ENDED, mirror.Shadowed: whyv1.Grant_STATE_SHADOWED, mirror.Unfilled: whyv1.Grant_STATE_RULE,
 	}
-	out := &whyv1.Grant{Id: g.GrantID, SpiffeId: idOr(g.ID, g.Template), State: states[g.State], Reason: rpc.Reason(g.Reason), ShadowedBy: g.By}
+	out := &whyv1.Grant{Id: g.GrantID, SpiffeId: idOr(g.ID, g.Template), State: states[g.State], Reason: rpc.Reason(g.Reason), ShadowedBy: g.By, FactsBy: g.FactsBy}
 	if !g.ExpiresAt.IsZero() {
 		out.ExpiresAt = g.ExpiresAt.Unix()
 	}

@@ -35,6 +35,15 @@ func (r *Rule) Trust() string {
 	return TrustNone
 }
 
+// FactsBy says whose word it is that the facts are true: "agent", or "server" if
+// that finds out.
+func (r *Rule) FactsBy() string {
+	if r.TrustAgent {
+		return TrustAgent
+	}
+	return "server"
+}
+
 // ParseRule reads a rule as users write it. An empty prefix stands for what the
 // template fixes: all before the segment with the first fact.
 func ParseRule(td spiffeid.TrustDomain, template, prefix, trust string) (*Rule, error) {

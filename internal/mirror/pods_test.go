@@ -108,6 +108,9 @@ func TestPodsOfOneAccount(t *testing.T) {
 		if c.times("1") != 1 || c.times("2") != 1 {
 			t.Errorf("asked %v", c.asked)
 		}
+		if w := m.Why(t.Context(), pod("1"), true); len(w.Grants) != 1 || w.Grants[0].FactsBy != "server" || w.Grants[0].State != mirror.Ready {
+			t.Errorf("why: %+v", w.Grants)
+		}
 		// The first pod goes; the second lives on, and renews in its own name.
 		one.Close()
 		c.refuse("1", "pod_unknown")

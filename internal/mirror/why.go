@@ -60,6 +60,7 @@ type Fitting struct {
 	Next      time.Time    // when the next attempt is due; zero: none is planned
 	Unknown   []spiffeid.TrustDomain
 	By        string // the grant that shadows it
+	FactsBy   string // of a rule: "agent" if its word is taken, "server" if that finds out
 }
 
 // Sync is how far the mirror is behind the server.
@@ -149,6 +150,11 @@ func (m *machine) why(facts entry.Facts, now time.Time) Why {
 		}
 		w.Grants = append(w.Grants, Fitting{GrantID: bad.GrantID, Template: bad.Template, State: Unfilled,
 			Reason: reason.Say(row, "%s", said.Message).Fix("%s", said.Remedy)})
+	}
+	for i := range w.Grants {
+		if rule := m.grants[w.Grants[i].GrantID].entry.Rule; rule != nil {
+			w.Grants[i].FactsBy = rule.FactsBy()
+		}
 	}
 	w.Reason, w.faint = m.verdict(&w)
 	return w

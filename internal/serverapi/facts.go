@@ -25,10 +25,6 @@ const (
 	maxAtOnce   = 16              // of them, calls to the platform
 )
 
-// verifiedByServer is on record in place of a rule's trust if the server found out
-// by itself that what the agent stated is true.
-const verifiedByServer = "server"
-
 // looks finds out, once for each thing on each node, whether what agents state is
 // true, and remembers it for the life of an SVID. Of refusals it remembers only
 // for a moment that they were made, so that what has just become true is seen.

@@ -167,10 +167,7 @@ func (s *Server) subjectOf(e *entry.Entry, facts map[string]string, at store.Pos
 	}
 	var err error
 	who.id, err = s.ruled(e, facts)
-	who.facts, who.trust = facts, e.Rule.Trust()
-	if !e.Rule.TrustAgent {
-		who.trust = verifiedByServer
-	}
+	who.facts, who.trust = facts, e.Rule.FactsBy()
 	return who, err
 }
 

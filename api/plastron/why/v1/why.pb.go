@@ -561,6 +561,7 @@ type Grant struct {
 	NextAttempt    int64                  `protobuf:"varint,6,opt,name=next_attempt,json=nextAttempt,proto3" json:"next_attempt,omitempty"`         // Unix milliseconds; 0: none is planned
 	UnknownDomains []string               `protobuf:"bytes,7,rep,name=unknown_domains,json=unknownDomains,proto3" json:"unknown_domains,omitempty"` // trust domains that it federates with and whose keys are not known
 	ShadowedBy     string                 `protobuf:"bytes,8,opt,name=shadowed_by,json=shadowedBy,proto3" json:"shadowed_by,omitempty"`
+	FactsBy        string                 `protobuf:"bytes,9,opt,name=facts_by,json=factsBy,proto3" json:"facts_by,omitempty"` // of a rule: who says that its facts are true, "agent" or "server"
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -647,6 +648,13 @@ func (x *Grant) GetUnknownDomains() []string {
 func (x *Grant) GetShadowedBy() string {
 	if x != nil {
 		return x.ShadowedBy
+	}
+	return ""
+}
+
+func (x *Grant) GetFactsBy() string {
+	if x != nil {
+		return x.FactsBy
 	}
 	return ""
 }
@@ -1191,7 +1199,7 @@ const file_plastron_why_v1_why_proto_rawDesc = "" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb2\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcd\x03\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x122\n" +
@@ -1202,7 +1210,8 @@ const file_plastron_why_v1_why_proto_rawDesc = "" +
 	"\fnext_attempt\x18\x06 \x01(\x03R\vnextAttempt\x12'\n" +
 	"\x0funknown_domains\x18\a \x03(\tR\x0eunknownDomains\x12\x1f\n" +
 	"\vshadowed_by\x18\b \x01(\tR\n" +
-	"shadowedBy\"\x8a\x01\n" +
+	"shadowedBy\x12\x19\n" +
+	"\bfacts_by\x18\t \x01(\tR\afactsBy\"\x8a\x01\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSTATE_READY\x10\x01\x12\x11\n" +

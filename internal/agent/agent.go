@@ -153,6 +153,9 @@ func (a *Agent) rights() (need process.Right) {
 		if r, ok := p.config.(interface{ ReadsPrograms() bool }); ok && r.ReadsPrograms() {
 			need |= process.SeePrograms | process.ReadPrograms
 		}
+		if r, ok := p.config.(interface{ ReadsFiles() bool }); ok && r.ReadsFiles() {
+			need |= process.ReadPrograms
+		}
 	}
 	if a.attestor != jointoken.Name {
 		need |= process.ReadPrograms // of what the node proves itself with, next time

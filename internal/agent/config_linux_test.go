@@ -74,7 +74,7 @@ func TestConfig(t *testing.T) {
 		"telemetry":                 {outside: `telemetry { InMem {} }`, want: "telemetry.InMem: this is not offered"},
 		"unknown key":               {inAgent: `socket_pth = "/x"`, want: "socket_path"},
 		"second key manager":        {inPlugins: `KeyManager "disk" { plugin_data { directory = "/x" } }`, want: "exactly one KeyManager"},
-		"unknown attestor":          {inPlugins: `WorkloadAttestor "k8s" {}`, want: "there are unix"},
+		"unknown attestor":          {inPlugins: `WorkloadAttestor "windows" {}`, want: "there are unix, k8s"},
 		"unknown type":              {inPlugins: `SVIDStore "aws" {}`, want: "SVIDStore \"aws\": an agent has no plugins of this type"},
 		"external plugin":           {inPlugins: `WorkloadAttestor "mine" { plugin_cmd = "/x" }`, want: "not offered yet"},
 	} {

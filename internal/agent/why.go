@@ -17,9 +17,6 @@ import (
 	"google.golang.org/grpc"
 )
 
-// whyWait is how long the attestors may take.
-const whyWait = 10 * time.Second
-
 // whys is plastron.why.v1.Process: what a process is, what it is given, and what
 // keeps the rest away.
 type whys struct {
@@ -52,9 +49,7 @@ func (a whys) Ask(ctx context.Context, req *whyv1.AskProcessRequest) (*whyv1.Ask
 	defer p.Close()
 	resp.Uid, resp.Gid = p.UID, p.GID
 
-	asking, cancel := context.WithTimeout(ctx, whyWait)
-	defer cancel()
-	answers := workload.Ask(asking, a.attestors, p.PID)
+	answers := workload.Ask(ctx, a.attestors, p.PID)
 	if err := p.Check(); err != nil {
 		if errors.Is(err, reason.PeerGone) {
 			resp.Reason = rpc.Reason(reason.Say(reason.PeerGone, "process %d exited while it was looked at", p.PID))

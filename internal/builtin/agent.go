@@ -12,6 +12,7 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodeattest/x509pop"
 	"github.com/plastron/plastron/internal/workload"
+	"github.com/plastron/plastron/internal/workload/k8s"
 	"github.com/plastron/plastron/internal/workload/unix"
 )
 
@@ -94,5 +95,6 @@ type WorkloadAttestor struct {
 func WorkloadAttestors() []WorkloadAttestor {
 	return []WorkloadAttestor{
 		{"unix", "user, groups and program of a process, from the kernel", func() WorkloadConfig { return new(unix.Config) }},
+		{"k8s", "pod and container of a process, from the kernel and the node's kubelet", func() WorkloadConfig { return new(k8s.Config) }},
 	}
 }

@@ -362,6 +362,13 @@ func parseStat(b []byte) (stat, error) {
 	return stat{state: f[0][0], start: start}, nil
 }
 
+// Started returns when a process was started, in ticks of the kernel's clock. No
+// two processes have number and start in common.
+func Started(pid int) (uint64, error) {
+	st, err := readStat(pid)
+	return st.start, err
+}
+
 // Status is what the kernel says about a process's user and groups.
 type Status struct {
 	UID, GID uint32 // effective

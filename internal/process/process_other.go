@@ -47,6 +47,9 @@ type Status struct {
 // ReadStatus reads the user and groups of a process.
 func ReadStatus(int) (Status, error) { return Status{}, errUnsupported }
 
+// Started returns when a process was started, in ticks of the kernel's clock.
+func Started(int) (uint64, error) { return 0, errUnsupported }
+
 // ProgramName returns the last part of the path of a process's program.
 func ProgramName(int) (string, error) { return "", errUnsupported }
 

@@ -24,11 +24,22 @@ type Answer struct {
 	Err  error
 }
 
+// usualWait is how long an attestor may take that is not Patient.
+const usualWait = 10 * time.Second
+
+// Patient is an attestor that may have to wait for others, and says for how long.
+type Patient interface{ Patience() time.Duration }
+
 // Ask asks all attestors at once and returns their answers in their order.
 func Ask(ctx context.Context, attestors []Named, pid int) []Answer {
 	answers := make([]Answer, len(attestors))
 	ask := func(i int) {
-		began := time.Now()
+		began, wait := time.Now(), usualWait
+		if p, ok := attestors[i].Attestor.(Patient); ok {
+			wait = p.Patience()
+		}
+		ctx, cancel := context.WithTimeout(ctx, wait)
+		defer cancel()
 		said, err := attestors[i].Attest(ctx, pid)
 		answers[i] = Answer{Name: attestors[i].Name, Attested: said, Took: time.Since(began), Err: err}
 	}

@@ -142,8 +142,6 @@ func (s *Server) attest(ctx context.Context, c *caller, anew bool) (attested, er
 	if err != nil {
 		return attested{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, attestWait)
-	defer cancel()
 	answers := workload.Ask(ctx, s.cfg.Attestors, p.PID)
 	if err := c.Check(); err != nil {
 		return attested{}, err

@@ -49,8 +49,7 @@ const (
 // Waits in a call.
 const (
 	readyWait    = 5 * time.Second // for SVIDs that are being signed
-	attestWait   = 10 * time.Second
-	attestLife   = time.Second // of what was found out about a connection's process
+	attestLife   = time.Second     // of what was found out about a connection's process
 	jwtWait      = 20 * time.Second
 	maxAudiences = 64
 	maxAudience  = 2048

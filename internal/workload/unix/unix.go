@@ -18,15 +18,10 @@ import (
 	"errors"
 	"fmt"
 	"os/user"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
-	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/process"
 	"github.com/plastron/plastron/internal/workload"
 )
@@ -94,7 +89,7 @@ func (a *Attestor) Attest(ctx context.Context, pid int) (workload.Attested, erro
 	if err != nil {
 		return workload.Attested{}, err
 	}
-	r := result{Attested: workload.Attested{Facts: map[string]string{}}}
+	r := result{workload.Collector{Type: selectorType}}
 	deadline := time.Now().Add(nameDeadline)
 
 	uid, gid := strconv.FormatUint(uint64(st.UID), 10), strconv.FormatUint(uint64(st.GID), 10)
@@ -104,30 +99,25 @@ func (a *Attestor) Attest(ctx context.Context, pid int) (workload.Attested, erro
 	r.named("group", gid, func() (string, error) { return a.lookup(ctx, deadline, a.groups, gid) })
 	for _, g := range st.Groups {
 		id := strconv.FormatUint(uint64(g), 10)
-		r.add("supplementary_gid", id)
+		r.Omit("supplementary_gid", r.Add("supplementary_gid", id))
 		if n, err := a.lookup(ctx, deadline, a.groups, id); err != nil {
-			r.omit("supplementary_group", err)
-		} else if err := r.add("supplementary_group", n); err != nil {
-			r.omit("supplementary_group", err)
+			r.Omit("supplementary_group", err)
+		} else {
+			r.Omit("supplementary_group", r.Add("supplementary_group", n))
 		}
 	}
 	if st.More {
-		r.omit("supplementary_gid", fmt.Errorf("only the first %d groups are looked at", len(st.Groups)))
+		r.Omit("supplementary_gid", fmt.Errorf("only the first %d groups are looked at", len(st.Groups)))
 	}
-	if name, err := process.ProgramName(pid); err != nil {
-		r.omit("program", err)
-	} else if err := check("program", name); err != nil {
-		r.omit("program", err)
-	} else {
-		r.Facts["unix.program"] = name
+	name, err := process.ProgramName(pid)
+	if err == nil {
+		err = r.Fact("program", name)
 	}
+	r.Omit("program", err)
 	if a.DiscoverWorkloadPath {
 		a.program(ctx, pid, &r)
 	}
-	// Two numbers may have one name.
-	slices.SortFunc(r.Selectors, func(a, b entry.Selector) int { return strings.Compare(a.Value, b.Value) })
-	r.Selectors = slices.Compact(r.Selectors)
-	return r.Attested, ctx.Err()
+	return r.Attested(), ctx.Err() // two numbers may have one name
 }
 
 func (a *Attestor) program(ctx context.Context, pid int, r *result) {
@@ -137,15 +127,13 @@ func (a *Attestor) program(ctx context.Context, pid int, r *result) {
 	if err == nil {
 		err = r.fact("path", path)
 	}
-	if err != nil {
-		r.omit("path", err)
-	}
+	r.Omit("path", err)
 	if a.WorkloadSizeLimit < 0 {
 		return
 	}
 	sum, err := a.programs.SHA256(ctx, pid, a.WorkloadSizeLimit)
 	if err != nil {
-		r.omit("sha256", err)
+		r.Omit("sha256", err)
 		return
 	}
 	r.fact("sha256", sum)
@@ -223,38 +211,14 @@ func (a *Attestor) lookup(ctx context.Context, deadline time.Time, n *names, id 
 }
 
 // result collects what is known.
-type result struct{ workload.Attested }
-
-// add adds the selector key:value. The key holds no colon, so whatever the value
-// is, it cannot pass for another fact (R43, E44); values that a selector cannot
-// hold, or that would not read as one line, are refused.
-func (r *result) add(key, value string) error {
-	if err := check(key, value); err != nil {
-		return err
-	}
-	r.Selectors = append(r.Selectors, entry.Selector{Type: selectorType, Value: key + ":" + value})
-	return nil
-}
-
-func check(key, value string) error {
-	switch {
-	case value == "":
-		return errors.New("it is empty")
-	case len(key)+1+len(value) > entry.MaxSelectorValue:
-		return errors.New("it is too long")
-	case !utf8.ValidString(value), strings.ContainsFunc(value, unicode.IsControl):
-		return errors.New("it holds control characters or is not UTF-8")
-	}
-	return nil
-}
+type result struct{ workload.Collector }
 
 // fact adds a selector and the fact of the same name.
 func (r *result) fact(key, value string) error {
-	if err := r.add(key, value); err != nil {
+	if err := r.Add(key, value); err != nil {
 		return err
 	}
-	r.Facts["unix."+key] = value
-	return nil
+	return r.Fact(key, value)
 }
 
 // named adds the name of id. Without one only the name is lost.
@@ -264,10 +228,6 @@ func (r *result) named(key, id string, lookup func() (string, error)) {
 		err = r.fact(key, n)
 	}
 	if err != nil {
-		r.omit(key, fmt.Errorf("%s: %w", id, err))
+		r.Omit(key, fmt.Errorf("%s: %w", id, err))
 	}
-}
-
-func (r *result) omit(key string, err error) {
-	r.Omitted = append(r.Omitted, fmt.Sprintf("unix:%s is left out: %v", key, err))
 }

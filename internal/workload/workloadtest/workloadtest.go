@@ -17,10 +17,13 @@ import (
 )
 
 // Run checks that what open returns keeps the contract, on this very process.
-func Run(t *testing.T, open func(t *testing.T) workload.Attestor) {
+func Run(t *testing.T, open func(t *testing.T) workload.Attestor) { RunOn(t, os.Getpid(), open) }
+
+// RunOn does so on a process of which the attestor knows something.
+func RunOn(t *testing.T, pid int, open func(t *testing.T) workload.Attestor) {
 	t.Run("facts are well formed and repeatable", func(t *testing.T) {
 		a := open(t)
-		first, err := a.Attest(t.Context(), os.Getpid())
+		first, err := a.Attest(t.Context(), pid)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -48,7 +51,7 @@ func Run(t *testing.T, open func(t *testing.T) workload.Attestor) {
 				t.Errorf("fact %s is %q", name, value)
 			}
 		}
-		again, err := a.Attest(t.Context(), os.Getpid())
+		again, err := a.Attest(t.Context(), pid)
 		if err != nil || !reflect.DeepEqual(first, again) {
 			t.Errorf("second call: %+v, %v; first: %+v", again, err, first)
 		}
@@ -65,7 +68,7 @@ func Run(t *testing.T, open func(t *testing.T) workload.Attestor) {
 	t.Run("a call that is over returns an error", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if got, err := open(t).Attest(ctx, os.Getpid()); err == nil {
+		if got, err := open(t).Attest(ctx, pid); err == nil {
 			t.Errorf("got %+v", got)
 		}
 	})
@@ -74,7 +77,7 @@ func Run(t *testing.T, open func(t *testing.T) workload.Attestor) {
 		var wg sync.WaitGroup
 		for range 32 {
 			wg.Go(func() {
-				if _, err := a.Attest(t.Context(), os.Getpid()); err != nil {
+				if _, err := a.Attest(t.Context(), pid); err != nil {
 					t.Error(err)
 				}
 			})

@@ -137,6 +137,7 @@ type deployment struct {
 	serverOptions string // extra lines for the server block
 	agentOptions  string
 	agentCache    string // cache_directory; empty: none
+	agentPlugins  string // more blocks of plugins
 	// The NodeAttestor blocks; newDeployment sets join_token.
 	serverAttestor, agentAttestor string
 	serverPrefix                  []string // command to run the server under, such as nsenter
@@ -245,8 +246,9 @@ plugins {
   %s
   KeyManager "disk" { plugin_data { directory = %q } }
   WorkloadAttestor "unix" { plugin_data { discover_workload_path = true } }
+  %s
 }
-`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), cache, token, d.agentOptions, d.agentAttestor, d.path("agent"))
+`, d.path("agent"), d.host, d.port, d.workloadSocket(), d.trustDomain, d.path("bundle.pem"), cache, token, d.agentOptions, d.agentAttestor, d.path("agent"), d.agentPlugins)
 }
 
 // start brings up both, the agent with its own new token; it returns the agent's ID.

@@ -10,6 +10,7 @@ import (
 	"github.com/plastron/plastron/internal/keys/memkeys"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/nodeattest/k8spsat"
 	"github.com/plastron/plastron/internal/nodeattest/x509pop"
 	"github.com/plastron/plastron/internal/workload"
 	"github.com/plastron/plastron/internal/workload/k8s"
@@ -62,6 +63,7 @@ func NodeProvers() []NodeProver {
 	return []NodeProver{
 		{jointoken.Name, "a secret that works once", func() ProverConfig { return new(joinTokenProver) }},
 		{x509pop.Name, "a certificate that the node has, and a signature with its key", func() ProverConfig { return new(x509pop.AgentConfig) }},
+		{k8spsat.Name, "the service-account token of the agent's pod in a Kubernetes cluster", func() ProverConfig { return new(k8spsat.AgentConfig) }},
 	}
 }
 

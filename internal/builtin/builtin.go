@@ -11,6 +11,7 @@ import (
 	"github.com/plastron/plastron/internal/keys/memkeys"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/nodeattest/k8spsat"
 	"github.com/plastron/plastron/internal/nodeattest/x509pop"
 	"github.com/plastron/plastron/internal/upstream"
 	"github.com/plastron/plastron/internal/upstream/diskca"
@@ -65,5 +66,6 @@ func NodeAttestors() []NodeAttestor {
 	return []NodeAttestor{
 		{jointoken.Name, "a secret that works once", func() VerifierConfig { return new(jointoken.Config) }},
 		{x509pop.Name, "a certificate that the node has, and a signature with its key", func() VerifierConfig { return new(x509pop.Config) }},
+		{k8spsat.Name, "the service-account token of the agent's pod in a Kubernetes cluster", func() VerifierConfig { return new(k8spsat.Config) }},
 	}
 }

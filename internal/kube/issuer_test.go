@@ -1,18 +1,14 @@
 package kube_test
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/plastron/plastron/internal/fakes/kubeapi"
 	"github.com/plastron/plastron/internal/fault"
@@ -136,101 +132,12 @@ func TestIssuerConfig(t *testing.T) {
 	}
 }
 
-// badTokens are tokens that no way of verification may take, by the id of their
-// row in the corpus of bad inputs.
-func badTokens(t testing.TB, api *kubeapi.Server, pod kube.Pod) map[string]string {
-	edit := func(f func(claims, private map[string]any)) string {
-		c := api.Claims(pod, kubeapi.TokenOptions{Audience: audience})
-		private := maps.Clone(c["kubernetes.io"].(map[string]any))
-		c["kubernetes.io"] = private
-		f(c, private)
-		return api.Sign(c)
-	}
-	set := func(name string, v any) string {
-		return edit(func(c, _ map[string]any) {
-			if c[name] = v; v == nil {
-				delete(c, name)
-			}
-		})
-	}
-	inside := func(name string, v any) string {
-		return edit(func(_, p map[string]any) {
-			if p[name] = v; v == nil {
-				delete(p, name)
-			}
-		})
-	}
-	good := api.Token(pod, kubeapi.TokenOptions{Audience: audience})
-	parts := strings.Split(good, ".")
-	header := func(h string) string { return base64.RawURLEncoding.EncodeToString([]byte(h)) }
-	raw, err := base64.RawURLEncoding.DecodeString(parts[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	hs := header(strings.Replace(string(raw), "RS256", "HS256", 1)) + "." + parts[1]
-	mac := hmac.New(sha256.New, api.JWKS())
-	mac.Write([]byte(hs))
-	now := time.Now()
-	type object = map[string]any
-	return map[string]string{
-		"A18 wrong audience":               api.Token(pod, kubeapi.TokenOptions{Audience: "other"}),
-		"A18 audience that extends it":     api.Token(pod, kubeapi.TokenOptions{Audience: audience + "x"}),
-		"A18 the API server's audience":    api.Token(pod, kubeapi.TokenOptions{Audience: kubeapi.Audience}),
-		"A18 no audience":                  set("aud", nil),
-		"A18 empty audience":               set("aud", []string{}),
-		"A18 an audience that is no text":  set("aud", []any{1}),
-		"A18 expired":                      api.Token(pod, kubeapi.TokenOptions{Audience: audience, Lifetime: -11 * time.Second}),
-		"A18 no expiry":                    set("exp", nil),
-		"A18 expiry as text":               set("exp", "9999999999"),
-		"A18 expiry in milliseconds":       set("exp", now.Add(time.Hour).UnixMilli()*1000),
-		"A18 expiry as float":              set("exp", json.Number("1e15")),
-		"A18 not valid yet":                set("nbf", now.Add(time.Minute).Unix()),
-		"A18 other issuer":                 set("iss", "https://other"),
-		"A18 issuer that extends it":       set("iss", api.Issuer+"/"),
-		"A18 no issuer":                    set("iss", nil),
-		"A18 alg none":                     header(`{"alg":"none"}`) + "." + parts[1] + ".",
-		"A18 alg none with a key":          header(strings.Replace(string(raw), "RS256", "none", 1)) + "." + parts[1] + "." + parts[2],
-		"A18 HS256 with the public key":    hs + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)),
-		"A18 RS512 with another's name":    header(strings.Replace(string(raw), "RS256", "RS512", 1)) + "." + parts[1] + "." + parts[2],
-		"A18 unknown key":                  header(`{"alg":"RS256","kid":"x"}`) + "." + parts[1] + "." + parts[2],
-		"A18 a key in the header":          header(`{"alg":"RS256","kid":"x","jwk":{}}`) + "." + parts[1] + "." + parts[2],
-		"A18 signature changed":            good[:len(good)-8] + "AAAAAAAA",
-		"A18 no signature":                 parts[0] + "." + parts[1] + ".",
-		"A18 claims changed":               parts[0] + "." + strings.Split(set("x", "y"), ".")[1] + "." + parts[2],
-		"A18 five parts":                   good + ".x.x",
-		"A18 16 KiB and more":              set("x", strings.Repeat("x", 16<<10)),
-		"A18 no JWT":                       "token",
-		"A18 legacy":                       api.Sign(object{"iss": "kubernetes/serviceaccount", "sub": "system:serviceaccount:spire:spire-agent", "kubernetes.io/serviceaccount/namespace": "spire"}),
-		"A18 legacy with good claims":      set("kubernetes.io", nil),
-		"A18 not bound to a pod":           inside("pod", nil),
-		"A18 bound to a secret":            edit(func(_, p map[string]any) { delete(p, "pod"); p["secret"] = object{"name": "a", "uid": "b"} }),
-		"A18 a pod without UID":            inside("pod", object{"name": "agent-x"}),
-		"A18 a pod that is no object":      inside("pod", "agent-x"),
-		"A18 UID with a slash":             inside("pod", object{"name": "agent-x", "uid": "a/b"}),
-		"A18 UID with dots":                inside("pod", object{"name": "agent-x", "uid": ".."}),
-		"A18 node UID with a slash":        inside("node", object{"name": "node-1", "uid": "a/../b"}),
-		"A18 node without UID":             inside("node", object{"name": "node-1"}),
-		"A18 node that is empty":           inside("node", object{}),
-		"A18 subject of another namespace": set("sub", "system:serviceaccount:default:spire-agent"),
-		"A18 subject of another account":   set("sub", "system:serviceaccount:spire:other"),
-		"A18 subject of a user":            set("sub", "admin"),
-		"A18 subject with a colon more":    set("sub", "system:serviceaccount:spire:spire-agent:x"),
-		"A18 no subject":                   set("sub", nil),
-		"A18 account of another name":      inside("serviceaccount", object{"name": "other", "uid": "x"}),
-		"A18 account of another namespace": inside("namespace", "default"),
-		"A18 namespace with dots": edit(func(c, p map[string]any) {
-			p["namespace"] = "../x"
-			c["sub"] = "system:serviceaccount:../x:spire-agent"
-		}),
-	}
-}
-
 func TestCorpusATokens(t *testing.T) {
 	api, pod := cluster(t)
 	i := openIssuer(t, kube.IssuerConfig{Issuer: api.URL, JWKSFile: file(t, api.JWKS())})
 	another := kubeapi.New(t)
 	another.Issuer = api.URL
-	tokens := badTokens(t, api, pod)
+	tokens := api.BadTokens(pod, audience)
 	tokens["A18 of a cluster that calls itself the same"] = another.Sign(api.Claims(pod, kubeapi.TokenOptions{Audience: audience}))
 	for name, token := range tokens {
 		t.Run(name, func(t *testing.T) {

@@ -22,15 +22,16 @@ type request struct {
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(io.LimitReader(r.Body, 3<<20+1))
+	if err != nil || len(body) > 3<<20 {
+		refuse(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "the request is too large")
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body)) // read, so that a handler that hangs hears when the caller goes
 	s.mu.Lock()
 	intercept := s.intercept
 	s.mu.Unlock()
 	if intercept != nil && intercept(w, r) {
-		return
-	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, 3<<20+1))
-	if err != nil || len(body) > 3<<20 {
-		refuse(w, http.StatusRequestEntityTooLarge, "RequestEntityTooLarge", "the request is too large")
 		return
 	}
 	s.mu.Lock()

@@ -7,12 +7,10 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"iter"
 	"net"
 	"net/http"
 	"net/url"
@@ -80,13 +78,8 @@ func (c KubeletConfig) Validate() error {
 		"token_path, certificate_path and use_anonymous_authentication: only one of them can say as whom the kubelet is asked")
 	check(c.ReadOnlyPort == 0 || c == KubeletConfig{NodeName: c.NodeName, ReadOnlyPort: c.ReadOnlyPort},
 		"kubelet_read_only_port: that port has neither TLS nor credentials; remove what is about them")
-	check(c.NodeName == "" || isHost(c.NodeName), "node_name: %q is not the name of a node", c.NodeName)
+	check(c.NodeName == "" || isSubdomain(c.NodeName), "node_name: %q is not the name of a node", c.NodeName)
 	return errors.Join(faults...)
-}
-
-// isHost tells what may stand for a host in an address. The name of a node is a DNS name.
-func isHost(s string) bool {
-	return len(s) <= 253 && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-.") == "" && s[0] != '-' && s[0] != '.'
 }
 
 // Open reads the files once, so that mistakes show. It connects to nothing. The
@@ -351,97 +344,9 @@ func (c KubeletConfig) unusable(key string, err error) error {
 }
 
 func (c KubeletConfig) read(key, path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, c.unusable(key, err)
-	}
-	defer f.Close()
-	data, err := readBounded(f, maxSecret)
+	data, err := readSmall(path, maxSecret)
 	if err != nil {
 		return nil, c.unusable(key, err)
 	}
 	return data, nil
-}
-
-// Pods are the pods of a node at one moment.
-type Pods struct {
-	Began time.Time // of the request; what was so before is in it
-	All   []Pod
-
-	byUID      map[string]*Pod
-	containers map[string]string // the UID of the pod of each container that has been started
-}
-
-// parsePods reads the kubelet's answer. Pods and containers are told apart by
-// what Kubernetes makes unique; if the kubelet shows one twice, none of them counts.
-func parsePods(data []byte, began time.Time) (*Pods, error) {
-	var list struct {
-		APIVersion string `json:"apiVersion"`
-		Kind       string `json:"kind"`
-		Items      []Pod  `json:"items"`
-	}
-	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, unexpectedKubelet("its answer cannot be read: %w", err)
-	}
-	if list.Kind != "PodList" || list.APIVersion != "v1" {
-		return nil, unexpectedKubelet("its answer is not a PodList of v1")
-	}
-	p := &Pods{Began: began, All: list.Items, byUID: map[string]*Pod{}, containers: map[string]string{}}
-	for i := range p.All {
-		pod := &p.All[i]
-		uid := pod.Meta.UID
-		if _, twice := p.byUID[uid]; twice {
-			p.byUID[uid] = nil
-			continue
-		}
-		p.byUID[uid] = pod
-		for c := range pod.Status.all() {
-			if id := c.bareID(); id != "" {
-				owner := uid
-				if other, known := p.containers[id]; known && other != uid {
-					owner = ""
-				}
-				p.containers[id] = owner
-			}
-		}
-	}
-	return p, nil
-}
-
-// Pod returns the pod with this UID, or nil.
-func (p *Pods) Pod(uid string) *Pod { return p.byUID[uid] }
-
-// PodOf returns the UID of the pod that a container belongs to; known is whether
-// there is one. It is empty if several pods claim the container.
-func (p *Pods) PodOf(container string) (uid string, known bool) {
-	uid, known = p.containers[container]
-	return uid, known
-}
-
-// Container returns the container with this ID, or nil.
-func (p *Pod) Container(id string) *ContainerStatus {
-	for c := range p.Status.all() {
-		if c.bareID() == id && id != "" {
-			return c
-		}
-	}
-	return nil
-}
-
-func (s *PodStatus) all() iter.Seq[*ContainerStatus] {
-	return func(yield func(*ContainerStatus) bool) {
-		for _, list := range [][]ContainerStatus{s.Containers, s.Init, s.Ephemeral} {
-			for i := range list {
-				if !yield(&list[i]) {
-					return
-				}
-			}
-		}
-	}
-}
-
-// bareID is the ID without the runtime's name, "containerd://".
-func (c *ContainerStatus) bareID() string {
-	_, id, _ := strings.Cut(c.ID, "://")
-	return id
 }

@@ -38,6 +38,7 @@ func (p *program) root() *cobra.Command {
 			group("db", "The store behind the server", p.dbCheckCommand(), p.dbStatsCommand(), p.dbCompactCommand(), p.dbCopyCommand()),
 			p.serverApplyCommand(),
 			p.serverRevokeCommand(),
+			p.serverPanicCommand(),
 			p.loggerGroup(serverLogger()),
 			p.serverStatusCommand(),
 			p.serverListCommand(),

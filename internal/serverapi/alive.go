@@ -30,6 +30,7 @@ type signed struct {
 	id     spiffeid.ID   // for this ID
 	grant  string        // under this grant
 	grants []entry.Entry // all that it may have been signed under
+	below  bool          // authorities of downstream servers count
 }
 
 // about is what names it in the audit trail.
@@ -55,7 +56,7 @@ func (l *signed) has(e *audit.Issuance) bool {
 
 // downstream reports whether an authority below ours is among it.
 func (l *signed) downstream(d *registry.Downstream) bool {
-	return slices.ContainsFunc(l.grants, func(e entry.Entry) bool { return e.ID == d.EntryID && e.Downstream })
+	return l.below && slices.ContainsFunc(l.grants, func(e entry.Entry) bool { return e.ID == d.EntryID && e.Downstream })
 }
 
 // lifetimes are the longest that a server could have given which learns now that

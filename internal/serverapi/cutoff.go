@@ -27,7 +27,7 @@ type cutoffs struct {
 func (a cutoffs) Revoke(ctx context.Context, req *cutoffv1.RevokeRequest) (*cutoffv1.RevokeResponse, error) {
 	s := a.server
 	resp := &cutoffv1.RevokeResponse{}
-	var left signed
+	left := signed{below: true}
 	if strings.HasPrefix(req.What, "spiffe://") {
 		id, err := identity.ParseMember(s.cfg.TrustDomain, req.What)
 		if err != nil {
@@ -35,7 +35,7 @@ func (a cutoffs) Revoke(ctx context.Context, req *cutoffv1.RevokeRequest) (*cuto
 		}
 		if identity.IsAgent(id) {
 			resp.Agent = id.String()
-			left.agent, left.grants = id, s.reachable(id)
+			left.agent, left.grants, left.below = id, s.reachable(id), false
 			resp.BannedBefore, err = s.ban(ctx, id, req.DryRun)
 		} else {
 			left.id = id

@@ -152,6 +152,206 @@ func (x *RevokeResponse) GetAlive() *Alive {
 	return nil
 }
 
+type PanicRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	What          string                 `protobuf:"bytes,1,opt,name=what,proto3" json:"what,omitempty"`                    // SPIFFE ID of an agent or of a downstream server
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // change nothing, only say what would be
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PanicRequest) Reset() {
+	*x = PanicRequest{}
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PanicRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PanicRequest) ProtoMessage() {}
+
+func (x *PanicRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PanicRequest.ProtoReflect.Descriptor instead.
+func (*PanicRequest) Descriptor() ([]byte, []int) {
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PanicRequest) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *PanicRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PanicResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Agent        string                 `protobuf:"bytes,1,opt,name=agent,proto3" json:"agent,omitempty"`                                    // that is banned; empty: none
+	BannedBefore bool                   `protobuf:"varint,2,opt,name=banned_before,json=bannedBefore,proto3" json:"banned_before,omitempty"` // the agent was
+	Grants       []*Grant               `protobuf:"bytes,3,rep,name=grants,proto3" json:"grants,omitempty"`                                  // of a downstream server, that are deleted
+	// What it could obtain: rights over servers first, then by what it gives; at most 1000.
+	// A downstream server's is every ID of the trust domain, and not listed.
+	Reach         []*Grant        `protobuf:"bytes,4,rep,name=reach,proto3" json:"reach,omitempty"`
+	Reached       uint32          `protobuf:"varint,5,opt,name=reached,proto3" json:"reached,omitempty"` // how many grants that is
+	Alive         *Alive          `protobuf:"bytes,6,opt,name=alive,proto3" json:"alive,omitempty"`
+	Published     []*PublishedKey `protobuf:"bytes,7,rep,name=published,proto3" json:"published,omitempty"` // of a downstream server: JWT keys that can be its
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PanicResponse) Reset() {
+	*x = PanicResponse{}
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PanicResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PanicResponse) ProtoMessage() {}
+
+func (x *PanicResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PanicResponse.ProtoReflect.Descriptor instead.
+func (*PanicResponse) Descriptor() ([]byte, []int) {
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *PanicResponse) GetAgent() string {
+	if x != nil {
+		return x.Agent
+	}
+	return ""
+}
+
+func (x *PanicResponse) GetBannedBefore() bool {
+	if x != nil {
+		return x.BannedBefore
+	}
+	return false
+}
+
+func (x *PanicResponse) GetGrants() []*Grant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *PanicResponse) GetReach() []*Grant {
+	if x != nil {
+		return x.Reach
+	}
+	return nil
+}
+
+func (x *PanicResponse) GetReached() uint32 {
+	if x != nil {
+		return x.Reached
+	}
+	return 0
+}
+
+func (x *PanicResponse) GetAlive() *Alive {
+	if x != nil {
+		return x.Alive
+	}
+	return nil
+}
+
+func (x *PanicResponse) GetPublished() []*PublishedKey {
+	if x != nil {
+		return x.Published
+	}
+	return nil
+}
+
+// PublishedKey is a JWT key in the bundle that is no key of a server here: one below
+// published it, or an operator appended it.
+type PublishedKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	ExpiresAt     int64                  `protobuf:"varint,2,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishedKey) Reset() {
+	*x = PublishedKey{}
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishedKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishedKey) ProtoMessage() {}
+
+func (x *PublishedKey) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishedKey.ProtoReflect.Descriptor instead.
+func (*PublishedKey) Descriptor() ([]byte, []int) {
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PublishedKey) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *PublishedKey) GetExpiresAt() int64 {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return 0
+}
+
 // Grant is an entry or a rule.
 type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -169,7 +369,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[2]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -181,7 +381,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[2]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -194,7 +394,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{2}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Grant) GetId() string {
@@ -268,7 +468,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[3]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -280,7 +480,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[3]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -293,7 +493,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{3}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Alive) GetUntil() int64 {
@@ -354,7 +554,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[4]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -366,7 +566,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[4]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -379,7 +579,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{4}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Credential) GetKind() string {
@@ -451,7 +651,7 @@ type Elsewhere struct {
 
 func (x *Elsewhere) Reset() {
 	*x = Elsewhere{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -463,7 +663,7 @@ func (x *Elsewhere) String() string {
 func (*Elsewhere) ProtoMessage() {}
 
 func (x *Elsewhere) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -476,7 +676,7 @@ func (x *Elsewhere) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Elsewhere.ProtoReflect.Descriptor instead.
 func (*Elsewhere) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{5}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Elsewhere) GetServer() string {
@@ -520,7 +720,22 @@ const file_plastron_cutoff_v1_cutoff_proto_rawDesc = "" +
 	"\rbanned_before\x18\x02 \x01(\bR\fbannedBefore\x121\n" +
 	"\x06grants\x18\x03 \x03(\v2\x19.plastron.cutoff.v1.GrantR\x06grants\x127\n" +
 	"\tremaining\x18\x04 \x03(\v2\x19.plastron.cutoff.v1.GrantR\tremaining\x12/\n" +
-	"\x05alive\x18\x05 \x01(\v2\x19.plastron.cutoff.v1.AliveR\x05alive\"\xc2\x01\n" +
+	"\x05alive\x18\x05 \x01(\v2\x19.plastron.cutoff.v1.AliveR\x05alive\";\n" +
+	"\fPanicRequest\x12\x12\n" +
+	"\x04what\x18\x01 \x01(\tR\x04what\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\"\xb9\x02\n" +
+	"\rPanicResponse\x12\x14\n" +
+	"\x05agent\x18\x01 \x01(\tR\x05agent\x12#\n" +
+	"\rbanned_before\x18\x02 \x01(\bR\fbannedBefore\x121\n" +
+	"\x06grants\x18\x03 \x03(\v2\x19.plastron.cutoff.v1.GrantR\x06grants\x12/\n" +
+	"\x05reach\x18\x04 \x03(\v2\x19.plastron.cutoff.v1.GrantR\x05reach\x12\x18\n" +
+	"\areached\x18\x05 \x01(\rR\areached\x12/\n" +
+	"\x05alive\x18\x06 \x01(\v2\x19.plastron.cutoff.v1.AliveR\x05alive\x12>\n" +
+	"\tpublished\x18\a \x03(\v2 .plastron.cutoff.v1.PublishedKeyR\tpublished\"D\n" +
+	"\fPublishedKey\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1d\n" +
+	"\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xc2\x01\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\bR\x04rule\x12\x14\n" +
@@ -556,9 +771,10 @@ const file_plastron_cutoff_v1_cutoff_proto_rawDesc = "" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x12\x14\n" +
 	"\x05until\x18\x03 \x01(\x03R\x05until\x12\x1f\n" +
 	"\vnever_after\x18\x04 \x01(\x03R\n" +
-	"neverAfter2Y\n" +
+	"neverAfter2\xa7\x01\n" +
 	"\x06Cutoff\x12O\n" +
-	"\x06Revoke\x12!.plastron.cutoff.v1.RevokeRequest\x1a\".plastron.cutoff.v1.RevokeResponseB>Z<github.com/plastron/plastron/api/plastron/cutoff/v1;cutoffv1b\x06proto3"
+	"\x06Revoke\x12!.plastron.cutoff.v1.RevokeRequest\x1a\".plastron.cutoff.v1.RevokeResponse\x12L\n" +
+	"\x05Panic\x12 .plastron.cutoff.v1.PanicRequest\x1a!.plastron.cutoff.v1.PanicResponseB>Z<github.com/plastron/plastron/api/plastron/cutoff/v1;cutoffv1b\x06proto3"
 
 var (
 	file_plastron_cutoff_v1_cutoff_proto_rawDescOnce sync.Once
@@ -572,28 +788,37 @@ func file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP() []byte {
 	return file_plastron_cutoff_v1_cutoff_proto_rawDescData
 }
 
-var file_plastron_cutoff_v1_cutoff_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_plastron_cutoff_v1_cutoff_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_plastron_cutoff_v1_cutoff_proto_goTypes = []any{
 	(*RevokeRequest)(nil),  // 0: plastron.cutoff.v1.RevokeRequest
 	(*RevokeResponse)(nil), // 1: plastron.cutoff.v1.RevokeResponse
-	(*Grant)(nil),          // 2: plastron.cutoff.v1.Grant
-	(*Alive)(nil),          // 3: plastron.cutoff.v1.Alive
-	(*Credential)(nil),     // 4: plastron.cutoff.v1.Credential
-	(*Elsewhere)(nil),      // 5: plastron.cutoff.v1.Elsewhere
+	(*PanicRequest)(nil),   // 2: plastron.cutoff.v1.PanicRequest
+	(*PanicResponse)(nil),  // 3: plastron.cutoff.v1.PanicResponse
+	(*PublishedKey)(nil),   // 4: plastron.cutoff.v1.PublishedKey
+	(*Grant)(nil),          // 5: plastron.cutoff.v1.Grant
+	(*Alive)(nil),          // 6: plastron.cutoff.v1.Alive
+	(*Credential)(nil),     // 7: plastron.cutoff.v1.Credential
+	(*Elsewhere)(nil),      // 8: plastron.cutoff.v1.Elsewhere
 }
 var file_plastron_cutoff_v1_cutoff_proto_depIdxs = []int32{
-	2, // 0: plastron.cutoff.v1.RevokeResponse.grants:type_name -> plastron.cutoff.v1.Grant
-	2, // 1: plastron.cutoff.v1.RevokeResponse.remaining:type_name -> plastron.cutoff.v1.Grant
-	3, // 2: plastron.cutoff.v1.RevokeResponse.alive:type_name -> plastron.cutoff.v1.Alive
-	4, // 3: plastron.cutoff.v1.Alive.credentials:type_name -> plastron.cutoff.v1.Credential
-	5, // 4: plastron.cutoff.v1.Alive.elsewhere:type_name -> plastron.cutoff.v1.Elsewhere
-	0, // 5: plastron.cutoff.v1.Cutoff.Revoke:input_type -> plastron.cutoff.v1.RevokeRequest
-	1, // 6: plastron.cutoff.v1.Cutoff.Revoke:output_type -> plastron.cutoff.v1.RevokeResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5,  // 0: plastron.cutoff.v1.RevokeResponse.grants:type_name -> plastron.cutoff.v1.Grant
+	5,  // 1: plastron.cutoff.v1.RevokeResponse.remaining:type_name -> plastron.cutoff.v1.Grant
+	6,  // 2: plastron.cutoff.v1.RevokeResponse.alive:type_name -> plastron.cutoff.v1.Alive
+	5,  // 3: plastron.cutoff.v1.PanicResponse.grants:type_name -> plastron.cutoff.v1.Grant
+	5,  // 4: plastron.cutoff.v1.PanicResponse.reach:type_name -> plastron.cutoff.v1.Grant
+	6,  // 5: plastron.cutoff.v1.PanicResponse.alive:type_name -> plastron.cutoff.v1.Alive
+	4,  // 6: plastron.cutoff.v1.PanicResponse.published:type_name -> plastron.cutoff.v1.PublishedKey
+	7,  // 7: plastron.cutoff.v1.Alive.credentials:type_name -> plastron.cutoff.v1.Credential
+	8,  // 8: plastron.cutoff.v1.Alive.elsewhere:type_name -> plastron.cutoff.v1.Elsewhere
+	0,  // 9: plastron.cutoff.v1.Cutoff.Revoke:input_type -> plastron.cutoff.v1.RevokeRequest
+	2,  // 10: plastron.cutoff.v1.Cutoff.Panic:input_type -> plastron.cutoff.v1.PanicRequest
+	1,  // 11: plastron.cutoff.v1.Cutoff.Revoke:output_type -> plastron.cutoff.v1.RevokeResponse
+	3,  // 12: plastron.cutoff.v1.Cutoff.Panic:output_type -> plastron.cutoff.v1.PanicResponse
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_plastron_cutoff_v1_cutoff_proto_init() }
@@ -607,7 +832,7 @@ func file_plastron_cutoff_v1_cutoff_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_cutoff_v1_cutoff_proto_rawDesc), len(file_plastron_cutoff_v1_cutoff_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Cutoff_Revoke_FullMethodName = "/plastron.cutoff.v1.Cutoff/Revoke"
+	Cutoff_Panic_FullMethodName  = "/plastron.cutoff.v1.Cutoff/Panic"
 )
 
 // CutoffClient is the client API for Cutoff service.
@@ -32,6 +33,9 @@ type CutoffClient interface {
 	// Revoke bans an agent, or deletes an entry, a rule, or all entries that give
 	// exactly one SPIFFE ID. Caller: an operator.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
+	// Panic is for who is in wrong hands: it bans an agent, or deletes the entries of a
+	// downstream server, and says what it could reach. Caller: an operator.
+	Panic(ctx context.Context, in *PanicRequest, opts ...grpc.CallOption) (*PanicResponse, error)
 }
 
 type cutoffClient struct {
@@ -52,6 +56,16 @@ func (c *cutoffClient) Revoke(ctx context.Context, in *RevokeRequest, opts ...gr
 	return out, nil
 }
 
+func (c *cutoffClient) Panic(ctx context.Context, in *PanicRequest, opts ...grpc.CallOption) (*PanicResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PanicResponse)
+	err := c.cc.Invoke(ctx, Cutoff_Panic_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CutoffServer is the server API for Cutoff service.
 // All implementations must embed UnimplementedCutoffServer
 // for forward compatibility.
@@ -59,6 +73,9 @@ type CutoffServer interface {
 	// Revoke bans an agent, or deletes an entry, a rule, or all entries that give
 	// exactly one SPIFFE ID. Caller: an operator.
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
+	// Panic is for who is in wrong hands: it bans an agent, or deletes the entries of a
+	// downstream server, and says what it could reach. Caller: an operator.
+	Panic(context.Context, *PanicRequest) (*PanicResponse, error)
 	mustEmbedUnimplementedCutoffServer()
 }
 
@@ -71,6 +88,9 @@ type UnimplementedCutoffServer struct{}
 
 func (UnimplementedCutoffServer) Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Revoke not implemented")
+}
+func (UnimplementedCutoffServer) Panic(context.Context, *PanicRequest) (*PanicResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Panic not implemented")
 }
 func (UnimplementedCutoffServer) mustEmbedUnimplementedCutoffServer() {}
 func (UnimplementedCutoffServer) testEmbeddedByValue()                {}
@@ -111,6 +131,24 @@ func _Cutoff_Revoke_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cutoff_Panic_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PanicRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CutoffServer).Panic(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cutoff_Panic_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CutoffServer).Panic(ctx, req.(*PanicRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cutoff_ServiceDesc is the grpc.ServiceDesc for Cutoff service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -121,6 +159,10 @@ var Cutoff_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Revoke",
 			Handler:    _Cutoff_Revoke_Handler,
+		},
+		{
+			MethodName: "Panic",
+			Handler:    _Cutoff_Panic_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -62,9 +62,12 @@ func (l *signed) downstream(d *registry.Downstream) bool {
 // lifetimes are the longest that a server could have given which learns now that
 // it is over.
 func (s *Server) lifetimes(grants []entry.Entry, now time.Time) (x509, jwt time.Duration) {
+	life := func(kind lifetime.Kind, ttl time.Duration, end time.Time) time.Duration {
+		return s.cfg.Lifetimes.Decide(kind, lifetime.Asked{Entry: ttl, EntryEnd: end}, now)[0].End.Sub(now)
+	}
 	for _, e := range grants {
-		x509 = max(x509, s.cfg.Lifetimes.Decide(lifetime.X509, lifetime.Asked{Entry: e.X509TTL, EntryEnd: e.ExpiresAt}, now)[0].End.Sub(now))
-		jwt = max(jwt, s.cfg.Lifetimes.Decide(lifetime.JWT, lifetime.Asked{Entry: e.JWTTL, EntryEnd: e.ExpiresAt}, now)[0].End.Sub(now))
+		x509 = max(x509, life(lifetime.X509, e.X509TTL, e.ExpiresAt))
+		jwt = max(jwt, life(lifetime.JWT, e.JWTTL, e.ExpiresAt))
 	}
 	return x509, jwt
 }

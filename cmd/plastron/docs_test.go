@@ -141,6 +141,9 @@ func plugins(w *bytes.Buffer, role string) {
 		for _, p := range builtin.NodeAttestors() {
 			row("NodeAttestor", p.Name, p.Doc, p.New())
 		}
+		for _, p := range builtin.Notifiers() {
+			row("Notifier", p.Name, p.Doc, p.New())
+		}
 		return
 	}
 	for _, p := range builtin.AgentKeepers() {

@@ -13,6 +13,8 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodeattest/k8spsat"
 	"github.com/plastron/plastron/internal/nodeattest/x509pop"
+	"github.com/plastron/plastron/internal/publish"
+	"github.com/plastron/plastron/internal/publish/k8sbundle"
 	"github.com/plastron/plastron/internal/upstream"
 	"github.com/plastron/plastron/internal/upstream/diskca"
 	"github.com/plastron/plastron/internal/upstream/spire"
@@ -46,6 +48,20 @@ func Upstreams() []Upstream {
 	return []Upstream{
 		{"disk", "a CA whose certificate and key are files, such as one of a corporate PKI", func() upstream.Config { return new(diskca.Config) }},
 		{"spire", "another server of the trust domain, Plastron's or SPIRE's, known by an agent on this machine", func() upstream.Config { return new(spire.Config) }},
+	}
+}
+
+// Notifier is a kind of place where the bundle is published.
+type Notifier struct {
+	Name string
+	Doc  string
+	New  func() publish.Config
+}
+
+// Notifiers returns the kinds of places.
+func Notifiers() []Notifier {
+	return []Notifier{
+		{"k8sbundle", "the X.509 roots as PEM in ConfigMaps of Kubernetes clusters", func() publish.Config { return new(k8sbundle.Config) }},
 	}
 }
 

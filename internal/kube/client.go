@@ -27,7 +27,7 @@ const (
 // Client speaks to the API server of one cluster. It may be used concurrently,
 // keeps a few connections and remembers no answer.
 //
-// Its faults: NotFound (there is no such object), Denied (the API server does not
+// Its faults: NotFound (there is no such object), Conflict (it has changed), Denied (the API server does not
 // let us: a matter for the operator, not for whoever is attested), Unavailable
 // (not now).
 type Client struct {
@@ -140,8 +140,16 @@ func (c *Client) Node(ctx context.Context, name string) (Node, error) {
 
 // ConfigMap is a small set of texts.
 type ConfigMap struct {
-	Meta Meta              `json:"metadata"`
+	Meta ConfigMapMeta     `json:"metadata"`
 	Data map[string]string `json:"data"`
+}
+
+// ConfigMapMeta is the rest of a ConfigMap.
+type ConfigMapMeta struct {
+	Meta
+	Annotations map[string]string `json:"annotations"`
+	// Version is another one after each change; versions have no order.
+	Version string `json:"resourceVersion"`
 }
 
 // ConfigMap returns a ConfigMap.
@@ -149,14 +157,31 @@ func (c *Client) ConfigMap(ctx context.Context, namespace, name string) (ConfigM
 	var m ConfigMap
 	err := c.do(ctx, call{verb: "get", resource: "configmaps", kind: "ConfigMap", namespace: namespace, name: name}, &m)
 	if err == nil {
-		err = isIt("ConfigMap", m.Meta, namespace, name)
+		err = isIt("ConfigMap", m.Meta.Meta, namespace, name)
 	}
 	return m, err
 }
 
-// PatchConfigMap sets these keys of a ConfigMap that is there, and leaves its others alone.
-func (c *Client) PatchConfigMap(ctx context.Context, namespace, name string, data map[string]string) error {
-	patch := map[string]any{"data": data}
+// ConfigMapPatch is what is to be set in a ConfigMap; its other keys and
+// annotations are left alone. With a Version it is only done if the ConfigMap
+// still has that one, and otherwise fails with a Conflict.
+type ConfigMapPatch struct {
+	Version           string
+	Annotations, Data map[string]string
+}
+
+// PatchConfigMap changes a ConfigMap that is there.
+func (c *Client) PatchConfigMap(ctx context.Context, namespace, name string, p ConfigMapPatch) error {
+	patch, meta := map[string]any{"data": p.Data}, map[string]any{}
+	if p.Version != "" {
+		meta["resourceVersion"] = p.Version
+	}
+	if len(p.Annotations) > 0 {
+		meta["annotations"] = p.Annotations
+	}
+	if len(meta) > 0 {
+		patch["metadata"] = meta
+	}
 	return c.do(ctx, call{verb: "patch", resource: "configmaps", kind: "ConfigMap", namespace: namespace, name: name, body: patch}, new(ConfigMap))
 }
 
@@ -332,6 +357,8 @@ func judge(resp *http.Response, what call, data []byte) error {
 	case code == http.StatusForbidden:
 		return fault.New(fault.Denied, "kube_denied", "our credentials have no right to %s", what.right()).
 			Fix("grant it in a Role or ClusterRole of that cluster").Because(cause)
+	case code == http.StatusConflict && status.Reason == "Conflict":
+		return fault.New(fault.Conflict, "kube_conflict", "somebody else has changed the object meanwhile").Because(cause)
 	case code == http.StatusTooManyRequests || code >= 500:
 		var after time.Duration
 		if n, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && n > 0 {
@@ -344,6 +371,14 @@ func judge(resp *http.Response, what call, data []byte) error {
 
 func unexpected(what string) error {
 	return fault.New(fault.Unavailable, "kube_unexpected", "what answers for the cluster's API server is not one").Because(errors.New(what))
+}
+
+// CheckName holds a namespace, and the name of an object in it, to what Kubernetes allows.
+func CheckName(namespace, name string) error {
+	if !isLabel(namespace) || !isSubdomain(name) {
+		return fault.New(fault.Invalid, "kube_name_invalid", "%q in %q is not a name that Kubernetes allows", name, namespace)
+	}
+	return nil
 }
 
 // isLabel tells an RFC 1123 label, as names of namespaces are.

@@ -99,14 +99,23 @@ func TestConfigMap(t *testing.T) {
 	api, _ := cluster(t)
 	api.PutConfigMap("spire", "bundle", map[string]string{"other": "stays"})
 	c := open(t, api.Kubeconfig("plastron"))
-	err := c.PatchConfigMap(t.Context(), "spire", "bundle", map[string]string{"bundle.crt": "x"})
+	err := c.PatchConfigMap(t.Context(), "spire", "bundle", kube.ConfigMapPatch{Data: map[string]string{"bundle.crt": "x"}})
 	wantKind(t, err, fault.Denied, `"patch"`, `"configmaps"`, `"spire"`)
 	api.Grant("plastron", kubeapi.Rule{Namespace: "spire", Groups: []string{""}, Resources: []string{"configmaps"}, Names: []string{"bundle"}, Verbs: []string{"get", "patch"}})
-	if err := c.PatchConfigMap(t.Context(), "spire", "bundle", map[string]string{"bundle.crt": "x"}); err != nil {
+	if err := c.PatchConfigMap(t.Context(), "spire", "bundle", kube.ConfigMapPatch{Data: map[string]string{"bundle.crt": "x"}}); err != nil {
 		t.Fatal(err)
 	}
 	m, err := c.ConfigMap(t.Context(), "spire", "bundle")
 	if err != nil || m.Data["bundle.crt"] != "x" || m.Data["other"] != "stays" {
+		t.Errorf("ConfigMap() = %+v, %v", m, err)
+	}
+	patch := kube.ConfigMapPatch{Version: m.Meta.Version, Annotations: map[string]string{"at": "1"}, Data: map[string]string{"bundle.crt": "y"}}
+	if err := c.PatchConfigMap(t.Context(), "spire", "bundle", patch); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, c.PatchConfigMap(t.Context(), "spire", "bundle", patch), fault.Conflict) // it has another version now
+	m, err = c.ConfigMap(t.Context(), "spire", "bundle")
+	if err != nil || m.Data["bundle.crt"] != "y" || m.Data["other"] != "stays" || m.Meta.Annotations["at"] != "1" {
 		t.Errorf("ConfigMap() = %+v, %v", m, err)
 	}
 	_, err = c.ConfigMap(t.Context(), "default", "bundle")

@@ -21,6 +21,7 @@ import (
 	"github.com/plastron/plastron/internal/localsocket"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
+	"github.com/plastron/plastron/internal/publish"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/upstream"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -155,6 +156,7 @@ type plan struct {
 	keeper        keys.Config
 	upstream      upstream.Config // nil: none
 	attestors     map[string]builtin.VerifierConfig
+	notifiers     map[string]publish.Config
 }
 
 // Validate reports every fault of the configuration at once. It reads nothing
@@ -269,7 +271,7 @@ func (c *Config) unsupported() []unsupported {
 // planPlugins reads the plugin blocks. Without one of a kind the server has a
 // store in data_dir, keys on disk, and attests by join token.
 func (c *Config) planPlugins(p *plan) (faults []error) {
-	p.attestors = map[string]builtin.VerifierConfig{}
+	p.attestors, p.notifiers = map[string]builtin.VerifierConfig{}, map[string]publish.Config{}
 	count := map[string]int{}
 	fail := func(pl config.Plugin, kind fault.Kind, format string, args ...any) {
 		faults = append(faults, fault.New(kind, "plugin_invalid", "plugins.%s %q: %s", pl.Type, pl.Name, fmt.Sprintf(format, args...)))
@@ -322,8 +324,20 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 				p.attestors[a.Name] = a.New()
 				target = p.attestors[a.Name]
 			}
+		case "Notifier":
+			for _, n := range builtin.Notifiers() {
+				names = append(names, n.Name)
+				if n.Name != pl.Name {
+					continue
+				}
+				if p.notifiers[n.Name] != nil {
+					fail(pl, fault.Invalid, "it is there twice")
+				}
+				p.notifiers[n.Name] = n.New()
+				target = p.notifiers[n.Name]
+			}
 		default:
-			fail(pl, fault.Unsupported, "plugins of this type are not offered yet; there are DataStore, KeyManager, UpstreamAuthority, NodeAttestor")
+			fail(pl, fault.Unsupported, "plugins of this type are not offered yet; there are DataStore, KeyManager, UpstreamAuthority, NodeAttestor, Notifier")
 			continue
 		}
 		if target == nil {

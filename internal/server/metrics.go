@@ -23,7 +23,8 @@ type counters struct {
 	event  func(audit.Event)
 	api    serverapi.Counters
 
-	differs func()
+	differs   func()
+	published func(place, result string)
 }
 
 // counters adds those metrics.
@@ -43,8 +44,10 @@ func (s *Server) counters(m *monitor.Metrics) counters {
 	deltas := m.Counter("sync_deltas_total", "Changes sent to agents, one for each agent and change that affects it.")
 	acks := m.Histogram("sync_ack_seconds", "Time from when a change is sent until the agent says that it has it.")
 	differs := m.Counter("servers_differ_total", "Times that another server was found to hold something else than this one at the same position.")
+	published := m.Counter("bundle_publications_total", "Attempts to bring a place of a Notifier up to date with the bundle, by place and result: ok, conflict, or why not.", "place", "result")
 	return counters{
-		differs: func() { differs() },
+		differs:   func() { differs() },
+		published: func(place, result string) { published(place, result) },
 		commit: func(took time.Duration, results []store.Result) {
 			commits(took)
 			for _, r := range results {

@@ -248,6 +248,13 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	if err := own.rotate(time.Now()); err != nil {
 		return fmt.Errorf("issue the server's own certificate: %w", err)
 	}
+	publishers, err := s.publishers(ctx, reg, count.published)
+	if err != nil {
+		return err
+	}
+	for _, p := range publishers {
+		background.Go(func() error { return p.run(loops) })
+	}
 	background.Go(func() error { return auth.Run(loops) })
 	background.Go(func() error { return own.run(loops) })
 	background.Go(func() error { return engine.Run(loops) })
@@ -270,6 +277,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	addresses.Store(&reached)
 	fleet.Poke()
 	s.checks = append(s.needs(serving, st, auth, own, trail), s.fleetChecks(fleet)...)
+	s.checks = append(s.checks, publisherCheck(publishers)...)
 	api := serverapi.New(serverapi.Config{
 		TrustDomain: td, Registry: reg, Followers: followers, Nodes: engine, Audit: trail, Authority: auth,
 		X509: x509Issuer, JWT: jwtIssuer, Certificate: own.certificate, Stale: fleet.Stale, Remember: s.plan.life.X509,
@@ -385,6 +393,11 @@ func (c *Config) Warnings(ctx context.Context) []string {
 	if p.upstream != nil {
 		if _, err := p.upstream.Open(ctx, upstream.Env{TrustDomain: c.Server.TrustDomain.TrustDomain, Log: env.Log}); err != nil {
 			out = append(out, fmt.Sprintf("plugins.UpstreamAuthority: on this machine: %s", fault.MessageOf(err)))
+		}
+	}
+	for name, n := range p.notifiers {
+		if _, err := n.Open(ctx); err != nil {
+			out = append(out, fmt.Sprintf("plugins.Notifier %q: on this machine: %s", name, fault.MessageOf(err)))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.attestors)) {

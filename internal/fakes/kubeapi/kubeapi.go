@@ -274,9 +274,17 @@ func (s *Server) PutConfigMap(namespace, name string, data map[string]string) {
 	s.AddNamespace(namespace)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.version++
 	s.configMaps[[2]string{namespace, name}] = &kube.ConfigMap{
-		Meta: kube.Meta{Name: name, Namespace: namespace, UID: uuid.NewString()}, Data: maps.Clone(data),
+		Meta: kube.ConfigMapMeta{Meta: kube.Meta{Name: name, Namespace: namespace, UID: uuid.NewString()}, Version: strconv.Itoa(s.version)}, Data: maps.Clone(data),
 	}
+}
+
+// DeleteConfigMap removes a ConfigMap.
+func (s *Server) DeleteConfigMap(namespace, name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.configMaps, [2]string{namespace, name})
 }
 
 // ConfigMap returns the data of a ConfigMap, or nil.

@@ -202,9 +202,11 @@ func (s *Server) writeLocked(w http.ResponseWriter, r *http.Request, what reques
 		APIVersion string `json:"apiVersion"`
 		Kind       string `json:"kind"`
 		Metadata   struct {
-			Name      string            `json:"name"`
-			Namespace string            `json:"namespace"`
-			Labels    map[string]string `json:"labels"`
+			Name        string            `json:"name"`
+			Namespace   string            `json:"namespace"`
+			Labels      map[string]string `json:"labels"`
+			Annotations map[string]string `json:"annotations"`
+			Version     string            `json:"resourceVersion"`
 		} `json:"metadata"`
 		Data map[string]*string `json:"data"`
 	}
@@ -227,7 +229,7 @@ func (s *Server) writeLocked(w http.ResponseWriter, r *http.Request, what reques
 			refuse(w, http.StatusConflict, "AlreadyExists", "configmaps "+strconv.Quote(in.Metadata.Name)+" already exists")
 			return
 		}
-		s.configMaps[at] = &kube.ConfigMap{Meta: kube.Meta{Name: in.Metadata.Name, Namespace: what.namespace, UID: uuid.NewString(), Labels: in.Metadata.Labels}}
+		s.configMaps[at] = &kube.ConfigMap{Meta: kube.ConfigMapMeta{Meta: kube.Meta{Name: in.Metadata.Name, Namespace: what.namespace, UID: uuid.NewString(), Labels: in.Metadata.Labels}}}
 		what.name = in.Metadata.Name
 	} else if !decode(w, r, "application/merge-patch+json", body, &in) {
 		return
@@ -237,9 +239,18 @@ func (s *Server) writeLocked(w http.ResponseWriter, r *http.Request, what reques
 		missing(w, what)
 		return
 	}
+	if version := in.Metadata.Version; version != "" && version != m.Meta.Version {
+		refuse(w, http.StatusConflict, "Conflict", "the object has been modified; please apply your changes to the latest version and try again")
+		return
+	}
+	before := clone(*m)
 	if m.Data == nil {
 		m.Data = map[string]string{}
 	}
+	if m.Meta.Annotations == nil {
+		m.Meta.Annotations = map[string]string{}
+	}
+	maps.Copy(m.Meta.Annotations, in.Metadata.Annotations)
 	for key, value := range in.Data {
 		if value == nil {
 			delete(m.Data, key)
@@ -247,7 +258,10 @@ func (s *Server) writeLocked(w http.ResponseWriter, r *http.Request, what reques
 			m.Data[key] = *value
 		}
 	}
-	s.version++
+	if m.Meta.Version == "" || !maps.Equal(before.Data, m.Data) || !maps.Equal(before.Meta.Annotations, m.Meta.Annotations) {
+		s.version++ // a change that changes nothing makes no new version
+		m.Meta.Version = strconv.Itoa(s.version)
+	}
 	code := http.StatusOK
 	if what.verb == "create" {
 		code = http.StatusCreated
@@ -286,7 +300,9 @@ func (s *Server) show(w http.ResponseWriter, code int, kind string, v any) {
 	if meta, ok := out["metadata"].(map[string]any); ok {
 		maps.DeleteFunc(meta, func(_ string, v any) bool { return v == nil || v == "" })
 		if meta["uid"] != nil {
-			meta["resourceVersion"] = strconv.Itoa(s.version)
+			if meta["resourceVersion"] == nil {
+				meta["resourceVersion"] = strconv.Itoa(s.version)
+			}
 			meta["managedFields"] = []any{map[string]any{"manager": "kubeapi", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1", "fieldsV1": map[string]any{}}}
 		}
 	}

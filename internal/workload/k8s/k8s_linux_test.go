@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -218,6 +219,22 @@ func TestOneRequest(t *testing.T) {
 	n.attest(a, pids[0])
 	if n.Requests() != 1 {
 		t.Errorf("%d requests", n.Requests())
+	}
+}
+
+// A list from before a process says nothing about it: the kubelet is asked again at once.
+func TestNewPod(t *testing.T) {
+	n := newNode(t)
+	c := n.config()
+	c.PollRetryInterval = config.Duration(2 * time.Minute)
+	a := n.open(c)
+	_, old := n.pod()
+	n.attest(a, old.Start(t))
+	p, g := n.pod()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if said, err := a.Attest(ctx, g.Start(t)); err != nil || !slices.Contains(values(said), "pod-uid:"+p.UID) || n.Requests() != 2 {
+		t.Errorf("%+v, %v after %d requests", said, err, n.Requests())
 	}
 }
 

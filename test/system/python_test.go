@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// A client in another language, with its own gRPC, its own stubs and openssl as
-// the judge, gets and verifies all that the Workload API offers.
-func TestPythonClient(t *testing.T) {
-	t.Parallel()
-	const python = "/usr/bin/python3" // Debian's, which has Debian's packages
+const python = "/usr/bin/python3" // Debian's, which has Debian's packages
+
+// pythonStubs makes what Python's gRPC needs to call the services of a .proto file.
+func pythonStubs(t *testing.T, proto string) string {
+	t.Helper()
 	if out, err := exec.Command(python, "-c", "import grpc, grpc_tools").CombinedOutput(); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatalf("python3-grpcio and python3-grpc-tools are needed: %v\n%s", err, out)
@@ -19,10 +19,18 @@ func TestPythonClient(t *testing.T) {
 		t.Skip("python3-grpcio and python3-grpc-tools are needed")
 	}
 	stubs := t.TempDir()
-	generate := exec.Command(python, "-m", "grpc_tools.protoc", "-I", "testdata", "--python_out", stubs, "--grpc_python_out", stubs, "testdata/workload.proto")
+	generate := exec.Command(python, "-m", "grpc_tools.protoc", "-I", "testdata", "--python_out", stubs, "--grpc_python_out", stubs, "testdata/"+proto)
 	if out, err := generate.CombinedOutput(); err != nil {
 		t.Fatalf("make stubs: %v\n%s", err, out)
 	}
+	return stubs
+}
+
+// A client in another language, with its own gRPC, its own stubs and openssl as
+// the judge, gets and verifies all that the Workload API offers.
+func TestPythonClient(t *testing.T) {
+	t.Parallel()
+	stubs := pythonStubs(t, "workload.proto")
 	d := newDeployment(t)
 	agent := d.start()
 	d.createEntry(agent, "/python", nil, mine())

@@ -42,7 +42,8 @@ type Stats struct {
 	Rejected uint64
 }
 
-// clients knows the clients with trouble.
+// clients knows the clients with trouble. A stream whose handler has returned is in
+// it no more, although for a moment somebody may still listen to it.
 type clients struct {
 	mu       sync.Mutex // guards everything below
 	stats    Stats
@@ -61,6 +62,7 @@ func (c *clients) end(st *stream) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.stats.Streams--
+	st.ended = true
 	t := c.troubled[st]
 	delete(c.troubled, st)
 	if t == nil || t.Rejected == "" {
@@ -108,9 +110,13 @@ func (c *clients) troubleLocked(st *stream, who *process.Process) *Client {
 func (s *Service) rejected(st *stream, who *process.Process, why string) {
 	c := &s.clients
 	c.mu.Lock()
+	c.stats.Rejected++
+	if st.ended {
+		c.mu.Unlock()
+		return
+	}
 	t := c.troubleLocked(st, who)
 	t.Rejected, t.Version = why, st.sent()
-	c.stats.Rejected++
 	about := *t
 	c.mu.Unlock()
 	if n := s.quiet.Due(); n > 0 {

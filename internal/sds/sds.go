@@ -111,7 +111,7 @@ func (e endpoint) FetchSecrets(ctx context.Context, req *discoveryv3.DiscoveryRe
 	}
 	resp, missing, err := st.answer(view)
 	switch {
-	case errors.Is(err, errNothing):
+	case errors.Is(err, errNothing), err == nil && len(resp.GetResources())+len(missing) == 0:
 		return nil, c.Nothing(ctx)
 	case err != nil:
 		return nil, err

@@ -512,8 +512,7 @@ func TestLimits(t *testing.T) {
 
 	// R49: each request counts as a call does.
 	s = r.proxy().Open()
-	for range 1000 {
-		s.Ask("default")
+	for s.Ask("default") {
 	}
 	for err = nil; err == nil; {
 		_, err = s.Recv()

@@ -37,7 +37,8 @@ var errNothing = errors.New("nothing to hand out")
 // stream is one conversation as the protocol has it: what the client asks for,
 // what it was sent last, and whether it took it.
 type stream struct {
-	cfg *Config
+	cfg   *Config
+	ended bool // clients.mu guards it
 
 	mu      sync.Mutex // guards everything below
 	begun   bool       // the first request was heard
@@ -176,10 +177,10 @@ func newNonce() string {
 	return hex.EncodeToString(b[:])
 }
 
-// cut returns what is kept of a client's words.
+// cut returns what is kept of a client's words, and nothing behind it.
 func cut(text string) string {
 	if len(text) > maxText {
-		return strings.ToValidUTF8(text[:maxText], "")
+		return strings.Clone(strings.ToValidUTF8(text[:maxText], ""))
 	}
 	return text
 }

@@ -82,12 +82,12 @@ func (p *Proxy) Open() *Stream {
 	return &Stream{proxy: p, wire: wire, Cancel: cancel, Last: &discoveryv3.DiscoveryResponse{}}
 }
 
-// Send sends a request as it is.
-func (s *Stream) Send(req *discoveryv3.DiscoveryRequest) { _ = s.wire.Send(req) } // Recv says why not
+// Send sends a request as it is, unless the stream has ended. Recv says why.
+func (s *Stream) Send(req *discoveryv3.DiscoveryRequest) bool { return s.wire.Send(req) == nil }
 
 // Ask asks for names, in answer to the last response.
-func (s *Stream) Ask(names ...string) {
-	s.Send(&discoveryv3.DiscoveryRequest{Node: s.proxy.Node, TypeUrl: TypeURL, ResourceNames: names,
+func (s *Stream) Ask(names ...string) bool {
+	return s.Send(&discoveryv3.DiscoveryRequest{Node: s.proxy.Node, TypeUrl: TypeURL, ResourceNames: names,
 		VersionInfo: s.Last.GetVersionInfo(), ResponseNonce: s.Last.GetNonce()})
 }
 

@@ -421,7 +421,7 @@ func TestConfig(t *testing.T) {
 		"labels offline":    {`clusters { "c1" { service_account_allow_list = ["a:b"] issuer = "x" jwks_file = "JWKS" allowed_pod_label_keys = ["a"] } }`, "tokens tell no labels"},
 		"a label's value":   {`clusters { "c1" { service_account_allow_list = ["a:b"] kube_config_file = "KUBECONFIG" allowed_pod_label_keys = ["a:b"] } }`, "key of a label"},
 		"an unknown key":    {`clusters { "c1" { service_account_allowlist = ["a:b"] } }`, "service_account_allow_list"},
-		"no kubeconfig":     {`clusters { "c1" { service_account_allow_list = ["a:b"] kube_config_file = "/nowhere" } }`, "/nowhere"},
+		"no kubeconfig":     {`clusters { "c1" { service_account_allow_list = ["a:b"] kube_config_file = "/nowhere" } }`, `cluster "c1": the kubeconfig "/nowhere"`},
 		"no such key file":  {`clusters { "c1" { service_account_allow_list = ["a:b"] issuer = "x" jwks_file = "/nowhere" } }`, "/nowhere"},
 		"issuer is no name": {`clusters { "c1" { service_account_allow_list = ["a:b"] issuer = "kubernetes/serviceaccount" } }`, "https"},
 	} {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -112,7 +111,8 @@ func (c *Config) Open(_ context.Context, env nodeattest.Env) (nodeattest.Verifie
 		return nil, err
 	}
 	v := &verifier{clusters: map[string]*cluster{}, log: env.Log}
-	for name, configured := range c.Clusters {
+	for _, name := range slices.Sorted(maps.Keys(c.Clusters)) {
+		configured := c.Clusters[name]
 		opened := &cluster{Cluster: configured, name: name}
 		var err error
 		if configured.Issuer != "" {
@@ -123,7 +123,7 @@ func (c *Config) Open(_ context.Context, env nodeattest.Env) (nodeattest.Verifie
 			opened.api, err = kube.ClientConfig{Kubeconfig: configured.KubeConfigFile}.Open()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("cluster %q: %w", name, err)
+			return nil, fault.New(fault.KindOf(err), fault.ReasonOf(err), "cluster %q: %s", name, fault.MessageOf(err)).Because(err)
 		}
 		v.clusters[name] = opened
 	}

@@ -1,6 +1,7 @@
 package upkeep
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -19,6 +20,10 @@ const (
 	copyKeys  = 100
 	copyBytes = 128 << 10
 	copyTxns  = 8 // given to the store at once
+
+	// copyPatience is for how long a store may take nothing.
+	copyPatience = 2 * time.Minute
+	copyPause    = 500 * time.Millisecond
 )
 
 // Side is one of the two stores of a copy.
@@ -238,12 +243,27 @@ func (c *Copying) put(ctx context.Context, side *Side, key string, mark registry
 }
 
 func (c *Copying) commit(ctx context.Context, side *Side, txns ...store.Txn) error {
+	var err error
 	for _, res := range side.Commit(ctx, txns) {
-		if res.Err != nil {
-			return res.Err
+		err = cmp.Or(err, res.Err)
+	}
+	return err
+}
+
+// insist commits what can be written twice. A store that is busy, or has just lost a
+// connection, may not have written it or not have said so: it is written again.
+func (c *Copying) insist(ctx context.Context, txns ...store.Txn) error {
+	for began := time.Now(); ; {
+		err := c.commit(ctx, &c.To, txns...)
+		if fault.KindOf(err) != fault.Unavailable || time.Since(began) > copyPatience {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(copyPause):
 		}
 	}
-	return nil
 }
 
 // fill writes what is not there yet and removes what should not be, in
@@ -253,7 +273,7 @@ func (c *Copying) fill(ctx context.Context, mark store.Condition, seen map[strin
 	var txns []store.Txn
 	size := 0
 	flush := func() error {
-		err := c.commit(ctx, &c.To, txns...)
+		err := c.insist(ctx, txns...)
 		txns, size = nil, 0
 		return err
 	}

@@ -227,6 +227,48 @@ func TestCopyCutOff(t *testing.T) {
 	}
 }
 
+// hesitant does not answer every other commit in time, whether it makes it or not.
+type hesitant struct {
+	store.Store
+	calls, silent int
+}
+
+func (h *hesitant) Commit(ctx context.Context, txns []store.Txn) []store.Result {
+	h.calls++
+	if fill := len(txns[0].Puts) > 1; !fill || h.calls%2 != 0 {
+		return h.Store.Commit(ctx, txns)
+	}
+	if h.silent++; h.silent%2 == 0 {
+		h.Store.Commit(ctx, txns)
+	}
+	results := make([]store.Result, len(txns))
+	for i := range results {
+		results[i].Err = fault.New(fault.Unavailable, "store_timeout", "no answer")
+	}
+	return results
+}
+
+// A copy goes on when the store was busy for a moment.
+func TestCopyToBusyStore(t *testing.T) {
+	source, target := sqlitePlace(t).open(t), sqlitePlace(t).open(t)
+	used(t, source, 3000)
+	busy := &hesitant{Store: target}
+	c := upkeep.Copying{TrustDomain: td, From: upkeep.Side{Store: source, Place: "old"}, To: upkeep.Side{Store: busy, Place: "new"}}
+	if _, err := c.Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if busy.silent < 2 {
+		t.Fatalf("%d of %d commits were not answered", busy.silent, busy.calls)
+	}
+	load(t, target)
+	if err := c.Undo(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := contents(t, source)
+	delete(want, "/server/s1")
+	same(t, want, contents(t, target))
+}
+
 // Nothing is copied from under a server, nor over anything.
 func TestCopyRefuses(t *testing.T) {
 	source, target := postgresPlace(t).open(t), sqlitePlace(t).open(t)

@@ -3,10 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	cutoffv1 "github.com/plastron/plastron/api/plastron/cutoff/v1"
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 )
 
 func (p *program) serverPanicCommand() *cobra.Command {
@@ -17,8 +19,16 @@ func (p *program) serverPanicCommand() *cobra.Command {
 it holds ends.
 
 An agent, by its SPIFFE ID, is banned. A downstream server, by its SPIFFE ID, loses its
-entries, and with them the right to another authority; the one that it has goes on.`,
+entries, and with them the right to another authority; the one that it has goes on.
+
+A server that shares the store, by its id as 'server list' shows it or by that of one of
+its authorities, is expelled, whether it is there or not: it signs no more, nothing that
+it says counts, and its id never comes back. Its authorities are tainted, so that agents
+replace within a minute what is under them, and are then revoked by whichever server is
+there; with -now at once, and what has not been replaced is refused. Who has the store's
+password can still write there: change it.`,
 	}
+	now := c.Flags().Bool("now", false, "of a server: revoke its authorities at once")
 	care, wait := cautionFlags(c.Flags()), waitFlag(c.Flags())
 	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, args []string) error {
@@ -28,14 +38,30 @@ entries, and with them the right to another authority; the one that it has goes 
 		}
 		defer conn.Close()
 		client := cutoffv1.NewCutoffClient(wait.over(conn))
-		call := func(dry bool) (*cutoffv1.PanicResponse, error) {
+		server := !strings.HasPrefix(args[0], "spiffe://")
+		if *now && !server {
+			return usage(c, "-now is for servers")
+		}
+		call := func(dry bool) (proto.Message, error) {
+			if server {
+				reply, err := client.Expel(c.Context(), &cutoffv1.ExpelRequest{Server: args[0], Now: *now, DryRun: dry})
+				return reply, peer.fault(err)
+			}
 			reply, err := client.Panic(c.Context(), &cutoffv1.PanicRequest{What: args[0], DryRun: dry})
 			return reply, peer.fault(err)
+		}
+		show := func(w io.Writer, reply proto.Message, dry bool) {
+			switch r := reply.(type) {
+			case *cutoffv1.ExpelResponse:
+				printExpelled(w, r, dry, p.start)
+			case *cutoffv1.PanicResponse:
+				printPanic(w, r, dry, p.start)
+			}
 		}
 		err = care.ask(p, func() error {
 			reply, err := call(true)
 			if err == nil {
-				printPanic(p.stderr, reply, true, p.start)
+				show(p.stderr, reply, true)
 			}
 			return err
 		})
@@ -50,7 +76,7 @@ entries, and with them the right to another authority; the one that it has goes 
 		if *out == asJSON {
 			err = printJSON(p.stdout, reply)
 		} else {
-			printPanic(p.stdout, reply, care.dry, p.start)
+			show(p.stdout, reply, care.dry)
 		}
 		if care.dry {
 			return err
@@ -84,4 +110,51 @@ func printPanic(w io.Writer, r *cutoffv1.PanicResponse, dry bool, now time.Time)
 	if more := int(r.GetReached()) - len(r.GetReach()); more > 0 {
 		fmt.Fprintf(w, "  and %d more\n", more)
 	}
+}
+
+func printExpelled(w io.Writer, r *cutoffv1.ExpelResponse, dry bool, now time.Time) {
+	did := "Expelled"
+	switch {
+	case r.GetExpelledBefore():
+		did = "Expelled already:"
+	case dry:
+		did = "Would expel"
+	}
+	where := ""
+	if r.GetHost() != "" {
+		where = fmt.Sprintf(", %s on host %s", r.GetDataDir(), r.GetHost())
+	}
+	fmt.Fprintf(w, "%s the server %s (%s%s)\n", did, r.GetServer(), r.GetState(), where)
+	upstream := false
+	for _, k := range r.GetAuthorities() {
+		fmt.Fprintf(w, "  %s authority %s, %s: what it signed ends %s\n", k.GetKind(), k.GetAuthorityId(), k.GetState(), until(k.GetLastExpiry(), now))
+		upstream = upstream || k.GetUpstream()
+	}
+	switch {
+	case len(r.GetAuthorities()) == 0:
+		fmt.Fprintln(w, "It has no authority in the bundle: nothing that it signs is accepted.")
+	case dry:
+		fmt.Fprintf(w, "They would be tainted, and revoked %s\n", until(r.GetRevokeAt(), now))
+	case r.GetRevokeAt() > now.Unix():
+		fmt.Fprintf(w, "They are tainted, and will be revoked %s: until then agents replace what they signed\n", until(r.GetRevokeAt(), now))
+	default:
+		fmt.Fprintln(w, "They are revoked: whoever has the bundle of now accepts nothing of what they signed.")
+	}
+	if upstream {
+		fmt.Fprintln(w, "An authority above signed or published some of them: its root stays. Below it they count until they end, unless it is tainted and revoked there.")
+	}
+	fmt.Fprintln(w, "It could reach every ID of the trust domain, and could change whatever is in the store.")
+	for _, agent := range r.GetAgents() {
+		fmt.Fprintf(w, "  attached to it, and told what it liked: %s\n", agent)
+	}
+	if more := int(r.GetAttached()) - len(r.GetAgents()); more > 0 {
+		fmt.Fprintf(w, "  and %d more agents\n", more)
+	}
+	if n := int(r.GetDownstream()); n > 0 {
+		fmt.Fprintf(w, "  %s of servers below end with them\n", plural(n, "authority", "authorities"))
+	}
+	for _, k := range r.GetPublished() {
+		fmt.Fprintf(w, "  The JWT key %s, of no server here, may be its own, until %s\n", k.GetKeyId(), until(k.GetExpiresAt(), now))
+	}
+	fmt.Fprintln(w, "Change the store's password: who has it can still write there.")
 }

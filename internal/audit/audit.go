@@ -134,7 +134,7 @@ type Widening struct {
 // Cutoff is an act of an operator that takes trust away. The Changes that it made
 // come before it.
 type Cutoff struct {
-	Act     string `json:"act"` // "revoke" or "panic"
+	Act     string `json:"act"` // "revoke", "panic" or "expel"
 	Caller  string `json:"caller"`
 	Subject string `json:"subject"` // as the operator named it
 }

@@ -558,6 +558,9 @@ func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Ke
 		caller = l.caller
 	}
 	at, err := a.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
+		if err := tx.StillIn(a.ServerID); err != nil {
+			return err
+		}
 		stored, err := tx.Authority(a.ServerID, l.name)
 		if err != nil && fault.KindOf(err) != fault.NotFound {
 			return err

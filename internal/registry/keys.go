@@ -23,6 +23,7 @@ const (
 	kindServer
 	kindRoster
 	kindDownstream
+	kindExpulsion
 	kindCopy
 	kindTrustDomain
 	kindFormat
@@ -30,7 +31,7 @@ const (
 )
 
 func prefixOf(k kind) string {
-	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/downstream/", "/copy/", "/trust-domain", "/format"}[k]
+	return [kinds]string{"", "/entry/", "/rule/", "/entry-content/", "/node/", "/token/", "/bundle/", "/authority/", "/server/", "/roster/", "/downstream/", "/expelled/", "/copy/", "/trust-domain", "/format"}[k]
 }
 
 // split returns the kind of a key and the name after its prefix.

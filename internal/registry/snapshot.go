@@ -256,11 +256,11 @@ func (v *Snapshot) Server(id string) (Server, error) {
 	return readServer(v.s.td, val.payload)
 }
 
-// Servers returns the servers of the trust domain.
+// Servers returns the servers of the trust domain, without those that are expelled.
 func (v *Snapshot) Servers() []Server {
 	var out []Server
 	for _, name := range slices.Sorted(maps.Keys(v.s.values[kindServer])) {
-		if server, err := readServer(v.s.td, v.s.values[kindServer][name].payload); err == nil {
+		if server, err := readServer(v.s.td, v.s.values[kindServer][name].payload); err == nil && !v.s.expelled(name) {
 			out = append(out, server)
 		}
 	}

@@ -70,6 +70,8 @@ func (r *storedRow) read(td spiffeid.TrustDomain) (err error) {
 		_, err = readAuthority(r.name, r.payload)
 	case kindDownstream:
 		_, err = readDownstream(r.name, r.payload)
+	case kindExpulsion:
+		_, err = readExpulsion(r.name, r.payload)
 	case kindCopy:
 		_, err = readCopy(r.payload)
 	case kindRoster:

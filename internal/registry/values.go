@@ -89,6 +89,15 @@ type Downstream struct {
 	NotAfter    time.Time
 }
 
+// Expulsion says that a server is in wrong hands: it signs no more, and what it says
+// does not count.
+type Expulsion struct {
+	Server   string
+	Caller   string // who expelled it
+	At       time.Time
+	RevokeAt time.Time // from then on its authorities are in no bundle
+}
+
 // SlotState is where a key is in its life.
 type SlotState uint8
 

@@ -154,6 +154,9 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		TrustDomain: td, ID: id, Registry: reg, Shared: opened.Shared, Lease: cmp.Or(s.plan.life.Outage, s.plan.life.X509),
 		Place: at, Version: Version, Started: started, Boot: machine.Uptime, Log: s.log,
 		Differs: count.differs,
+		Intruder: func(id string) {
+			trail.Note(audit.Alarm{Subject: id, Reason: "server_expelled", Detail: "an expelled server still writes into the store"})
+		},
 		Report: func() servers.Report {
 			r := followers.Report(time.Now())
 			if known := addresses.Load(); known != nil {

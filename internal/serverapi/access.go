@@ -128,6 +128,7 @@ func access() map[string]rule {
 		"/plastron.apply.v1.Apply/List":           {operators, queueFree, long},
 		"/plastron.authority.v1.Authority/Rotate": {operators, queueFree, maxRotateWait + short},
 		"/plastron.authority.v1.Authority/Status": {operators, queueFree, short},
+		"/plastron.cutoff.v1.Cutoff/Expel":        {operators, queueFree, long},
 		"/plastron.cutoff.v1.Cutoff/Panic":        {operators, queueFree, long},
 		"/plastron.cutoff.v1.Cutoff/Revoke":       {operators, queueFree, long},
 		"/plastron.issue.v1.Issue/JWT":            {kindAgent, queueSign, short},

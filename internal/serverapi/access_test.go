@@ -56,7 +56,7 @@ a        plastron.issue.v1.Issue X509 JWT
 lA       plastron.join.v1.Join Address
 lA       plastron.apply.v1.Apply List Apply
 lA       plastron.authority.v1.Authority Status Rotate
-lA       plastron.cutoff.v1.Cutoff Revoke Panic
+lA       plastron.cutoff.v1.Cutoff Revoke Panic Expel
 lA       spire.api.server.localauthority.v1.LocalAuthority GetX509AuthorityState PrepareX509Authority ActivateX509Authority TaintX509Authority RevokeX509Authority
 lA       spire.api.server.localauthority.v1.LocalAuthority GetJWTAuthorityState PrepareJWTAuthority ActivateJWTAuthority TaintJWTAuthority RevokeJWTAuthority
 lA       spire.api.server.localauthority.v1.LocalAuthority GetWITAuthorityState PrepareWITAuthority ActivateWITAuthority TaintWITAuthority RevokeWITAuthority

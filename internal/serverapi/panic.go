@@ -37,7 +37,8 @@ func (a cutoffs) Panic(ctx context.Context, req *cutoffv1.PanicRequest) (*cutoff
 	} else {
 		left.id = id
 		left.grants, err = s.cut(ctx, req.DryRun, func(tx *registry.Tx) ([]entry.Entry, error) { return downstreamOf(tx, id) })
-		resp.Grants, resp.Published = writeGrants(left.grants), s.published(time.Now())
+		resp.Grants = writeGrants(left.grants)
+		s.cfg.Registry.View(func(snap *registry.Snapshot) { resp.Published = published(snap, s.cfg.TrustDomain, time.Now()) })
 	}
 	if err != nil {
 		return nil, err
@@ -76,23 +77,21 @@ func downstreamOf(tx *registry.Tx, id spiffeid.ID) ([]entry.Entry, error) {
 }
 
 // published returns the JWT keys in the bundle that are of no server here.
-func (s *Server) published(now time.Time) (out []*cutoffv1.PublishedKey) {
-	s.cfg.Registry.View(func(snap *registry.Snapshot) {
-		own := map[string]bool{}
-		for _, a := range snap.Authorities("") {
-			for _, slot := range a.Slots {
-				own[slot.AuthorityID] = true
-			}
+func published(snap *registry.Snapshot, td spiffeid.TrustDomain, now time.Time) (out []*cutoffv1.PublishedKey) {
+	own := map[string]bool{}
+	for _, a := range snap.Authorities("") {
+		for _, slot := range a.Slots {
+			own[slot.AuthorityID] = true
 		}
-		b, err := snap.Bundle(s.cfg.TrustDomain)
-		if err != nil {
-			return // there are no keys
+	}
+	b, err := snap.Bundle(td)
+	if err != nil {
+		return nil // there are no keys
+	}
+	for _, k := range b.JWT {
+		if !own[k.KeyID] && (k.ExpiresAt.IsZero() || k.ExpiresAt.After(now)) {
+			out = append(out, &cutoffv1.PublishedKey{KeyId: k.KeyID, ExpiresAt: rpc.Unix(k.ExpiresAt)})
 		}
-		for _, k := range b.JWT {
-			if !own[k.KeyID] && (k.ExpiresAt.IsZero() || k.ExpiresAt.After(now)) {
-				out = append(out, &cutoffv1.PublishedKey{KeyId: k.KeyID, ExpiresAt: rpc.Unix(k.ExpiresAt)})
-			}
-		}
-	})
+	}
 	return out
 }

@@ -9,6 +9,7 @@ import (
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 )
 
@@ -103,4 +104,84 @@ func TestPanicDownstream(t *testing.T) { // R13, R130
 			t.Errorf("panic %s: %v", what, err)
 		}
 	}
+}
+
+// A server in wrong hands is put out by another: its keys are tainted and revoked in
+// their time, or at once, whom it serves is said, and it does not count any more. R69, R130
+func TestExpelServer(t *testing.T) {
+	a := newRig(t, clustered(t))
+	b := newRigOver(t, a.sqlite, "s2", clustered(t))
+	there := a.agent()
+	g := follow(t, b.connect(&there), nil)
+	g.sync()
+	g.ack()
+	client := cutoffv1.NewCutoffClient(a.admin)
+	expel := func(req *cutoffv1.ExpelRequest, opts ...grpc.CallOption) *cutoffv1.ExpelResponse {
+		t.Helper()
+		resp, err := client.Expel(t.Context(), req, opts...)
+		if err != nil {
+			t.Fatalf("expel %v: %v", req, err)
+		}
+		return resp
+	}
+	until(t, "the agent is known to be there", func() bool {
+		return expel(&cutoffv1.ExpelRequest{Server: "s2", DryRun: true}).Attached == 1
+	})
+	dry := expel(&cutoffv1.ExpelRequest{Server: "s2", DryRun: true})
+	now, hour := time.Now().Unix(), time.Now().Add(time.Hour).Unix()
+	if dry.Server != "s2" || dry.State != "live" || dry.ExpelledBefore || len(dry.Authorities) != 2 || dry.Until < hour-60 || dry.Until > hour ||
+		dry.RevokeAt < now+50 || dry.RevokeAt > now+60 || !slices.Equal(dry.Agents, []string{there.id.String()}) {
+		t.Errorf("dry: %v", dry)
+	}
+	tainted := func() (n int) {
+		for _, k := range a.bundle().X509 {
+			if k.Tainted {
+				n++
+			}
+		}
+		for _, k := range a.bundle().JWT {
+			if k.Tainted {
+				n++
+			}
+		}
+		return n
+	}
+	if n := tainted(); n != 0 || len(a.bundle().X509) != 2 {
+		t.Errorf("a dry run did something")
+	}
+	for name, c := range map[string]struct {
+		code   codes.Code
+		reason string
+	}{"": {codes.NotFound, "server_not_found"}, "s": {codes.NotFound, "server_not_found"}, "s1": {codes.FailedPrecondition, "server_is_self"}} {
+		_, err := client.Expel(t.Context(), &cutoffv1.ExpelRequest{Server: name})
+		wantCode(t, "expel "+name, err, c.code, c.reason)
+	}
+	var got *cutoffv1.ExpelResponse
+	receipts := receiptsOf(t, func(opts ...grpc.CallOption) error {
+		got = expel(&cutoffv1.ExpelRequest{Server: dry.Authorities[0].AuthorityId}, opts...) // by what it signed with
+		return nil
+	})
+	if got.Server != "s2" || got.RevokeAt < now+50 || len(got.Authorities) != 2 || len(receipts) != 1 || tainted() != 2 {
+		t.Errorf("expelled: %v, receipts %v, %d tainted", got, receipts, tainted())
+	}
+	until(t, "it knows", func() bool { return b.servers.MaySign(time.Now()) != nil })
+	if n := len(a.servers.Others()); n != 0 {
+		t.Errorf("%d servers besides this one", n)
+	}
+	if n := countInTrail(t, a, `"kind":"cutoff"`, `"act":"expel"`, `"subject":"s2"`); n != 1 {
+		t.Errorf("%d records, want 1", n)
+	}
+	again := expel(&cutoffv1.ExpelRequest{Server: "s2", Now: true})
+	if !again.ExpelledBefore || again.State != "gone" || again.RevokeAt > time.Now().Unix() {
+		t.Errorf("at once: %v", again)
+	}
+	if own := a.bundle(); len(own.X509) != 1 || len(own.JWT) != 1 || len(own.Revoked) != 2 || tainted() != 0 {
+		t.Errorf("the bundle: %+v", own)
+	}
+	if last := expel(&cutoffv1.ExpelRequest{Server: "s2"}); !last.ExpelledBefore || len(last.Authorities) != 0 || last.Until != 0 {
+		t.Errorf("when all is over: %v", last)
+	}
+	alone := newRig(t)
+	_, err := cutoffv1.NewCutoffClient(alone.admin).Expel(t.Context(), &cutoffv1.ExpelRequest{Server: "s2"})
+	wantCode(t, "without others", err, codes.Unimplemented, "servers_unknown")
 }

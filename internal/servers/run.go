@@ -45,6 +45,8 @@ type Config struct {
 	Report func() Report
 	// Differs is told when another server is found to hold something else; nil: nobody is.
 	Differs func()
+	// Intruder is told when a server that is expelled writes all the same; nil: nobody is.
+	Intruder func(id string)
 	// Boot is a clock that counts a machine's sleep and cannot be set.
 	Boot func() time.Duration
 	Log  *slog.Logger
@@ -183,6 +185,8 @@ func (s *Servers) take(ctx context.Context) error {
 				return nil
 			case fault.ReasonOf(err) == "server_row_moved":
 				continue
+			case fault.ReasonOf(err) == "server_expelled":
+				return err
 			case !s.cfg.Shared:
 				// Holding the store is the lease; what is granted is signed without the row.
 				s.cfg.Log.WarnContext(ctx, "the row of this server is not written", "err", err)
@@ -234,18 +238,20 @@ func (s *Servers) Run(ctx context.Context) error {
 	for {
 		s.tell(ctx)
 		s.mu.Lock()
-		rival := s.machine.rival
+		out := s.machine.rival != nil || s.machine.expelled != nil
 		act, wait := s.machine.due(s.cfg.Boot())
 		s.mu.Unlock()
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case rival != nil:
+		case out:
 			return s.MaySign(time.Now())
 		case act == write:
 			if err := s.beat(ctx, Caller); err != nil && ctx.Err() == nil {
 				s.cfg.Log.WarnContext(ctx, "beat not written", "err", err)
 			}
+		case act == evict:
+			s.evict(ctx)
 		case act == clear:
 			if err := s.prune(ctx); err != nil && ctx.Err() == nil {
 				s.cfg.Log.WarnContext(ctx, "what vanished servers left is not removed", "err", err)
@@ -261,7 +267,7 @@ func (s *Servers) Run(ctx context.Context) error {
 func (s *Servers) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	s.machine.stopped = true
-	taken := s.machine.first != 0 && s.machine.rival == nil
+	taken := s.machine.first != 0 && s.machine.rival == nil && s.machine.expelled == nil
 	s.mu.Unlock()
 	if !taken {
 		return nil
@@ -286,6 +292,9 @@ func (s *Servers) beat(ctx context.Context, caller string) error {
 		say.Laggards = r.Laggards[:min(len(r.Laggards), registry.MaxLaggards)]
 	}
 	_, err := s.cfg.Registry.Update(ctx, caller, func(tx *registry.Tx) error {
+		if err := tx.StillIn(s.cfg.ID); err != nil {
+			return err
+		}
 		stored, err := optional(tx.Server(s.cfg.ID))
 		if err != nil {
 			return err
@@ -344,6 +353,11 @@ func (s *Servers) batch(b store.Batch) {
 	}
 	for _, w := range b.Writes {
 		for _, c := range w.Changes {
+			if strings.HasPrefix(c.Key, "/expelled/") {
+				s.learn()
+			} else if name, ok := strings.CutPrefix(c.Key, "/authority/"); ok && !c.Deleted {
+				s.wrote(name)
+			}
 			if id, ok := strings.CutPrefix(c.Key, "/server/"); ok && !c.Deleted {
 				s.fold(s.row(id), true)
 			} else if ok {
@@ -358,6 +372,7 @@ func (s *Servers) batch(b store.Batch) {
 
 // reload takes note of everything, after a load.
 func (s *Servers) reload() {
+	s.learn()
 	var rows []registry.Server
 	s.cfg.Registry.View(func(snap *registry.Snapshot) { rows = snap.Servers() })
 	s.mu.Lock()
@@ -454,20 +469,9 @@ func (s *Servers) prune(ctx context.Context) error {
 // remove removes what one server left, its authorities and the change of the
 // bundle in one transaction, on condition that the server does not come back.
 func (s *Servers) remove(tx *registry.Tx, id string) error {
-	row, err := optional(tx.Server(id))
+	e, err := s.estateOf(tx, id)
 	if err != nil {
 		return err
-	}
-	e := estate{row: row}
-	if e.bundle, err = tx.Bundle(s.cfg.TrustDomain); err != nil {
-		return err
-	}
-	for _, known := range tx.Snapshot().Authorities(id) {
-		a, err := tx.Authority(id, known.Kind)
-		if err != nil {
-			return err
-		}
-		e.authorities = append(e.authorities, a)
 	}
 	s.mu.Lock()
 	left := s.machine.settle(id, e, time.Now(), s.cfg.Boot())

@@ -33,6 +33,7 @@ type process struct {
 	all     sync.WaitGroup
 
 	differed atomic.Int64
+	intruded atomic.Int64
 }
 
 // bootClock is the boot clock of one machine.
@@ -89,8 +90,8 @@ func launch(t *testing.T, m *memory, l running) *process {
 		Report: func() Report {
 			return Report{Addresses: []string{l.place.Host + ":1"}, Agents: 3, Position: p.reg.Position(), Acknowledged: 9, Roster: []uint64{7}}
 		},
-		Differs: func() { p.differed.Add(1) },
-		Boot:    l.boot.now, Log: slog.New(slog.DiscardHandler),
+		Differs: func() { p.differed.Add(1) }, Intruder: func(string) { p.intruded.Add(1) },
+		Boot: l.boot.now, Log: slog.New(slog.DiscardHandler),
 	})
 	p.all.Go(func() { p.reg.Run(ctx) })
 	p.all.Go(func() {

@@ -29,6 +29,15 @@
 // With a store that one process holds (SQLite) holding the store is the lease:
 // there is nobody to beat for, and nothing that could go stale.
 //
+// # Expulsion
+//
+// A server in wrong hands is expelled by another: a row of its own, that nothing
+// takes back, says so. Its beats, roster and keys are then refused by a condition of
+// the transactions in which they are written, and it ends when it sees the row. What
+// is written in its name all the same every other server removes as it comes. Its
+// authorities are tainted at once and revoked at a time that the row names, by
+// whichever server is there.
+//
 // # The clocks
 //
 // A beat carries its writer's clock. What it says, less the own clock when it

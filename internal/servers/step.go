@@ -54,8 +54,10 @@ type machine struct {
 	stopped  bool
 	rival    *registry.Server // what took the row from this life
 	peers    map[string]*sighting
-	heard    bool          // that the others live
-	hearBy   time.Duration // till then the start waits for them
+	heard    bool                          // that the others live
+	hearBy   time.Duration                 // till then the start waits for them
+	expelled *registry.Expulsion           // of this server
+	outcasts map[string]registry.Expulsion // of others
 	past     past
 	healed   time.Duration // when the state was last loaded afresh because of others; 0: never
 
@@ -64,6 +66,7 @@ type machine struct {
 	begunAt  time.Duration // when a beat was last tried
 	failures int           // since the last that went well
 	looked   time.Duration // when it was last looked for what vanished servers left
+	evictAt  time.Duration // when outcasts are to be looked at; 0: not
 }
 
 // attempt is an own beat that was sent.
@@ -84,7 +87,7 @@ type sighting struct {
 }
 
 func newMachine(s settings) *machine {
-	return &machine{settings: s, peers: map[string]*sighting{}}
+	return &machine{settings: s, peers: map[string]*sighting{}, outcasts: map[string]registry.Expulsion{}}
 }
 
 // verdict says what to do about the row that was found at the start.
@@ -165,6 +168,9 @@ func errMoved() error {
 
 // check says whether the stored row may be overwritten.
 func (m *machine) check(stored *registry.Server) error {
+	if m.expelled != nil {
+		return m.expelled.Fault()
+	}
 	if m.rival != nil {
 		return m.fenced()
 	}
@@ -214,6 +220,10 @@ func (m *machine) fenced() error {
 func (m *machine) fold(row *registry.Server, boot time.Duration, live bool) {
 	if row.ID == m.id {
 		m.foldOwn(row)
+		return
+	}
+	if m.outcast(row.ID) {
+		m.evictAt = boot // it has no business here
 		return
 	}
 	p := m.peers[row.ID]
@@ -284,6 +294,8 @@ func (m *machine) leaseLeft(boot time.Duration) time.Duration {
 // maySign says why this server may not sign, or nil.
 func (m *machine) maySign(now time.Time, boot time.Duration) error {
 	switch {
+	case m.expelled != nil:
+		return m.expelled.Fault()
 	case m.rival != nil:
 		return m.fenced()
 	case m.stopped:
@@ -422,6 +434,7 @@ const (
 	rest act = iota
 	write
 	clear
+	evict
 )
 
 // due says what is to be done now, or for how long there is nothing.
@@ -441,6 +454,9 @@ func (m *machine) due(boot time.Duration) (act, time.Duration) {
 	}
 	if m.failures > 0 {
 		sooner(m.begunAt + min(pokeEvery<<min(m.failures-1, 8), BeatEvery))
+	}
+	if m.evictAt != 0 && m.evictAt <= next {
+		what, next = evict, m.evictAt
 	}
 	if boot < next {
 		return rest, next - boot

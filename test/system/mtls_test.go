@@ -59,11 +59,13 @@ func workloadMain(role string) int {
 		var r connectReport
 		r.Serials, r.Authorities = map[string]int{}, map[string]int{}
 		duration, _ := time.ParseDuration(os.Getenv("SYSTEM_TEST_DURATION"))
+		pause, _ := time.ParseDuration(os.Getenv("SYSTEM_TEST_PAUSE")) // between connections; none: as many as can be
 		for end := time.Now().Add(duration); time.Now().Before(end); {
 			if err := oneHandshake(os.Getenv("SYSTEM_TEST_ADDR"), config, &r); err != nil {
 				r.Failures = append(r.Failures, err.Error())
 			}
 			r.Connections++
+			<-time.After(pause)
 		}
 		json.NewEncoder(os.Stdout).Encode(r)
 		return 0

@@ -352,6 +352,282 @@ func (x *PublishedKey) GetExpiresAt() int64 {
 	return 0
 }
 
+type ExpelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`                // its id, the first 8 or more characters of it, or the id of one of its authorities
+	Now           bool                   `protobuf:"varint,2,opt,name=now,proto3" json:"now,omitempty"`                     // revoke at once, whoever has not replaced what its authorities signed
+	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"` // change nothing, only say what would be
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExpelRequest) Reset() {
+	*x = ExpelRequest{}
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpelRequest) ProtoMessage() {}
+
+func (x *ExpelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpelRequest.ProtoReflect.Descriptor instead.
+func (*ExpelRequest) Descriptor() ([]byte, []int) {
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ExpelRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ExpelRequest) GetNow() bool {
+	if x != nil {
+		return x.Now
+	}
+	return false
+}
+
+func (x *ExpelRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type ExpelResponse struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Server         string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	ExpelledBefore bool                   `protobuf:"varint,2,opt,name=expelled_before,json=expelledBefore,proto3" json:"expelled_before,omitempty"`
+	RevokeAt       int64                  `protobuf:"varint,3,opt,name=revoke_at,json=revokeAt,proto3" json:"revoke_at,omitempty"` // its authorities leave the bundle for ever; until then they are tainted
+	State          string                 `protobuf:"bytes,4,opt,name=state,proto3" json:"state,omitempty"`                        // live, silent, stopped or gone, before
+	Host           string                 `protobuf:"bytes,5,opt,name=host,proto3" json:"host,omitempty"`
+	DataDir        string                 `protobuf:"bytes,6,opt,name=data_dir,json=dataDir,proto3" json:"data_dir,omitempty"`
+	Addresses      []string               `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Authorities    []*Key                 `protobuf:"bytes,8,rep,name=authorities,proto3" json:"authorities,omitempty"` // that it had
+	Until          int64                  `protobuf:"varint,9,opt,name=until,proto3" json:"until,omitempty"`            // the last of what they signed ends, where nobody hears of the revocation
+	Agents         []string               `protobuf:"bytes,10,rep,name=agents,proto3" json:"agents,omitempty"`          // attached to it, at most 100
+	Attached       uint32                 `protobuf:"varint,11,opt,name=attached,proto3" json:"attached,omitempty"`     // how many are
+	Downstream     uint32                 `protobuf:"varint,12,opt,name=downstream,proto3" json:"downstream,omitempty"` // authorities of downstream servers that it signed and that have not ended
+	Published      []*PublishedKey        `protobuf:"bytes,13,rep,name=published,proto3" json:"published,omitempty"`    // JWT keys that it can have put there
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ExpelResponse) Reset() {
+	*x = ExpelResponse{}
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExpelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExpelResponse) ProtoMessage() {}
+
+func (x *ExpelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExpelResponse.ProtoReflect.Descriptor instead.
+func (*ExpelResponse) Descriptor() ([]byte, []int) {
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ExpelResponse) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ExpelResponse) GetExpelledBefore() bool {
+	if x != nil {
+		return x.ExpelledBefore
+	}
+	return false
+}
+
+func (x *ExpelResponse) GetRevokeAt() int64 {
+	if x != nil {
+		return x.RevokeAt
+	}
+	return 0
+}
+
+func (x *ExpelResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ExpelResponse) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *ExpelResponse) GetDataDir() string {
+	if x != nil {
+		return x.DataDir
+	}
+	return ""
+}
+
+func (x *ExpelResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *ExpelResponse) GetAuthorities() []*Key {
+	if x != nil {
+		return x.Authorities
+	}
+	return nil
+}
+
+func (x *ExpelResponse) GetUntil() int64 {
+	if x != nil {
+		return x.Until
+	}
+	return 0
+}
+
+func (x *ExpelResponse) GetAgents() []string {
+	if x != nil {
+		return x.Agents
+	}
+	return nil
+}
+
+func (x *ExpelResponse) GetAttached() uint32 {
+	if x != nil {
+		return x.Attached
+	}
+	return 0
+}
+
+func (x *ExpelResponse) GetDownstream() uint32 {
+	if x != nil {
+		return x.Downstream
+	}
+	return 0
+}
+
+func (x *ExpelResponse) GetPublished() []*PublishedKey {
+	if x != nil {
+		return x.Published
+	}
+	return nil
+}
+
+type Key struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"` // x509 or jwt
+	AuthorityId   string                 `protobuf:"bytes,2,opt,name=authority_id,json=authorityId,proto3" json:"authority_id,omitempty"`
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`                              // intended, prepared, active or old
+	Upstream      bool                   `protobuf:"varint,4,opt,name=upstream,proto3" json:"upstream,omitempty"`                       // an authority above signed it or has published it
+	LastExpiry    int64                  `protobuf:"varint,5,opt,name=last_expiry,json=lastExpiry,proto3" json:"last_expiry,omitempty"` // of what it signed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Key) Reset() {
+	*x = Key{}
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Key) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Key) ProtoMessage() {}
+
+func (x *Key) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Key.ProtoReflect.Descriptor instead.
+func (*Key) Descriptor() ([]byte, []int) {
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Key) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Key) GetAuthorityId() string {
+	if x != nil {
+		return x.AuthorityId
+	}
+	return ""
+}
+
+func (x *Key) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Key) GetUpstream() bool {
+	if x != nil {
+		return x.Upstream
+	}
+	return false
+}
+
+func (x *Key) GetLastExpiry() int64 {
+	if x != nil {
+		return x.LastExpiry
+	}
+	return 0
+}
+
 // Grant is an entry or a rule.
 type Grant struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -369,7 +645,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +657,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[5]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +670,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{5}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Grant) GetId() string {
@@ -468,7 +744,7 @@ type Alive struct {
 
 func (x *Alive) Reset() {
 	*x = Alive{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[6]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +756,7 @@ func (x *Alive) String() string {
 func (*Alive) ProtoMessage() {}
 
 func (x *Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[6]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +769,7 @@ func (x *Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alive.ProtoReflect.Descriptor instead.
 func (*Alive) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{6}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Alive) GetUntil() int64 {
@@ -554,7 +830,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[7]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -566,7 +842,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[7]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -579,7 +855,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{7}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Credential) GetKind() string {
@@ -651,7 +927,7 @@ type Elsewhere struct {
 
 func (x *Elsewhere) Reset() {
 	*x = Elsewhere{}
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[8]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +939,7 @@ func (x *Elsewhere) String() string {
 func (*Elsewhere) ProtoMessage() {}
 
 func (x *Elsewhere) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[8]
+	mi := &file_plastron_cutoff_v1_cutoff_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +952,7 @@ func (x *Elsewhere) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Elsewhere.ProtoReflect.Descriptor instead.
 func (*Elsewhere) Descriptor() ([]byte, []int) {
-	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{8}
+	return file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Elsewhere) GetServer() string {
@@ -735,7 +1011,35 @@ const file_plastron_cutoff_v1_cutoff_proto_rawDesc = "" +
 	"\fPublishedKey\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1d\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"\xc2\x01\n" +
+	"expires_at\x18\x02 \x01(\x03R\texpiresAt\"Q\n" +
+	"\fExpelRequest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x10\n" +
+	"\x03now\x18\x02 \x01(\bR\x03now\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\xb5\x03\n" +
+	"\rExpelResponse\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12'\n" +
+	"\x0fexpelled_before\x18\x02 \x01(\bR\x0eexpelledBefore\x12\x1b\n" +
+	"\trevoke_at\x18\x03 \x01(\x03R\brevokeAt\x12\x14\n" +
+	"\x05state\x18\x04 \x01(\tR\x05state\x12\x12\n" +
+	"\x04host\x18\x05 \x01(\tR\x04host\x12\x19\n" +
+	"\bdata_dir\x18\x06 \x01(\tR\adataDir\x12\x1c\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\x129\n" +
+	"\vauthorities\x18\b \x03(\v2\x17.plastron.cutoff.v1.KeyR\vauthorities\x12\x14\n" +
+	"\x05until\x18\t \x01(\x03R\x05until\x12\x16\n" +
+	"\x06agents\x18\n" +
+	" \x03(\tR\x06agents\x12\x1a\n" +
+	"\battached\x18\v \x01(\rR\battached\x12\x1e\n" +
+	"\n" +
+	"downstream\x18\f \x01(\rR\n" +
+	"downstream\x12>\n" +
+	"\tpublished\x18\r \x03(\v2 .plastron.cutoff.v1.PublishedKeyR\tpublished\"\x8f\x01\n" +
+	"\x03Key\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12!\n" +
+	"\fauthority_id\x18\x02 \x01(\tR\vauthorityId\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x1a\n" +
+	"\bupstream\x18\x04 \x01(\bR\bupstream\x12\x1f\n" +
+	"\vlast_expiry\x18\x05 \x01(\x03R\n" +
+	"lastExpiry\"\xc2\x01\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04rule\x18\x02 \x01(\bR\x04rule\x12\x14\n" +
@@ -771,10 +1075,11 @@ const file_plastron_cutoff_v1_cutoff_proto_rawDesc = "" +
 	"\x03why\x18\x02 \x01(\tR\x03why\x12\x14\n" +
 	"\x05until\x18\x03 \x01(\x03R\x05until\x12\x1f\n" +
 	"\vnever_after\x18\x04 \x01(\x03R\n" +
-	"neverAfter2\xa7\x01\n" +
+	"neverAfter2\xf5\x01\n" +
 	"\x06Cutoff\x12O\n" +
 	"\x06Revoke\x12!.plastron.cutoff.v1.RevokeRequest\x1a\".plastron.cutoff.v1.RevokeResponse\x12L\n" +
-	"\x05Panic\x12 .plastron.cutoff.v1.PanicRequest\x1a!.plastron.cutoff.v1.PanicResponseB>Z<github.com/plastron/plastron/api/plastron/cutoff/v1;cutoffv1b\x06proto3"
+	"\x05Panic\x12 .plastron.cutoff.v1.PanicRequest\x1a!.plastron.cutoff.v1.PanicResponse\x12L\n" +
+	"\x05Expel\x12 .plastron.cutoff.v1.ExpelRequest\x1a!.plastron.cutoff.v1.ExpelResponseB>Z<github.com/plastron/plastron/api/plastron/cutoff/v1;cutoffv1b\x06proto3"
 
 var (
 	file_plastron_cutoff_v1_cutoff_proto_rawDescOnce sync.Once
@@ -788,37 +1093,44 @@ func file_plastron_cutoff_v1_cutoff_proto_rawDescGZIP() []byte {
 	return file_plastron_cutoff_v1_cutoff_proto_rawDescData
 }
 
-var file_plastron_cutoff_v1_cutoff_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_plastron_cutoff_v1_cutoff_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_plastron_cutoff_v1_cutoff_proto_goTypes = []any{
 	(*RevokeRequest)(nil),  // 0: plastron.cutoff.v1.RevokeRequest
 	(*RevokeResponse)(nil), // 1: plastron.cutoff.v1.RevokeResponse
 	(*PanicRequest)(nil),   // 2: plastron.cutoff.v1.PanicRequest
 	(*PanicResponse)(nil),  // 3: plastron.cutoff.v1.PanicResponse
 	(*PublishedKey)(nil),   // 4: plastron.cutoff.v1.PublishedKey
-	(*Grant)(nil),          // 5: plastron.cutoff.v1.Grant
-	(*Alive)(nil),          // 6: plastron.cutoff.v1.Alive
-	(*Credential)(nil),     // 7: plastron.cutoff.v1.Credential
-	(*Elsewhere)(nil),      // 8: plastron.cutoff.v1.Elsewhere
+	(*ExpelRequest)(nil),   // 5: plastron.cutoff.v1.ExpelRequest
+	(*ExpelResponse)(nil),  // 6: plastron.cutoff.v1.ExpelResponse
+	(*Key)(nil),            // 7: plastron.cutoff.v1.Key
+	(*Grant)(nil),          // 8: plastron.cutoff.v1.Grant
+	(*Alive)(nil),          // 9: plastron.cutoff.v1.Alive
+	(*Credential)(nil),     // 10: plastron.cutoff.v1.Credential
+	(*Elsewhere)(nil),      // 11: plastron.cutoff.v1.Elsewhere
 }
 var file_plastron_cutoff_v1_cutoff_proto_depIdxs = []int32{
-	5,  // 0: plastron.cutoff.v1.RevokeResponse.grants:type_name -> plastron.cutoff.v1.Grant
-	5,  // 1: plastron.cutoff.v1.RevokeResponse.remaining:type_name -> plastron.cutoff.v1.Grant
-	6,  // 2: plastron.cutoff.v1.RevokeResponse.alive:type_name -> plastron.cutoff.v1.Alive
-	5,  // 3: plastron.cutoff.v1.PanicResponse.grants:type_name -> plastron.cutoff.v1.Grant
-	5,  // 4: plastron.cutoff.v1.PanicResponse.reach:type_name -> plastron.cutoff.v1.Grant
-	6,  // 5: plastron.cutoff.v1.PanicResponse.alive:type_name -> plastron.cutoff.v1.Alive
+	8,  // 0: plastron.cutoff.v1.RevokeResponse.grants:type_name -> plastron.cutoff.v1.Grant
+	8,  // 1: plastron.cutoff.v1.RevokeResponse.remaining:type_name -> plastron.cutoff.v1.Grant
+	9,  // 2: plastron.cutoff.v1.RevokeResponse.alive:type_name -> plastron.cutoff.v1.Alive
+	8,  // 3: plastron.cutoff.v1.PanicResponse.grants:type_name -> plastron.cutoff.v1.Grant
+	8,  // 4: plastron.cutoff.v1.PanicResponse.reach:type_name -> plastron.cutoff.v1.Grant
+	9,  // 5: plastron.cutoff.v1.PanicResponse.alive:type_name -> plastron.cutoff.v1.Alive
 	4,  // 6: plastron.cutoff.v1.PanicResponse.published:type_name -> plastron.cutoff.v1.PublishedKey
-	7,  // 7: plastron.cutoff.v1.Alive.credentials:type_name -> plastron.cutoff.v1.Credential
-	8,  // 8: plastron.cutoff.v1.Alive.elsewhere:type_name -> plastron.cutoff.v1.Elsewhere
-	0,  // 9: plastron.cutoff.v1.Cutoff.Revoke:input_type -> plastron.cutoff.v1.RevokeRequest
-	2,  // 10: plastron.cutoff.v1.Cutoff.Panic:input_type -> plastron.cutoff.v1.PanicRequest
-	1,  // 11: plastron.cutoff.v1.Cutoff.Revoke:output_type -> plastron.cutoff.v1.RevokeResponse
-	3,  // 12: plastron.cutoff.v1.Cutoff.Panic:output_type -> plastron.cutoff.v1.PanicResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	7,  // 7: plastron.cutoff.v1.ExpelResponse.authorities:type_name -> plastron.cutoff.v1.Key
+	4,  // 8: plastron.cutoff.v1.ExpelResponse.published:type_name -> plastron.cutoff.v1.PublishedKey
+	10, // 9: plastron.cutoff.v1.Alive.credentials:type_name -> plastron.cutoff.v1.Credential
+	11, // 10: plastron.cutoff.v1.Alive.elsewhere:type_name -> plastron.cutoff.v1.Elsewhere
+	0,  // 11: plastron.cutoff.v1.Cutoff.Revoke:input_type -> plastron.cutoff.v1.RevokeRequest
+	2,  // 12: plastron.cutoff.v1.Cutoff.Panic:input_type -> plastron.cutoff.v1.PanicRequest
+	5,  // 13: plastron.cutoff.v1.Cutoff.Expel:input_type -> plastron.cutoff.v1.ExpelRequest
+	1,  // 14: plastron.cutoff.v1.Cutoff.Revoke:output_type -> plastron.cutoff.v1.RevokeResponse
+	3,  // 15: plastron.cutoff.v1.Cutoff.Panic:output_type -> plastron.cutoff.v1.PanicResponse
+	6,  // 16: plastron.cutoff.v1.Cutoff.Expel:output_type -> plastron.cutoff.v1.ExpelResponse
+	14, // [14:17] is the sub-list for method output_type
+	11, // [11:14] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_plastron_cutoff_v1_cutoff_proto_init() }
@@ -832,7 +1144,7 @@ func file_plastron_cutoff_v1_cutoff_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_cutoff_v1_cutoff_proto_rawDesc), len(file_plastron_cutoff_v1_cutoff_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

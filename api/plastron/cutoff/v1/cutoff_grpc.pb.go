@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Cutoff_Revoke_FullMethodName = "/plastron.cutoff.v1.Cutoff/Revoke"
 	Cutoff_Panic_FullMethodName  = "/plastron.cutoff.v1.Cutoff/Panic"
+	Cutoff_Expel_FullMethodName  = "/plastron.cutoff.v1.Cutoff/Expel"
 )
 
 // CutoffClient is the client API for Cutoff service.
@@ -36,6 +37,10 @@ type CutoffClient interface {
 	// Panic is for who is in wrong hands: it bans an agent, or deletes the entries of a
 	// downstream server, and says what it could reach. Caller: an operator.
 	Panic(ctx context.Context, in *PanicRequest, opts ...grpc.CallOption) (*PanicResponse, error)
+	// Expel puts another server of the trust domain out for good: it signs no more, what
+	// it says does not count, and its authorities are tainted, then revoked by whichever
+	// server is there. It need not be there itself. Caller: an operator.
+	Expel(ctx context.Context, in *ExpelRequest, opts ...grpc.CallOption) (*ExpelResponse, error)
 }
 
 type cutoffClient struct {
@@ -66,6 +71,16 @@ func (c *cutoffClient) Panic(ctx context.Context, in *PanicRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *cutoffClient) Expel(ctx context.Context, in *ExpelRequest, opts ...grpc.CallOption) (*ExpelResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ExpelResponse)
+	err := c.cc.Invoke(ctx, Cutoff_Expel_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CutoffServer is the server API for Cutoff service.
 // All implementations must embed UnimplementedCutoffServer
 // for forward compatibility.
@@ -76,6 +91,10 @@ type CutoffServer interface {
 	// Panic is for who is in wrong hands: it bans an agent, or deletes the entries of a
 	// downstream server, and says what it could reach. Caller: an operator.
 	Panic(context.Context, *PanicRequest) (*PanicResponse, error)
+	// Expel puts another server of the trust domain out for good: it signs no more, what
+	// it says does not count, and its authorities are tainted, then revoked by whichever
+	// server is there. It need not be there itself. Caller: an operator.
+	Expel(context.Context, *ExpelRequest) (*ExpelResponse, error)
 	mustEmbedUnimplementedCutoffServer()
 }
 
@@ -91,6 +110,9 @@ func (UnimplementedCutoffServer) Revoke(context.Context, *RevokeRequest) (*Revok
 }
 func (UnimplementedCutoffServer) Panic(context.Context, *PanicRequest) (*PanicResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Panic not implemented")
+}
+func (UnimplementedCutoffServer) Expel(context.Context, *ExpelRequest) (*ExpelResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Expel not implemented")
 }
 func (UnimplementedCutoffServer) mustEmbedUnimplementedCutoffServer() {}
 func (UnimplementedCutoffServer) testEmbeddedByValue()                {}
@@ -149,6 +171,24 @@ func _Cutoff_Panic_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Cutoff_Expel_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ExpelRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CutoffServer).Expel(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Cutoff_Expel_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CutoffServer).Expel(ctx, req.(*ExpelRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Cutoff_ServiceDesc is the grpc.ServiceDesc for Cutoff service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -163,6 +203,10 @@ var Cutoff_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Panic",
 			Handler:    _Cutoff_Panic_Handler,
+		},
+		{
+			MethodName: "Expel",
+			Handler:    _Cutoff_Expel_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -1471,6 +1471,67 @@ func (x *Downstream) GetNotAfter() int64 {
 	return 0
 }
 
+// Expulsion is stored under /expelled/SERVER, for ever: no server of that id counts.
+type Expulsion struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Caller        string                 `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"` // who expelled it
+	At            int64                  `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"`
+	RevokeAt      int64                  `protobuf:"varint,3,opt,name=revoke_at,json=revokeAt,proto3" json:"revoke_at,omitempty"` // from then on its authorities are in no bundle
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Expulsion) Reset() {
+	*x = Expulsion{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Expulsion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Expulsion) ProtoMessage() {}
+
+func (x *Expulsion) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Expulsion.ProtoReflect.Descriptor instead.
+func (*Expulsion) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Expulsion) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *Expulsion) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
+func (x *Expulsion) GetRevokeAt() int64 {
+	if x != nil {
+		return x.RevokeAt
+	}
+	return 0
+}
+
 // Server is stored under /server/ID, and written by that server alone.
 type Server struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1499,7 +1560,7 @@ type Server struct {
 
 func (x *Server) Reset() {
 	*x = Server{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1572,7 @@ func (x *Server) String() string {
 func (*Server) ProtoMessage() {}
 
 func (x *Server) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[16]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1585,7 @@ func (x *Server) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Server.ProtoReflect.Descriptor instead.
 func (*Server) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{16}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Server) GetId() string {
@@ -1671,7 +1732,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1744,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[17]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1757,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{17}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Laggard) GetAgentId() string {
@@ -1727,7 +1788,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1800,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1813,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Place) GetHost() string {
@@ -1800,7 +1861,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1873,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1886,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Roster) GetAgents() []byte {
@@ -1848,7 +1909,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1860,7 +1921,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1873,7 +1934,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Copy) GetEpoch() []byte {
@@ -2049,7 +2110,11 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x06issuer\x18\x04 \x01(\tR\x06issuer\x12!\n" +
 	"\fauthority_id\x18\x05 \x01(\tR\vauthorityId\x12\x19\n" +
 	"\bkey_hash\x18\x06 \x01(\fR\akeyHash\x12\x1b\n" +
-	"\tnot_after\x18\a \x01(\x03R\bnotAfter\"\xae\x04\n" +
+	"\tnot_after\x18\a \x01(\x03R\bnotAfter\"P\n" +
+	"\tExpulsion\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02at\x12\x1b\n" +
+	"\trevoke_at\x18\x03 \x01(\x03R\brevokeAt\"\xae\x04\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
@@ -2102,7 +2167,7 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
@@ -2121,11 +2186,12 @@ var file_plastron_state_v1_state_proto_goTypes = []any{
 	(*Authority)(nil),     // 14: plastron.state.v1.Authority
 	(*Slot)(nil),          // 15: plastron.state.v1.Slot
 	(*Downstream)(nil),    // 16: plastron.state.v1.Downstream
-	(*Server)(nil),        // 17: plastron.state.v1.Server
-	(*Laggard)(nil),       // 18: plastron.state.v1.Laggard
-	(*Place)(nil),         // 19: plastron.state.v1.Place
-	(*Roster)(nil),        // 20: plastron.state.v1.Roster
-	(*Copy)(nil),          // 21: plastron.state.v1.Copy
+	(*Expulsion)(nil),     // 17: plastron.state.v1.Expulsion
+	(*Server)(nil),        // 18: plastron.state.v1.Server
+	(*Laggard)(nil),       // 19: plastron.state.v1.Laggard
+	(*Place)(nil),         // 20: plastron.state.v1.Place
+	(*Roster)(nil),        // 21: plastron.state.v1.Roster
+	(*Copy)(nil),          // 22: plastron.state.v1.Copy
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	3,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
@@ -2138,8 +2204,8 @@ var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	11, // 7: plastron.state.v1.Bundle.revoked:type_name -> plastron.state.v1.Revocation
 	15, // 8: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
 	0,  // 9: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
-	18, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
-	19, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
+	19, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
+	20, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -2158,7 +2224,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -168,6 +168,7 @@ func TestMistakes(t *testing.T) {
 		{"server rule create -selector a:b -idTemplate x", "-parentID is required\n  Fix: see plastron server rule create -h"},
 		{"server rule create -parentID a -idTemplate x", "at least one -selector is required\n  Fix: see plastron server rule create -h"},
 		{"server rule create -selector a:b -parentID a -idTemplate x -ruleExpiry -1", "-x509SVIDTTL, -jwtSVIDTTL and -ruleExpiry must not be negative\n  Fix: see plastron server rule create -h"},
+		{"server panic spiffe://a.test/nested -now", "-now is for servers that share the store\n  Fix: see plastron server panic -h"},
 		{"server rule delete", "-ruleID is required\n  Fix: see plastron server rule delete -h"},
 		{"server logger set", "-level is required\n  Fix: see plastron server logger set -h"},
 		{"server logger set -level loud", "the value \"loud\" of -level is none of panic, fatal, error, warn, info, debug, trace\n  Fix: see plastron server logger set -h"},

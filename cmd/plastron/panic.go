@@ -32,16 +32,16 @@ password can still write there: change it.`,
 	care, wait := cautionFlags(c.Flags()), waitFlag(c.Flags())
 	at, out := serverSocketFlags(c.Flags()), outputFlag(c.Flags())
 	c.RunE = func(c *cobra.Command, args []string) error {
+		server := !strings.HasPrefix(args[0], "spiffe://")
+		if *now && !server {
+			return usage(c, "-now is for servers that share the store")
+		}
 		conn, peer, err := at.dial(c.Context())
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
 		client := cutoffv1.NewCutoffClient(wait.over(conn))
-		server := !strings.HasPrefix(args[0], "spiffe://")
-		if *now && !server {
-			return usage(c, "-now is for servers")
-		}
 		call := func(dry bool) (proto.Message, error) {
 			if server {
 				reply, err := client.Expel(c.Context(), &cutoffv1.ExpelRequest{Server: args[0], Now: *now, DryRun: dry})

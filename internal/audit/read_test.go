@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/fault"
 )
 
 // Since finds, wherever in a trail of any length it begins, all that is about what is
@@ -76,5 +78,18 @@ func TestSinceSaysWhatIsMissing(t *testing.T) {
 	}
 	if _, _, err := w.Since(t.Context(), began, nil, none); err == nil {
 		t.Error("a trail that is gone was read")
+	}
+}
+
+// A trail that came with a copied directory is not gone on with, and it says what to do.
+func TestTrailOfAnotherServer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	if err := open(t, path, false).Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := audit.Open(audit.Config{Path: path, Server: "s2", Log: slog.New(slog.DiscardHandler)})
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok || f.Reason != "audit_broken" || f.Remedy == "" {
+		t.Errorf("Open() = %v", err)
 	}
 }

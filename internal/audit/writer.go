@@ -296,7 +296,8 @@ func (w *Writer) openLocked() (aside int64, err error) {
 			return 0, broken(0, "its last record cannot be read: %v", err)
 		}
 		if last.Server != w.cfg.Server {
-			return 0, broken(last.Sequence, "it is another server's")
+			return 0, fault.New(fault.Precondition, "audit_broken", "the audit trail %s is that of the server %s, and this one is %s", w.cfg.Path, last.Server, w.cfg.Server).
+				Fix("move it elsewhere and keep it; this server begins its own")
 		}
 		previous = sha256.Sum256(line)
 	}

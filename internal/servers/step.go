@@ -132,7 +132,7 @@ func (s *sighting) ends() time.Duration {
 func inUse(kind fault.Kind, row *registry.Server, place registry.Place) *fault.Error {
 	return fault.New(kind, "server_id_in_use", "the identity of this server, %s, is in use by another process: on host %q, in %s, since %s",
 		row.ID, row.Place.Host, row.Place.DataDir, row.StartedAt.UTC().Format(time.RFC3339)).
-		Fix("if %s is a copy of that directory, give this server a new data_dir, or remove server-id and keys.json in it: then it starts as a new server", place.DataDir)
+		Fix("if %s is a copy of that directory, give this server a new data_dir, or remove server-id and keys.json in it and move audit.log elsewhere: then it starts as a new server", place.DataDir)
 }
 
 // next makes the row of the next beat out of the stored one (nil: none) and of
@@ -211,7 +211,7 @@ func (m *machine) foreign(row *registry.Server) bool {
 func (m *machine) fenced() error {
 	return fault.New(fault.Unavailable, "server_id_in_use", "another process has taken over the identity of this server, %s: on host %q, in %s, since %s",
 		m.id, m.rival.Place.Host, m.rival.Place.DataDir, m.rival.StartedAt.UTC().Format(time.RFC3339)).
-		Fix("if data_dir was copied, give one of the two a new data_dir, or remove server-id and keys.json in it: then it starts as a new server")
+		Fix("if data_dir was copied, give one of the two a new data_dir, or remove server-id and keys.json in it and move audit.log elsewhere: then it starts as a new server")
 }
 
 // fold takes note of a row that came through the log (live) or with a state that

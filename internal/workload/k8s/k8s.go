@@ -298,6 +298,7 @@ func (a *Attestor) describe(pod *kube.Pod, status *kube.ContainerStatus) workloa
 			}
 		}
 	}
+	add("pod", "any") // for rules that are for every pod
 	both("ns", "ns", pod.Meta.Namespace)
 	both("sa", "sa", pod.Spec.ServiceAccount)
 	both("pod-name", "pod", pod.Meta.Name)

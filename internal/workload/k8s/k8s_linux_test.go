@@ -97,7 +97,7 @@ func TestSelectors(t *testing.T) {
 		"pod-image:docker-pullable://shop/side@sha256:2", "pod-image:shop/side:2", "pod-image:shop/web:1", "pod-image:shop/web@sha256:1",
 		"pod-init-image-count:1", "pod-init-image:sha256:3", "pod-init-image:shop/init",
 		"pod-label:app:web", "pod-label:empty:", "pod-label:example.org/tier:front",
-		"pod-name:web-1", "pod-owner-uid:ReplicaSet:owner-1", "pod-owner:ReplicaSet:web-abc", "pod-uid:" + p.UID, "sa:web",
+		"pod-name:web-1", "pod-owner-uid:ReplicaSet:owner-1", "pod-owner:ReplicaSet:web-abc", "pod-uid:" + p.UID, "pod:any", "sa:web",
 	}
 	own := []string{"container-image:shop/web:1", "container-image:shop/web@sha256:1", "container-name:main"}
 	if diff := cmp.Diff(append(own, pod...), values(said)); diff != "" {

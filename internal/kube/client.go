@@ -67,7 +67,7 @@ func (c *Client) connection() (*connection, string, error) {
 		c.http = &http.Client{
 			Transport: &http.Transport{
 				TLSClientConfig: config, TLSHandshakeTimeout: callTime, MaxResponseHeaderBytes: 64 << 10,
-				MaxConnsPerHost: 32, MaxIdleConnsPerHost: 4, IdleConnTimeout: time.Minute,
+				MaxConnsPerHost: 32, MaxIdleConnsPerHost: 32, IdleConnTimeout: time.Minute,
 			},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token goes nowhere else
 		}

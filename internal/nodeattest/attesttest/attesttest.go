@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -65,6 +66,35 @@ func Run(t *testing.T, open func(t *testing.T) Pair) {
 					t.Errorf("the error repeats the payload: %v", err) // R104
 				}
 			})
+		}
+	})
+	t.Run("facts", func(t *testing.T) {
+		p := open(t)
+		checker, ok := p.Verifier.(nodeattest.FactChecker)
+		if !ok {
+			return
+		}
+		for _, fact := range []string{"", "unix.uid", "k8s.container", p.Name + ".x"} {
+			if checker.Checks(fact) && !entry.Verifiable(fact) {
+				t.Errorf("it says that it can find out %q, which no server can", fact)
+			}
+		}
+		e, err := attest(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, facts := range map[string]map[string]string{
+			"none": nil, "a path": {entry.FactNamespace: "../..", entry.FactPod: "..", entry.FactPodUID: "/"},
+			"nothing that is there": {entry.FactNamespace: "a", entry.FactPod: "b", entry.FactPodUID: "c"},
+		} {
+			for _, node := range [][]entry.Selector{nil, e.Selectors, {{Type: "other", Value: "x"}}} {
+				seen, err := checker.Look(t.Context(), node, facts)
+				switch fault.KindOf(err) {
+				case fault.Denied, fault.Precondition, fault.Unavailable:
+				default:
+					t.Errorf("Look(%s) = %+v, %v, want a refusal", name, seen, err)
+				}
+			}
 		}
 	})
 	t.Run("a caller that has gone", func(t *testing.T) {

@@ -113,7 +113,7 @@ func (c *Config) Open(_ context.Context, env nodeattest.Env) (nodeattest.Verifie
 	v := &verifier{clusters: map[string]*cluster{}, log: env.Log}
 	for _, name := range slices.Sorted(maps.Keys(c.Clusters)) {
 		configured := c.Clusters[name]
-		opened := &cluster{Cluster: configured, name: name}
+		opened := &cluster{Cluster: configured, name: name, looks: looks{slots: make(chan struct{}, maxLooks)}}
 		var err error
 		if configured.Issuer != "" {
 			opened.issuer, err = kube.IssuerConfig{
@@ -141,6 +141,7 @@ type cluster struct {
 	name   string
 	issuer *kube.Issuer
 	api    *kube.Client
+	looks  looks
 }
 
 // node is what is known of who showed the token.

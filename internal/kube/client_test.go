@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -289,6 +290,41 @@ func TestFilesAreReadAgain(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// Many ask at once while the token is exchanged, as the kubelet does it.
+func TestTogether(t *testing.T) {
+	api, pod := cluster(t)
+	grant(api, "system:serviceaccount:spire:spire-agent")
+	path := api.WriteKubeconfig(map[string]any{"tokenFile": "token"})
+	exchange := func() {
+		token := filepath.Join(filepath.Dir(path), "token")
+		if err := os.WriteFile(token+".new", []byte(api.Token(pod, kubeapi.TokenOptions{Audience: kubeapi.Audience})), 0o600); err != nil {
+			t.Error(err)
+		}
+		if err := os.Rename(token+".new", token); err != nil {
+			t.Error(err)
+		}
+	}
+	exchange()
+	c := open(t, path)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 5 {
+				if _, err := c.Pod(t.Context(), "spire", pod.Meta.Name); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 5 {
+		exchange()
+	}
+	all.Wait()
+	if n := api.Calls("get pods"); n != 40 {
+		t.Errorf("the API server was asked %d times", n)
+	}
 }
 
 func TestKubeconfig(t *testing.T) {

@@ -180,7 +180,7 @@ func (c claims) check(audiences []string, now time.Time) error {
 	case !now.Before(c.ends.Add(svid.Leeway)):
 		return refused("kube_token_expired", "it has expired")
 	case c.start.After(now.Add(svid.Leeway)):
-		return refused("kube_token_early", "it is not valid yet")
+		return refused("kube_token_early", "it is not valid yet").Fix("set the clocks of this server and of the cluster right")
 	}
 	return nil
 }

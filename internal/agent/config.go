@@ -257,9 +257,7 @@ func (c *Config) validate() error {
 		check(filepath.IsAbs(s.SDS.SocketPath), "sds.socket_path: must be an absolute path")
 		also("sds.socket_path", localsocket.CheckPath(s.SDS.SocketPath))
 		check(filepath.Clean(s.SDS.SocketPath) != filepath.Clean(s.SocketPath), "sds.socket_path: must not be socket_path, where it is served in any case")
-		if s.AdminSocketPath != "" {
-			also("admin_socket_path", agentapi.CheckPath(s.AdminSocketPath, s.SDS.SocketPath))
-		}
+		also("sds.socket_path", agentapi.CheckPath(s.adminSocketPath(), s.SDS.SocketPath))
 	}
 	also("sds", s.SDS.names().Check())
 	check(s.TrustBundleFormat == "pem" || s.TrustBundleFormat == "spiffe", "trust_bundle_format: must be pem or spiffe")

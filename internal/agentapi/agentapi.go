@@ -67,7 +67,7 @@ func CheckPath(path, public string) error {
 		return fault.New(fault.Invalid, "socket_path_invalid", "%q is not an absolute path", path)
 	}
 	if strings.HasPrefix(filepath.Clean(path), filepath.Dir(filepath.Clean(public))+string(filepath.Separator)) {
-		return fault.New(fault.Invalid, "socket_path_invalid", "%q lies in the directory of the Workload API socket, which workloads reach", path).
+		return fault.New(fault.Invalid, "socket_path_invalid", "%q lies in the directory of a socket that workloads reach", path).
 			Fix("choose another directory")
 	}
 	return localsocket.CheckPath(path)

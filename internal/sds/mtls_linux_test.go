@@ -3,10 +3,12 @@ package sds_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/plastron/plastron/api/plastron/sync/v1"
 	"github.com/plastron/plastron/internal/fakes/envoy"
+	"github.com/plastron/plastron/internal/mirror"
 	"github.com/plastron/plastron/internal/sds"
 	"github.com/plastron/plastron/internal/workloadapi"
 )
@@ -61,14 +63,16 @@ func TestMTLS(t *testing.T) {
 	}
 }
 
-// Only those who are in their list get in, and only by the roots of their own trust domain.
+// Only those who are in the list get in, and only by the roots of their own trust
+// domain, however many others are trusted.
 func TestMTLSRefuses(t *testing.T) {
 	r, foreign := newRig(t), newRig(t)
 	r.grant("a", "/a", func(g *syncv1.Grant) { g.FederatesWith = []string{"foreign.test"} })
 	r.grant("b", "/b")
 	foreign.grant("b", "/b")
-	a := r.proxy().Peer(td+"/a", "ROOTCA")
-	b := r.proxy().Peer(td+"/b", "ROOTCA")
+	r.federate("foreign.test", foreign)
+	r.until(func(v mirror.View) bool { return len(v.Federated) == 1 })
+	a, b := r.proxy().Peer(td+"/a", "ALL"), r.proxy().Peer(td+"/b", "ALL")
 	if err := envoy.Handshake(b, a); err != nil {
 		t.Fatal(err)
 	}
@@ -77,11 +81,12 @@ func TestMTLSRefuses(t *testing.T) {
 	if err := envoy.Handshake(&stranger, b); err == nil {
 		t.Error("a name that is not in the list got in")
 	}
-	// The same name, signed by another domain's authority, which is federated: its
-	// roots are there, under another name.
-	b.Trust = foreign.proxy().Secret("ROOTCA")
-	b.Trust.Until(func(*envoy.Material) bool { return true })
-	if err := envoy.Handshake(a, b); err == nil {
-		t.Error("an authority got in that is none of the trust domain's")
+	// b's name, signed by an authority that is trusted for other names.
+	forger := &envoy.Peer{ID: b.ID, SVID: foreign.proxy().Secret(td + "/b"), Trust: b.Trust}
+	forger.SVID.Until(func(m *envoy.Material) bool { return m.Certificate != nil })
+	for _, err := range []error{envoy.Handshake(forger, a), envoy.Handshake(a, forger)} {
+		if err == nil || !strings.Contains(err.Error(), "signed by unknown authority") {
+			t.Errorf("the forger: %v", err)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -137,11 +138,11 @@ func (r *rig) until(cond func(mirror.View) bool) mirror.View {
 	return mirrortest.Until(r.t, sub, cond)
 }
 
-// federate lets a grant name a trust domain whose bundle is that of another server.
-func (r *rig) federate(td string) {
+// federate makes the bundle of a trust domain known, with the authorities of some rig.
+func (r *rig) federate(td string, of *rig) {
 	r.t.Helper()
 	b := &syncv1.Bundle{TrustDomain: td}
-	for _, a := range r.until(func(mirror.View) bool { return true }).Bundle.Keys.X509 {
+	for _, a := range of.until(func(mirror.View) bool { return true }).Bundle.Keys.X509 {
 		b.X509Authorities = append(b.X509Authorities, &syncv1.X509Authority{Asn1: a.ASN1})
 	}
 	r.server.PutBundle(td, b)
@@ -227,7 +228,7 @@ func TestNames(t *testing.T) {
 		g.FederatesWith = []string{"foreign.test", "silent.test"}
 	})
 	r.grant("b", "/b")
-	r.federate("foreign.test")
+	r.federate("foreign.test", r)
 	r.until(func(v mirror.View) bool { return len(v.Federated) == 1 })
 	api := r.proxy().API()
 	fetch := func(names ...string) (*discoveryv3.DiscoveryResponse, error) {
@@ -271,6 +272,14 @@ func TestNames(t *testing.T) {
 		}
 		holds(t, resp, td+" spiffe://foreign.test "+td+"/a "+td+"/b")
 	}
+
+	// ID-2.3-a
+	long := strings.Repeat("/"+strings.Repeat("x", 12), 156)
+	r.grant("long", long)
+	if resp, err = fetch(td + long); err != nil {
+		t.Fatal(err)
+	}
+	is(holds(t, resp, td+long)[td+long], long)
 
 	// W34, R12: what is another's, what is nobody's and what is not federated are answered alike.
 	r.server.Put(r.server.Grant("x", "/other", "unix:uid:2"))
@@ -361,6 +370,32 @@ func TestStream(t *testing.T) {
 	_, err = roots.Recv()
 	refused(t, err, codes.PermissionDenied, "no_grant")
 	eventually(t, func() bool { return r.service.Stats().Streams == 0 })
+}
+
+// RG50: bundles come and go on a stream as grants and trust domains do. Istio's
+// names for them.
+func TestFederation(t *testing.T) {
+	r := newRig(t, func(c *sds.Config, _ *workloadapi.Config) {
+		c.Names = sds.Names{SVID: "default", Bundle: "null", AllBundles: "ROOTCA"}
+	})
+	r.grant("a", "/a")
+	r.federate("foreign.test", r)
+	s := r.proxy().Open()
+	s.Ask("ROOTCA", "spiffe://foreign.test")
+	trusted := func(m map[string]*envoy.Material) (domains []string) {
+		return slices.Sorted(maps.Keys(m["ROOTCA"].Trust))
+	}
+	if got := trusted(gets(t, s, "ROOTCA", "spiffe://foreign.test secret_unknown")); !slices.Equal(got, []string{"example.org"}) {
+		t.Errorf("trusted is %v before anybody federates", got)
+	}
+	r.grant("a", "/a", func(g *syncv1.Grant) { g.FederatesWith = []string{"foreign.test"} })
+	if got := trusted(gets(t, s, "ROOTCA spiffe://foreign.test")); !slices.Equal(got, []string{"example.org", "foreign.test"}) {
+		t.Errorf("trusted is %v", got)
+	}
+	r.server.PutBundle("foreign.test", nil)
+	if got := trusted(gets(t, s, "ROOTCA", "spiffe://foreign.test federated_bundle_missing")); !slices.Equal(got, []string{"example.org"}) {
+		t.Errorf("trusted is %v after the bundle is gone", got)
+	}
 }
 
 func gets2(t *testing.T, s *envoy.Stream) []string {
@@ -457,7 +492,7 @@ func TestPlain(t *testing.T) {
 	for _, configured := range []bool{false, true} {
 		r := newRig(t, func(c *sds.Config, _ *workloadapi.Config) { c.Plain = configured })
 		r.grant("a", "/a", func(g *syncv1.Grant) { g.FederatesWith = []string{"foreign.test"} })
-		r.federate("foreign.test")
+		r.federate("foreign.test", r)
 		r.until(func(v mirror.View) bool { return len(v.Federated) == 1 })
 		for node, plain := range map[*corev3.Node]bool{old: true, text: true, yes: true, no: false, odd: configured, envoy.Node("new", 1, 18): configured,
 			{Id: "nameless"}: configured, nil: configured} {

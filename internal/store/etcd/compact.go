@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -51,18 +52,14 @@ func (s *Store) tidy(ctx context.Context, before uint64) error {
 	// none ever again. So what is off its lease now and not needed now can go.
 	r := reader{s: s, rev: resp.Header.Revision}
 	needed := make(map[string]bool)
-	for from, more := s.keys.live, true; more; {
-		page, err := r.get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.keys.live)), clientv3.WithLimit(firstPage))
-		if err != nil {
-			return err
+	err = r.each(ctx, func(kv *mvccpb.KeyValue) error {
+		if _, in, err := parseValue(kv.Value); err == nil && in != nil {
+			needed[s.keys.parts+hex.EncodeToString([]byte(in.part))] = true
 		}
-		for _, kv := range page.Kvs {
-			if _, in, err := parseValue(kv.Value); err == nil && in != nil {
-				needed[s.keys.parts+hex.EncodeToString([]byte(in.part))] = true
-			}
-			from = string(kv.Key) + "\x00"
-		}
-		more = page.More
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return s.remove(ctx, s.keys.parts, func(key string, _ int64) bool { return !needed[key] }, r.rev)
 }

@@ -10,11 +10,13 @@ import (
 	"github.com/plastron/plastron/internal/store"
 )
 
-// A page of a snapshot aims at so many bytes.
+// A page of a snapshot aims at so many bytes. etcd counts all keys that are left for
+// each page, so there must not be many pages.
 const (
-	pageBytes = 4 << 20
+	pageBytes = 32 << 20
 	firstPage = 64
-	maxPage   = 8192
+	growth    = 8 // of the pages, at most
+	maxPage   = 1 << 17
 )
 
 // Load implements store.Store. The snapshot is read in pages, all of one
@@ -33,29 +35,23 @@ func (s *Store) Load(ctx context.Context, f func(key string, rev uint64, value [
 		return store.Position{}, s.told(ctx, err)
 	}
 	r := reader{s: s, rev: v.now}
-	limit := int64(firstPage)
-	for from, more := s.keys.live, true; more; {
-		resp, err := r.get(bound, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.keys.live)), clientv3.WithLimit(limit))
+	var refused error
+	err = r.each(bound, func(kv *mvccpb.KeyValue) error {
+		value, err := r.value(bound, kv)
+		if err == nil {
+			err = ctx.Err()
+		}
 		if err != nil {
-			return store.Position{}, s.told(ctx, err)
+			return err
 		}
-		size := 1
-		for _, kv := range resp.Kvs {
-			value, err := r.value(bound, kv)
-			if err != nil {
-				return store.Position{}, s.told(ctx, err)
-			}
-			if err := ctx.Err(); err != nil {
-				return store.Position{}, s.failed(ctx, err, false)
-			}
-			if err := f(string(kv.Key[len(s.keys.live):]), uint64(kv.ModRevision), value); err != nil {
-				return store.Position{}, err
-			}
-			size += len(kv.Key) + len(kv.Value)
-			from = string(kv.Key) + "\x00"
-		}
-		more = resp.More
-		limit = min(2*limit, maxPage, max(1, pageBytes*int64(len(resp.Kvs))/int64(size)))
+		refused = f(string(kv.Key[len(s.keys.live):]), uint64(kv.ModRevision), value)
+		return refused
+	})
+	switch {
+	case refused != nil:
+		return store.Position{}, refused
+	case err != nil:
+		return store.Position{}, s.told(ctx, err)
 	}
 	s.mu.Lock()
 	s.loaded, s.snapshot = v.at.Epoch, v
@@ -93,8 +89,30 @@ type reader struct {
 	part []byte
 }
 
+// each calls f with the live keys, in order and in pages.
+func (r *reader) each(ctx context.Context, f func(*mvccpb.KeyValue) error) error {
+	limit := int64(firstPage)
+	for from, more := r.s.keys.live, true; more; {
+		resp, err := r.get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(r.s.keys.live)), clientv3.WithLimit(limit))
+		if err != nil {
+			return err
+		}
+		size := 1
+		for _, kv := range resp.Kvs {
+			if err := f(kv); err != nil {
+				return err
+			}
+			size += len(kv.Key) + len(kv.Value)
+			from = string(kv.Key) + "\x00"
+		}
+		more = resp.More
+		limit = min(growth*limit, maxPage, max(1, pageBytes*int64(len(resp.Kvs))/int64(size)))
+	}
+	return nil
+}
+
 func (r *reader) get(ctx context.Context, key string, options ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	ctx, done := context.WithTimeout(ctx, 10*r.s.limit.attempt)
+	ctx, done := context.WithTimeout(ctx, 20*r.s.limit.attempt) // etcd may be busy with a page
 	defer done()
 	return r.s.client.Get(clientv3.WithRequireLeader(ctx), key, append(options, clientv3.WithRev(r.rev))...)
 }

@@ -25,10 +25,10 @@ type Client struct {
 	Node     string
 	Names    []string // that it asks for, at most 5
 	Missing  []Missing
-	Rejected string // why it refused; empty: it did not
-	Version  string // that it refused
-	At       time.Time
-	Open     bool // its stream is
+	Rejected string    // why it refused; empty: it did not
+	Version  string    // that it refused
+	At       time.Time // of that, or else since when it asks for what is missing
+	Open     bool      // its stream is
 }
 
 // Missing is a name that stands for nothing, and the code of the reason.
@@ -95,13 +95,12 @@ func (c *clients) accepted(st *stream, who *process.Process) {
 func (c *clients) troubleLocked(st *stream, who *process.Process) *Client {
 	t := c.troubled[st]
 	if t == nil {
-		t = &Client{Open: true}
+		t = &Client{Open: true, At: time.Now()}
 		if who != nil {
 			t.PID, t.UID = who.PID, who.UID
 		}
 		c.troubled[st] = t
 	}
-	t.At = time.Now()
 	t.Node, t.Names = st.asked()
 	return t
 }
@@ -116,7 +115,7 @@ func (s *Service) rejected(st *stream, who *process.Process, why string) {
 		return
 	}
 	t := c.troubleLocked(st, who)
-	t.Rejected, t.Version = why, st.sent()
+	t.Rejected, t.Version, t.At = why, st.sent(), time.Now()
 	about := *t
 	c.mu.Unlock()
 	if n := s.quiet.Due(); n > 0 {

@@ -3,6 +3,7 @@ package serverapi_test
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,14 +22,17 @@ import (
 )
 
 // clustered makes a rig one of several servers.
-func clustered(t *testing.T) option {
+func clustered(t *testing.T) option { return clusteredLater(t, new(atomic.Int64)) }
+
+// clusteredLater does so with a boot clock that can be set ahead by nanoseconds.
+func clusteredLater(t *testing.T, ahead *atomic.Int64) option {
 	return func(c *serverapi.Config, _ *nodes.Config) {
 		c.Shared, c.Followers = true, serverapi.NewFollowers(c.About.ServerID, c.Registry)
 		began := time.Now()
 		c.Servers = servers.New(servers.Config{
 			TrustDomain: td, ID: c.About.ServerID, Registry: c.Registry, Shared: true, Lease: time.Hour, Version: "test", Started: began,
 			Report: func() servers.Report { return c.Followers.Report(time.Now()) },
-			Boot:   func() time.Duration { return time.Hour + time.Since(began) }, Log: c.Log,
+			Boot:   func() time.Duration { return time.Hour + time.Since(began) + time.Duration(ahead.Load()) }, Log: c.Log,
 		})
 		c.Poke = c.Servers.Poke
 		if err := c.Servers.Start(t.Context()); err != nil {

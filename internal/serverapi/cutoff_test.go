@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -266,6 +267,50 @@ func TestRevokeWithoutRecords(t *testing.T) {
 	if e.Server != "s1" || !strings.Contains(e.Why, "audit trail") || e.Until < hour-60 || e.Until > hour || got.Alive.Until != e.Until {
 		t.Errorf("elsewhere: %v", e)
 	}
+}
+
+// A server that is not heard from may go on, with what it signed before, until its
+// lease ends; and never beyond its keys. R77
+func TestRevokeWithASilentServer(t *testing.T) {
+	var ahead atomic.Int64
+	r := newRig(t, clusteredLater(t, &ahead))
+	agent := r.agent()
+	e := entryUnder(agent.id, "/web")
+	e.X509SvidTtl, e.JwtSvidTtl = 600, 600
+	entries := r.create(e, entryUnder(agent.id, "/web2"))
+	now := time.Now().UTC().Truncate(time.Second)
+	_, err := r.registry.Update(t.Context(), "test", func(tx *registry.Tx) error {
+		for name, end := range map[string]time.Time{"away": now.Add(24 * time.Hour), "late": now.Add(30 * time.Minute)} {
+			slot := registry.Slot{Name: "A", State: registry.SlotActive, AuthorityID: "key of " + name, NotBefore: now, NotAfter: end, LastExpiry: end}
+			if err := tx.PutAuthority(registry.Authority{Server: name, Kind: "x509", Slots: []registry.Slot{slot}}); err != nil {
+				return err
+			}
+			if err := tx.PutServer(registry.Server{ID: name, Instance: []byte("i"), Beat: 1, BeatAt: now, Lease: 2 * time.Hour}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "both are heard", func() bool { return len(r.servers.Others()) == 2 })
+	expect := func(what, entry string, away, late time.Duration) {
+		t.Helper()
+		got := map[string]*cutoffv1.Elsewhere{}
+		for _, e := range r.revoke(entry, true).Alive.Elsewhere {
+			got[e.Server] = e
+		}
+		for name, want := range map[string]time.Duration{"away": away, "late": late} {
+			if off := time.Unix(got[name].GetUntil(), 0).Sub(time.Now()) - want; off.Abs() > time.Minute {
+				t.Errorf("%s: what %s signed may live %v, want about %v", what, name, want+off, want)
+			}
+		}
+	}
+	expect("heard", entries[0].Id, 10*time.Minute, 10*time.Minute)
+	expect("heard, by default", entries[1].Id, time.Hour, 30*time.Minute)
+	ahead.Store(int64(30 * time.Minute))
+	expect("silent", entries[0].Id, 90*time.Minute+10*time.Minute, 30*time.Minute)
 }
 
 // A downstream server's entry is one as others are, but what lives on under it can

@@ -16,6 +16,7 @@ import (
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
 )
 
@@ -150,7 +151,19 @@ func TestExpel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		keyed(t, b, "c")
+		time.Sleep(2 * time.Second)
+		b.reg.View(func(snap *registry.Snapshot) {
+			if _, err := snap.Server("c"); err == nil {
+				t.Error("the row that it wrote is there")
+			}
+		})
+		if slices.ContainsFunc(b.Others(), func(o Other) bool { return o.Row.ID == "c" }) {
+			t.Error("what it says counts")
+		}
+		if result := m.commit(&store.Txn{Caller: "attacker", Puts: []store.Put{{Key: "/server/c", Value: []byte("?")}}}); result.Err != nil {
+			t.Fatal(result.Err)
+		}
+		keyed(t, b, "c") // a spoilt row does not protect it
 		synctest.Wait()
 		time.Sleep(3 * time.Second)
 		if got := b.stands(); got != "2 roots, 2 keys, 0 tainted, 4 revoked, 4 authorities, 2 servers" {

@@ -33,32 +33,42 @@ func (s *Servers) Expel(ctx context.Context, caller, id string, after time.Durat
 		if err := tx.Expel(x); err != nil {
 			return err
 		}
-		return s.banish(tx, x, now)
+		_, err = s.banish(tx, x, now)
+		return err
 	})
 	return x, err
 }
 
-// banish removes what an expelled server has, as far as it is due.
-func (s *Servers) banish(tx *registry.Tx, x registry.Expulsion, now time.Time) error {
+// banish removes what an expelled server has, as far as it is due, and returns
+// whether it had a row.
+func (s *Servers) banish(tx *registry.Tx, x registry.Expulsion, now time.Time) (row bool, err error) {
 	e, err := s.estateOf(tx, x.Server)
-	if err != nil {
-		return err
+	if fault.ReasonOf(err) == "row_unreadable" && e.bundle == nil { // its own row, which it may have spoilt
+		if err := tx.DeleteServer(x.Server); err != nil {
+			return true, err
+		}
+		e, err = s.estateOf(tx, x.Server)
+		row = true
 	}
+	if err != nil {
+		return row, err
+	}
+	row = row || e.row != nil
 	left, changed := banish(x, e, now)
 	if !changed {
-		return nil
+		return row, nil
 	}
 	for _, kind := range left.kinds {
 		if err := tx.DeleteAuthority(x.Server, kind); err != nil {
-			return err
+			return row, err
 		}
 	}
 	if left.row {
 		if err := tx.DeleteServer(x.Server); err != nil {
-			return err
+			return row, err
 		}
 	}
-	return tx.PutBundle(left.bundle)
+	return row, tx.PutBundle(left.bundle)
 }
 
 // learn takes note of who is expelled.
@@ -117,12 +127,8 @@ func (s *Servers) evict(ctx context.Context) {
 		err := may
 		if err == nil {
 			_, err = s.cfg.Registry.Update(ctx, expelCaller, func(tx *registry.Tx) error {
-				row, err := optional(tx.Server(x.Server))
-				if err != nil {
-					return err
-				}
-				again = row != nil
-				return s.banish(tx, x, now)
+				again, err = s.banish(tx, x, now)
+				return err
 			})
 		}
 		switch {

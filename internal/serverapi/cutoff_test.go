@@ -302,7 +302,7 @@ func TestRevokeWithASilentServer(t *testing.T) {
 			got[e.Server] = e
 		}
 		for name, want := range map[string]time.Duration{"away": away, "late": late} {
-			if off := time.Unix(got[name].GetUntil(), 0).Sub(time.Now()) - want; off.Abs() > time.Minute {
+			if off := time.Until(time.Unix(got[name].GetUntil(), 0)) - want; off.Abs() > time.Minute {
 				t.Errorf("%s: what %s signed may live %v, want about %v", what, name, want+off, want)
 			}
 		}

@@ -16,7 +16,7 @@ var rows = [...][]string{
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket", "lifetime"},
 	4:  {"keys", "nodeattest", "workload", "upstream", "publish", "store", "monitor"},
 	5:  {"process", "secretfile", "systemd", "serverlink", "localsocket", "machine", "rpc", "kube", "container"},
-	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "nodeattest/k8spsat", "workload/unix", "workload/k8s", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "upstream/spire", "publish/k8sbundle", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
+	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "nodeattest/k8spsat", "workload/unix", "workload/k8s", "workload/docker", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "upstream/spire", "publish/k8sbundle", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror", "servers", "upkeep"},
 	9:  {"serverapi", "workloadapi", "sds", "agentapi"},

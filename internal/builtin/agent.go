@@ -13,6 +13,7 @@ import (
 	"github.com/plastron/plastron/internal/nodeattest/k8spsat"
 	"github.com/plastron/plastron/internal/nodeattest/x509pop"
 	"github.com/plastron/plastron/internal/workload"
+	"github.com/plastron/plastron/internal/workload/docker"
 	"github.com/plastron/plastron/internal/workload/k8s"
 	"github.com/plastron/plastron/internal/workload/unix"
 )
@@ -98,5 +99,6 @@ func WorkloadAttestors() []WorkloadAttestor {
 	return []WorkloadAttestor{
 		{"unix", "user, groups and program of a process, from the kernel", func() WorkloadConfig { return new(unix.Config) }},
 		{"k8s", "pod and container of a process, from the kernel and the node's kubelet", func() WorkloadConfig { return new(k8s.Config) }},
+		{"docker", "container of a process and what it was started as, from the kernel and Docker or podman", func() WorkloadConfig { return new(docker.Config) }},
 	}
 }

@@ -39,6 +39,7 @@ type Container struct {
 	// have made up everything below, so neither ID nor PodUID is to be believed.
 	// Empty: they are.
 	Within string
+	Podman bool // by its name the container is podman's
 }
 
 // Places are directories of control groups, "/a/b", below which pods and
@@ -101,6 +102,7 @@ func (p Places) parse(record, own string) (Container, error) {
 		if found.Within == "" {
 			found.Within = c.Within
 		}
+		found.Podman = found.Podman || c.Podman
 	}
 	return found, nil
 }
@@ -144,7 +146,7 @@ func (p Places) locate(path, own string) (c Container) {
 			return c
 		}
 		if id := idOf(name); id != "" && i >= shared {
-			c.ID = id
+			c.ID, c.Podman = id, strings.HasPrefix(name, "libpod-")
 			return c
 		}
 		if c.Within == "" && i >= trusted && !systems(name) {

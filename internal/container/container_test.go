@@ -103,7 +103,7 @@ func TestForms(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := c.places.parse(under.Replace(c.record), under.Replace(c.own))
-			want := Container{under.Replace(c.want.ID), under.Replace(c.want.PodUID), c.want.Within}
+			want := Container{under.Replace(c.want.ID), under.Replace(c.want.PodUID), c.want.Within, strings.Contains(name, "podman")}
 			if c.ambiguous {
 				if !errors.Is(err, errAmbiguous) {
 					t.Errorf("parse() = %+v, %v, want a refusal", got, err)

@@ -74,9 +74,9 @@ func (c *Config) Validate() error {
 			faults = append(faults, fault.New(fault.Invalid, "config_invalid", format, args...))
 		}
 	}
-	for key, at := range map[string]string{"docker_socket_path": c.DockerSocketPath, "podman_socket_path": c.PodmanSocketPath} {
-		p := strings.TrimPrefix(at, "unix://")
-		refuse(at != "" && (!path.IsAbs(p) || len(p) > 107), "%s: %q is not the path of a Unix socket, unix:///PATH", key, at)
+	for _, at := range []struct{ key, path string }{{"docker_socket_path", c.DockerSocketPath}, {"podman_socket_path", c.PodmanSocketPath}} {
+		p := strings.TrimPrefix(at.path, "unix://")
+		refuse(at.path != "" && (!path.IsAbs(p) || len(p) > 107), "%s: %q is not the path of a Unix socket, unix:///PATH", at.key, at.path)
 	}
 	for _, root := range c.CgroupRoots {
 		refuse(!path.IsAbs(root) || root == "/" || path.Clean(root) != root, "cgroup_roots: %q is not an absolute path below /", root)

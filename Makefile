@@ -1,4 +1,4 @@
-.PHONY: dev build test generate soak
+.PHONY: dev build test test-k8s generate soak
 
 dev: build
 	./bin/plastron dev
@@ -8,6 +8,9 @@ build:
 
 test:
 	test/run
+
+test-k8s:
+	test/kubernetes/run
 
 generate:
 	go -C tools run ./protogen

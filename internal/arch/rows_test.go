@@ -189,6 +189,7 @@ var parties = map[string][]string{
 	"github.com/anishathalye/porcupine":         {},
 	"github.com/google/go-cmp":                  {},
 	"github.com/rogpeppe/go-internal":           {},
+	"golang.org/x/net/dns/dnsmessage":           {},
 	"golang.org/x/net/http2":                    {},
 	"google.golang.org/genproto/googleapis/rpc": {"internal/rpc", "internal/serverapi", "internal/workloadapi", "internal/serverlink", "cmd"},
 }

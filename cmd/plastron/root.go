@@ -40,6 +40,7 @@ func (p *program) root() *cobra.Command {
 			p.serverRevokeCommand(),
 			p.serverPanicCommand(),
 			p.loggerGroup(serverLogger()),
+			p.serverOutageCommand(),
 			p.serverStatusCommand(),
 			p.serverListCommand(),
 			p.serverHealthcheckCommand(),

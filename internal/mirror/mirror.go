@@ -34,6 +34,11 @@ const (
 	protocolVersion  = 1
 	capabilityRules  = "rules" // grants may be rules
 	statusInterval   = 5 * time.Minute
+	// The server is told of another first end within tellSpacing, and within tellSoon
+	// if it is off by more than a tellOff-th of what is left.
+	tellSpacing = 10 * time.Second
+	tellSoon    = time.Second
+	tellOff     = 200
 )
 
 // Identity is one SVID with its key, ready to be handed out.

@@ -56,6 +56,12 @@ func lasting(issuedAt, notAfter time.Time, at moment) span {
 	return span{issuedAt: issuedAt, expiresAt: notAfter, notAfter: notAfter, ends: at.boot + notAfter.Sub(at.wall)}
 }
 
+// endsWith reports whether the document ends with its grant: no other would last longer,
+// so it is not renewed because of the time.
+func (s *span) endsWith(e *entry.Entry) bool {
+	return !e.ExpiresAt.IsZero() && !s.notAfter.Before(e.ExpiresAt.Truncate(time.Second))
+}
+
 // moment is a time by both clocks.
 type moment struct {
 	wall time.Time
@@ -188,6 +194,9 @@ func (m *machine) accept(items signed, ev event, dirty map[*group]bool, fx *effe
 		p.failures, p.notYet, p.refused, p.cert = 0, time.Time{}, false, item.cert
 		p.err, p.denied, fx.changed = nil, false, true
 		p.cert.renewAt = ev.now.Add(jitter(p.cert.expiresAt.Sub(ev.now)/2, ev.seed, i))
+		if p.cert.endsWith(&p.grant.entry) {
+			p.cert.renewAt = p.cert.expiresAt
+		}
 		markGroups(p, dirty)
 	}
 }
@@ -262,11 +271,16 @@ func (m *machine) plan(ev event, fx *effects) {
 		}
 	}
 	var needs, early []*pair
+	m.first[0] = end{}
 	for _, p := range m.wanted(now) {
 		e := &p.grant.entry
 		soon(e.ExpiresAt)
 		if p.cert != nil {
-			soon(endOf(p.cert.issuedAt, p.cert.expiresAt))
+			until := endOf(p.cert.issuedAt, p.cert.expiresAt)
+			soon(until)
+			if !p.cert.endsWith(e) {
+				m.first[0].add(p.id, until)
+			}
 			// A revision below the one asked for is of a server that was restored, or of another.
 			life := p.cert.expiresAt.Sub(p.cert.issuedAt)
 			if p.cert.asked <= e.Revision && e.Revision <= p.cert.revision && !due(p.cert.renewAt, now, life) {
@@ -288,7 +302,7 @@ func (m *machine) plan(ev event, fx *effects) {
 		}
 		needs = append(needs, p)
 	}
-	soon(m.statusAt)
+	soon(m.statusDue(now))
 	if len(needs) == 0 || m.signing || m.own() == nil {
 		return
 	}

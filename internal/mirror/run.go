@@ -322,12 +322,13 @@ func (m *Mirror) ticks(ctx context.Context) {
 		case <-m.kick:
 		case <-timer.C:
 		}
+		token := m.renewTokens(ctx, &workers)
 		next, last := m.nextTick()
 		if now := wallClock(); !now.Before(next) || now.Before(last) {
 			m.step(tick{})
 			next, _ = m.nextTick()
 		}
-		if token := m.renewTokens(ctx, &workers); token.Before(next) {
+		if token.Before(next) {
 			next = token
 		}
 		timer.Reset(min(max(next.Sub(wallClock()), 0), pulse))
@@ -338,7 +339,11 @@ func (m *Mirror) ticks(ctx context.Context) {
 func (m *Mirror) nextTick() (next, last time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.machine.next, m.machine.now
+	next = m.machine.next
+	if at := m.machine.statusDue(wallClock()); m.machine.online && m.machine.synced && at.Before(next) {
+		next = at // the tokens are no part of the machine
+	}
+	return next, m.machine.now
 }
 
 // sign has one batch signed after the other. Each SVID has a new key, which
@@ -638,10 +643,11 @@ func (m *Mirror) renewTokens(ctx context.Context, workers *sync.WaitGroup) time.
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.nowLocked()
-	asks, next := m.tokens.due(now, tokenWorkers, func(a *ask) (subject, bool) {
+	asks, next := m.tokens.due(now, tokenWorkers, func(a *ask) (of subject, ends, ok bool) {
 		id, e, ok := m.machine.gives(a.grantID, a.facts, now)
-		return subject{id, e.Revision}, ok && !e.JWTIncludeJTI
+		return subject{id, e.Revision}, a.token != nil && a.token.endsWith(&e), ok && !e.JWTIncludeJTI
 	})
+	m.machine.first[1] = m.tokens.first
 	for _, a := range asks {
 		a.busy = true
 		workers.Go(func() { m.renewToken(ctx, a) })
@@ -703,5 +709,8 @@ func (m *Mirror) signJWT(ctx context.Context, grantID string, facts map[string]s
 	}
 	tok.span = lasting(at.wall, claims.Expiry, at)
 	tok.renewAt = tok.issuedAt.Add(jitter(tok.expiresAt.Sub(tok.issuedAt)/2, random(), 0))
+	if tok.endsWith(&e) {
+		tok.renewAt = tok.expiresAt
+	}
 	return tok, nil
 }

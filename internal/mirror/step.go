@@ -78,6 +78,8 @@ type machine struct {
 	parts       [][]byte
 	partsSize   int
 	statusAt    time.Time
+	first, told [2]end // what ends first, X.509 and JWT; as the server was told
+	toldAt      time.Time
 
 	// Signing.
 	keyType      keys.Type
@@ -151,14 +153,55 @@ func (m *machine) step(ev event) effects {
 }
 
 func (m *machine) status(now time.Time, fx *effects) {
-	if !m.online || !m.synced || !due(m.statusAt, now, statusInterval) {
+	if !m.online || !m.synced || !due(m.statusDue(now), now, statusInterval) {
 		return
 	}
-	m.statusAt = now.Add(statusInterval)
+	m.statusAt, m.told, m.toldAt = now.Add(statusInterval), m.first, now
 	st := m.stats()
 	fx.send = append(fx.send, &syncv1.AgentMessage{Message: &syncv1.AgentMessage_Status{Status: &syncv1.Status{
 		Grants: uint32(st.Grants), X509Svids: uint32(st.X509SVIDs), Subscribers: uint32(st.Subscribers), Clock: now.UnixMilli(),
+		SaysEnds: true, FirstX509: m.first[0].wire(), FirstJwt: m.first[1].wire(),
 	}}})
+}
+
+// statusDue is when the server is told how we are: now and then, and soon when
+// something else ends first than it knows.
+func (m *machine) statusDue(now time.Time) time.Time {
+	next := m.statusAt
+	for i, f := range m.first {
+		if f == m.told[i] {
+			continue
+		}
+		at := m.toldAt.Add(tellSpacing)
+		part := max(f.at-now.UnixMilli(), 0) / tellOff
+		if off := max(f.at, m.told[i].at) - min(f.at, m.told[i].at); off > part {
+			at = m.toldAt.Add(min(tellSoon, time.Duration(part)*time.Millisecond))
+		}
+		if at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// end is what is handed out until a moment, Unix milliseconds. Zero: there is none.
+type end struct {
+	id spiffeid.ID
+	at int64
+}
+
+// add takes note of what is handed out until then.
+func (e *end) add(id spiffeid.ID, until time.Time) {
+	if at := until.UnixMilli(); e.at == 0 || at < e.at || at == e.at && id.String() < e.id.String() {
+		*e = end{id, at}
+	}
+}
+
+func (e end) wire() *syncv1.End {
+	if e.at == 0 {
+		return nil
+	}
+	return &syncv1.End{SpiffeId: e.id.String(), At: e.at}
 }
 
 func (m *machine) stats() Stats {

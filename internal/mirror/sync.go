@@ -106,6 +106,9 @@ func (m *machine) agrees(hash []byte) bool {
 }
 
 func (m *machine) acknowledge(now time.Time, fx *effects) {
+	if !m.following { // it may be another server, which knows nothing yet
+		m.statusAt, m.toldAt, m.told = time.Time{}, time.Time{}, [2]end{}
+	}
 	m.following, m.ledger.acknowledged = true, now
 	sum := m.sum.Bytes()
 	fx.send = append(fx.send, &syncv1.AgentMessage{Message: &syncv1.AgentMessage_Ack{Ack: &syncv1.Ack{

@@ -26,6 +26,8 @@ type tokens struct {
 	failures int       // of the way to the server, in a row
 	notYet   time.Time // no renewal before
 	wait     time.Duration
+
+	first end // as it was when due last looked
 }
 
 // ask is one identity and set of audiences that a workload asked for lately.
@@ -199,8 +201,8 @@ func (t *tokens) held() (n int) {
 // soonest to end first, and says when to look again. gives says what the grant
 // gives now, if it may be cached. What nobody has asked for during a token's whole
 // life ends with the token.
-func (t *tokens) due(now time.Time, n int, gives func(*ask) (subject, bool)) (asks []*ask, next time.Time) {
-	next = now.Add(statusInterval)
+func (t *tokens) due(now time.Time, n int, gives func(*ask) (of subject, ends bool, ok bool)) (asks []*ask, next time.Time) {
+	next, t.first = now.Add(statusInterval), end{}
 	soon := func(at time.Time) {
 		if at.Before(next) {
 			next = at
@@ -208,10 +210,13 @@ func (t *tokens) due(now time.Time, n int, gives func(*ask) (subject, bool)) (as
 	}
 	busy := 0
 	for key, a := range t.asked {
-		of, there := gives(a)
+		of, ends, there := gives(a)
 		unused := now.Sub(a.used) > a.life
 		if a.token != nil && !now.Before(endOf(a.token.issuedAt, a.token.expiresAt)) {
 			a.token = nil
+		}
+		if there && !unused && a.token.usable(of, now) && !ends {
+			t.first.add(of.id, endOf(a.token.issuedAt, a.token.expiresAt))
 		}
 		switch {
 		case !there, unused && a.token == nil && !a.busy:

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"slices"
 	"sort"
 	"strings"
@@ -137,6 +138,11 @@ func (a Attachments) Of(agent spiffeid.ID) (at Attachment, attached bool) {
 	return a.of(AgentHash(agent))
 }
 
+// Has reports whether an agent is attached, by its AgentHash.
+func (a Attachments) Has(hash uint64) bool {
+	return slices.ContainsFunc(a.servers, func(s said) bool { return s.has(hash) })
+}
+
 func (a Attachments) of(hash uint64) (at Attachment, attached bool) {
 	for i := range a.servers {
 		s := &a.servers[i]
@@ -159,6 +165,32 @@ func (s *said) has(hash uint64) bool {
 		return cmp.Compare(hash, binary.BigEndian.Uint64(s.agents[rosterEntry*i:]))
 	})
 	return found
+}
+
+// Certified is an agent that is not banned and has a certificate.
+type Certified struct {
+	Hash  uint64 // AgentHash
+	Until time.Time
+	Polls bool // as in Unacknowledged
+
+	td   spiffeid.TrustDomain
+	path string
+}
+
+// ID is the agent's.
+func (c *Certified) ID() spiffeid.ID {
+	return spiffeid.RequireFromPath(c.td, c.path) // it was checked on its way in
+}
+
+// Certified yields those agents in the order of IDs. It reads no row.
+func (v *Snapshot) Certified(now time.Time) iter.Seq[Certified] {
+	return func(yield func(Certified) bool) {
+		for n := range v.s.nodes.after("") {
+			if n.live && n.until > now.Unix() && !yield(Certified{n.hash, timeOf(n.until), !n.follows, v.s.td, n.path}) {
+				return
+			}
+		}
+	}
 }
 
 // Unacknowledged is an agent that may hold less than what was committed at some position.

@@ -334,6 +334,7 @@ func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {
 		Instance: s.Instance, Beat: s.Beat, BeatAtMs: millisOf(s.BeatAt), LeaseMs: s.Lease.Milliseconds(), Stopped: s.Stopped,
 		UpMs: s.Up.Milliseconds(), Reads: uint32(s.Reads), Revision: s.Position.Revision, Addresses: s.Addresses,
 		Agents: uint32(s.Agents), Acknowledged: s.Acknowledged,
+		Telling: uint32(s.Ends.Telling), FirstX509: endMessage(s.Ends.X509), FirstJwt: endMessage(s.Ends.JWT), Asks: s.Asks,
 	}
 	if s.Position != (store.Position{}) {
 		m.Epoch, m.Digest = s.Position.Epoch[:], s.Digest[:]
@@ -345,6 +346,17 @@ func serverMessage(td spiffeid.TrustDomain, s *Server) *statev1.Server {
 		m.Place = &statev1.Place{Host: p.Host, DataDir: p.DataDir, BootId: p.BootID, Device: p.Device, Inode: p.Inode}
 	}
 	return m
+}
+
+func endMessage(e End) *statev1.End {
+	if e.At.IsZero() {
+		return nil
+	}
+	return &statev1.End{SpiffeId: e.ID, AgentId: e.Agent, AtMs: e.At.UnixMilli()}
+}
+
+func readEnd(m *statev1.End) End {
+	return End{ID: m.GetSpiffeId(), Agent: m.GetAgentId(), At: timeOfMillis(m.GetAtMs())}
 }
 
 func millisOf(t time.Time) int64 {
@@ -392,6 +404,7 @@ func readServer(td spiffeid.TrustDomain, payload []byte) (Server, error) {
 		Instance: m.Instance, Beat: m.Beat, BeatAt: timeOfMillis(m.BeatAtMs), Lease: time.Duration(m.LeaseMs) * time.Millisecond, Stopped: m.Stopped,
 		Up: time.Duration(m.UpMs) * time.Millisecond, Reads: int(m.Reads), Addresses: m.Addresses,
 		Agents: int(m.Agents), Acknowledged: m.Acknowledged,
+		Ends: Ends{Telling: int(m.Telling), X509: readEnd(m.FirstX509), JWT: readEnd(m.FirstJwt)}, Asks: m.Asks,
 	}
 	if len(m.Epoch) == len(s.Position.Epoch) && len(m.Digest) == len(s.Digest) {
 		s.Position = store.Position{Epoch: store.Epoch(m.Epoch), Revision: m.Revision}

@@ -124,7 +124,8 @@ func TestUpdateAndView(t *testing.T) {
 		Instance: []byte{9}, Beat: 7, BeatAt: created.Add(5 * time.Millisecond), Lease: time.Hour, Stopped: true, Up: time.Minute, Reads: Format,
 		Place:    Place{Host: "h", DataDir: "/d", BootID: "b", Device: 1, Inode: 2},
 		Position: store.Position{Epoch: r.Position().Epoch, Revision: 3}, Digest: [32]byte{4}, Addresses: []string{"h:1"},
-		Agents: 5, Acknowledged: 6, Laggards: []Laggard{{Agent: "spiffe://example.org/spire/agent/a", Acknowledged: 2}}}
+		Agents: 5, Acknowledged: 6, Laggards: []Laggard{{Agent: "spiffe://example.org/spire/agent/a", Acknowledged: 2}},
+		Ends: Ends{Telling: 3, X509: End{"spiffe://example.org/a", "spiffe://example.org/spire/agent/a", created.Add(time.Millisecond)}}, Asks: 8}
 	p := update(t, r, func(tx *Tx) error {
 		return errors.Join(tx.PutEntry(e), tx.PutNode(n), tx.PutBundle(b), tx.PutToken(tok), tx.PutAuthority(auth), tx.PutServer(srv), tx.PutDownstream(down))
 	})

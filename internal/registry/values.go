@@ -132,6 +132,28 @@ type Server struct {
 	Agents       int      // that follow it
 	Acknowledged uint64   // what they all hold but the laggards, in the epoch of Position
 	Laggards     []Laggard
+	Ends         Ends
+	Asks         uint64 // how often it has asked the others for a beat
+}
+
+// Ends is what agents that follow a server said ends first there, if nothing is
+// renewed from now on.
+type Ends struct {
+	Telling   int // agents that said it
+	X509, JWT End
+}
+
+// End is what an agent hands out until a moment. Zero: there is nothing.
+type End struct {
+	ID, Agent string // SPIFFE IDs
+	At        time.Time
+}
+
+// First takes the earlier one.
+func (e *End) First(other End) {
+	if !other.At.IsZero() && (e.At.IsZero() || other.At.Before(e.At)) {
+		*e = other
+	}
 }
 
 // MaxLaggards is how many a server names in its row.

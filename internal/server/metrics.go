@@ -7,6 +7,7 @@ import (
 	"github.com/plastron/plastron/internal/audit"
 	"github.com/plastron/plastron/internal/authority"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/lifetime"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
@@ -161,6 +162,16 @@ func (s *Server) gauges(m *monitor.Metrics, id string, api *serverapi.Server, au
 		own.mu.Lock()
 		defer own.mu.Unlock()
 		return float64(own.end.Unix())
+	})
+	m.Gauges("outage_first_expiry_timestamp_seconds", "When, if all servers were gone from now on, what agents hold would first end, by kind: x509, jwt, agent. Absent while nothing is known.", []string{"kind"}, func(give func(float64, ...string)) {
+		o := api.Outage(time.Now())
+		o.Each(func(kind lifetime.Kind, e registry.End) { give(float64(e.At.UnixMilli())/1000, string(kind)) })
+	})
+	m.Gauges("outage_unknown_agents", "Agents that have a certificate and did not say what they hold, by why: polling, away, silent.", []string{"why"}, func(give func(float64, ...string)) {
+		o := api.Outage(time.Now())
+		give(float64(o.Polling), "polling")
+		give(float64(o.Away), "away")
+		give(float64(o.Silent), "silent")
 	})
 	m.Gauges("sync_agents", "Agents that follow this server, by whether they have said that they have all that they were sent: current, behind.", []string{"state"}, func(give func(float64, ...string)) {
 		agents, behind, _ := api.Attached(time.Now())

@@ -135,6 +135,7 @@ func access() map[string]rule {
 		"/plastron.issue.v1.Issue/X509":           {kindAgent, queueSign, long},
 		"/plastron.join.v1.Join/Address":          {operators, queueFree, short},
 		"/plastron.lifetime.v1.Lifetime/Explain":  {operators, queueFree, long},
+		"/plastron.lifetime.v1.Lifetime/Outage":   {operators, queueFree, short},
 		"/plastron.node.v1.Node/Attached":         {operators, queueFree, short},
 		"/plastron.node.v1.Node/Unban":            {operators, queueFree, short},
 		"/plastron.receipt.v1.Receipt/Wait":       {operators, queueFree, maxReceiptWait + short},

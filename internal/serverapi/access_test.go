@@ -61,7 +61,7 @@ lA       spire.api.server.localauthority.v1.LocalAuthority GetX509AuthorityState
 lA       spire.api.server.localauthority.v1.LocalAuthority GetJWTAuthorityState PrepareJWTAuthority ActivateJWTAuthority TaintJWTAuthority RevokeJWTAuthority
 lA       spire.api.server.localauthority.v1.LocalAuthority GetWITAuthorityState PrepareWITAuthority ActivateWITAuthority TaintWITAuthority RevokeWITAuthority
 lA       spire.api.server.localauthority.v1.LocalAuthority TaintX509UpstreamAuthority RevokeX509UpstreamAuthority
-lA       plastron.lifetime.v1.Lifetime Explain
+lA       plastron.lifetime.v1.Lifetime Explain Outage
 lA       plastron.node.v1.Node Attached Unban
 lA       plastron.receipt.v1.Receipt Wait
 lA       plastron.why.v1.Entries Ask

@@ -29,7 +29,7 @@ func (f *Followers) Report(now time.Time) servers.Report {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sweepLocked(now)
-	r := servers.Report{Agents: len(f.byAgent)}
+	r := servers.Report{Agents: len(f.byAgent), Ends: f.endsLocked()}
 	held := make(map[spiffeid.ID]uint64, len(f.byAgent)+len(f.left))
 	f.registry.View(func(s *registry.Snapshot) {
 		r.Position = s.Position()
@@ -60,6 +60,9 @@ func (f *Followers) Report(now time.Time) servers.Report {
 	slices.SortFunc(r.Laggards, func(a, b registry.Laggard) int { return cmp.Compare(a.Agent, b.Agent) })
 	return r
 }
+
+// Outage is what would end first if all servers were gone from now on.
+func (s *Server) Outage(now time.Time) Outage { return s.followers.Outage(now) }
 
 func (s *Server) poke() {
 	if s.cfg.Poke != nil {

@@ -7,6 +7,8 @@ import (
 	"net"
 	"time"
 
+	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
+	lifetimev1 "github.com/plastron/plastron/api/plastron/lifetime/v1"
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	"github.com/plastron/plastron/internal/svid"
 	"google.golang.org/grpc"
@@ -81,20 +83,37 @@ func (s *Server) Waiting() int {
 
 // FollowAs serves a stream of the agent that has a certificate, as the wire would.
 func (s *Server) FollowAs(chain [][]byte, stream grpc.BidiStreamingServer[syncv1.AgentMessage, syncv1.ServerMessage]) error {
-	leaf, err := x509.ParseCertificate(chain[0])
+	ctx, err := s.as(stream.Context(), chain)
 	if err != nil {
 		return err
+	}
+	return syncs{server: s}.Follow(calledBy{stream, ctx})
+}
+
+// IssueAs is what signs for that agent.
+func (s *Server) IssueAs(ctx context.Context, chain [][]byte) (context.Context, issuev1.IssueServer, error) {
+	ctx, err := s.as(ctx, chain)
+	return ctx, issues{server: s}, err
+}
+
+// Lifetimes is the service of that name.
+func (s *Server) Lifetimes() lifetimev1.LifetimeServer { return lifetimes{server: s} }
+
+func (s *Server) as(ctx context.Context, chain [][]byte) (context.Context, error) {
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, err
 	}
 	l := &link{address: "pipe", chain: chain, leaf: leaf, close: func() error { return nil }}
 	if l.id, err = svid.PeerID(leaf); err != nil {
-		return err
+		return nil, err
 	}
-	ctx := peer.NewContext(stream.Context(), &peer.Peer{AuthInfo: l})
+	ctx = peer.NewContext(ctx, &peer.Peer{AuthInfo: l})
 	c, err := s.identify(ctx, time.Now())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return syncs{server: s}.Follow(calledBy{stream, context.WithValue(ctx, callerKey{}, c)})
+	return context.WithValue(ctx, callerKey{}, c), nil
 }
 
 // calledBy is a stream whose caller is known.

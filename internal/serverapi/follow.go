@@ -347,8 +347,8 @@ func (f *follow) note(m *syncv1.AgentMessage) {
 			f.poke()
 		}
 	}
-	if clock := m.GetStatus().GetClock(); clock > 0 {
-		f.followers.tell(f.row, time.UnixMilli(clock), time.Now())
+	if st := m.GetStatus(); st != nil {
+		f.followers.tell(f.row, st, time.Now())
 	}
 }
 

@@ -33,9 +33,10 @@ type quietServer struct {
 	registry *registry.Registry
 	nodes    *nodes.Engine
 	api      *serverapi.Server
+	cfg      serverapi.Config
 }
 
-func newQuietServer(t *testing.T) *quietServer {
+func newQuietServer(t *testing.T, options ...option) *quietServer {
 	t.Helper()
 	dir, log := t.TempDir(), slog.New(slog.NewTextHandler(io.Discard, nil))
 	must := func(err error) {
@@ -65,14 +66,20 @@ func newQuietServer(t *testing.T) *quietServer {
 	must(auth.Start(t.Context()))
 	verifier, err := new(jointoken.Config).Open(t.Context(), nodeattest.Env{})
 	must(err)
-	s.nodes = nodes.New(nodes.Config{
+	nodesConfig := nodes.Config{
 		TrustDomain: td, Registry: s.registry, Audit: trail, Issuer: auth.X509, Lifetimes: lifetime.Set{Agent: 24 * time.Hour}, Log: log,
 		Verifiers: map[string]nodeattest.Verifier{jointoken.Name: verifier},
-	})
-	s.api = serverapi.New(serverapi.Config{
-		TrustDomain: td, Registry: s.registry, Audit: trail, X509: auth.X509, JWT: auth.JWT, Nodes: s.nodes, Log: log,
+	}
+	s.cfg = serverapi.Config{
+		TrustDomain: td, Registry: s.registry, Audit: trail, X509: auth.X509, JWT: auth.JWT, Log: log,
 		Health: func() error { return nil }, Lifetimes: lifetime.Set{X509: time.Hour, JWT: time.Hour},
-	})
+	}
+	for _, o := range options {
+		o(&s.cfg, &nodesConfig)
+	}
+	s.nodes = nodes.New(nodesConfig)
+	s.cfg.Nodes = s.nodes
+	s.api = serverapi.New(s.cfg)
 	return s
 }
 
@@ -119,8 +126,8 @@ func (p *pipe) Recv() (*syncv1.AgentMessage, error) {
 	}
 }
 
-// follows attests an agent and opens its stream, in step from the start.
-func (s *quietServer) follows() (heard chan *syncv1.ServerMessage, ended chan error) {
+// admit attests an agent.
+func (s *quietServer) admit() nodes.Admitted {
 	s.t.Helper()
 	token, _, err := s.nodes.CreateToken(s.t.Context(), "test", nodes.TokenRequest{TTL: time.Minute})
 	if err != nil {
@@ -132,6 +139,13 @@ func (s *quietServer) follows() (heard chan *syncv1.ServerMessage, ended chan er
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	return admitted
+}
+
+// follows attests an agent and opens its stream, in step from the start.
+func (s *quietServer) follows() (heard chan *syncv1.ServerMessage, ended chan error) {
+	s.t.Helper()
+	admitted := s.admit()
 	hello := &syncv1.Hello{Version: 1, AgentVersion: "test"}
 	s.registry.View(func(snap *registry.Snapshot) { h := snap.Hash(admitted.SVID.ID); hello.Hash = h[:] })
 	ctx, cancel := context.WithCancel(context.Background())

@@ -11,6 +11,7 @@ import (
 
 	syncv1 "github.com/plastron/plastron/api/plastron/sync/v1"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/identity"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -59,12 +60,16 @@ type following struct {
 	// ahead is the agent's clock less ours, when it last told.
 	ahead      time.Duration
 	clockKnown bool
+
+	hash      uint64 // registry.AgentHash
+	endsKnown bool   // it has said what ends first
+	x509, jwt registry.End
 }
 
 func (f *Followers) join(agent spiffeid.ID, follower *registry.Follower) *following {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	row := &following{agent: agent, follower: follower, over: make(chan struct{})}
+	row := &following{agent: agent, follower: follower, over: make(chan struct{}), hash: registry.AgentHash(agent)}
 	delete(f.left, agent)
 	f.open[row] = struct{}{}
 	rows := append(f.byAgent[agent], row)
@@ -137,11 +142,40 @@ func (s *Server) Attached(now time.Time) (agents, behind int, longest time.Durat
 	return agents, behind, longest
 }
 
-// tell takes note of an agent's clock.
-func (f *Followers) tell(row *following, clock, now time.Time) {
+// tell takes note of what an agent says of its clock, and of what ends first there.
+func (f *Followers) tell(row *following, st *syncv1.Status, now time.Time) {
+	if st.GetClock() <= 0 {
+		return
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	row.ahead, row.clockKnown = clock.Sub(now), true
+	row.ahead, row.clockKnown = time.UnixMilli(st.Clock).Sub(now), true
+	row.endsKnown, row.x509, row.jwt = st.SaysEnds, row.endOf(st.FirstX509), row.endOf(st.FirstJwt)
+}
+
+// endOf reads an end, which is by the agent's clock. An ID that cannot be ours is
+// left out: it is for people to read.
+func (row *following) endOf(e *syncv1.End) registry.End {
+	if e == nil {
+		return registry.End{}
+	}
+	out := registry.End{Agent: row.agent.String(), At: time.UnixMilli(e.At).Add(-row.ahead).UTC()}
+	if id, err := identity.ParseWorkload(row.agent.TrustDomain(), e.SpiffeId); err == nil {
+		out.ID = id.String()
+	}
+	return out
+}
+
+// endsLocked is what ends first at the agents that follow here.
+func (f *Followers) endsLocked() (e registry.Ends) {
+	for _, rows := range f.byAgent {
+		if row := rows[len(rows)-1]; row.endsKnown { // the newest is the one in use
+			e.Telling++
+			e.X509.First(row.x509)
+			e.JWT.First(row.jwt)
+		}
+	}
+	return e
 }
 
 // Acknowledged says how many agents follow here and which of them, at most a

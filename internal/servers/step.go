@@ -62,6 +62,7 @@ type machine struct {
 	healed   time.Duration // when the state was last loaded afresh because of others; 0: never
 
 	// What Run does next.
+	asks     uint64        // how often the others were asked for a beat
 	poked    bool          // a beat is wanted soon
 	begunAt  time.Duration // when a beat was last tried
 	failures int           // since the last that went well
@@ -216,7 +217,7 @@ func (m *machine) fenced() error {
 
 // fold takes note of a row that came through the log (live) or with a state that
 // was loaded. Who has just started is answered with a beat, so that it learns
-// what the time is.
+// what the time is, and so is who asks for one.
 func (m *machine) fold(row *registry.Server, boot time.Duration, live bool) {
 	if row.ID == m.id {
 		m.foldOwn(row)
@@ -235,6 +236,7 @@ func (m *machine) fold(row *registry.Server, boot time.Duration, live bool) {
 		p = &sighting{}
 		m.peers[row.ID] = p
 	}
+	asks := live && (fresh || row.Asks != p.row.Asks)
 	p.row, p.seen = *row, boot
 	// What comes now was written after the own beat that came last, so it cannot
 	// have been under way for longer than that is ago.
@@ -249,7 +251,7 @@ func (m *machine) fold(row *registry.Server, boot time.Duration, live bool) {
 		p.compared, p.differs = true, digest != row.Digest
 		p.told = p.told && p.differs
 	}
-	m.poked = m.poked || fresh && live && !row.Stopped
+	m.poked = m.poked || asks && !row.Stopped
 }
 
 func (m *machine) foldOwn(row *registry.Server) {

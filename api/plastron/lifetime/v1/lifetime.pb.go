@@ -270,6 +270,215 @@ func (x *Limit) GetEndsAt() int64 {
 	return 0
 }
 
+type OutageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutageRequest) Reset() {
+	*x = OutageRequest{}
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutageRequest) ProtoMessage() {}
+
+func (x *OutageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutageRequest.ProtoReflect.Descriptor instead.
+func (*OutageRequest) Descriptor() ([]byte, []int) {
+	return file_plastron_lifetime_v1_lifetime_proto_rawDescGZIP(), []int{4}
+}
+
+type OutageResponse struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	NowMs           int64                  `protobuf:"varint,1,opt,name=now_ms,json=nowMs,proto3" json:"now_ms,omitempty"`                                 // Unix milliseconds, by the clock of the server that answers
+	SurviveOutageMs int64                  `protobuf:"varint,2,opt,name=survive_outage_ms,json=surviveOutageMs,proto3" json:"survive_outage_ms,omitempty"` // what it promises; 0: nothing
+	// Of each kind what ends first: x509, jwt, agent. A kind is absent if nothing is known of it.
+	First  []*End `protobuf:"bytes,3,rep,name=first,proto3" json:"first,omitempty"`
+	Agents uint32 `protobuf:"varint,4,opt,name=agents,proto3" json:"agents,omitempty"` // that have a certificate and are not banned
+	// Of those, the agents that did not say what ends first there: the others' SVIDs
+	// are what first is about.
+	Polling uint32 `protobuf:"varint,5,opt,name=polling,proto3" json:"polling,omitempty"` // they ask now and then, as SPIRE's do, and cannot say
+	Away    uint32 `protobuf:"varint,6,opt,name=away,proto3" json:"away,omitempty"`       // they are attached to no server
+	Silent  uint32 `protobuf:"varint,7,opt,name=silent,proto3" json:"silent,omitempty"`   // they are attached and have not said it yet, or are older
+	// Of those that are away the one whose certificate ends first. It is not in first:
+	// nobody knows whether it is still there.
+	FirstAway     *End `protobuf:"bytes,8,opt,name=first_away,json=firstAway,proto3" json:"first_away,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutageResponse) Reset() {
+	*x = OutageResponse{}
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutageResponse) ProtoMessage() {}
+
+func (x *OutageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutageResponse.ProtoReflect.Descriptor instead.
+func (*OutageResponse) Descriptor() ([]byte, []int) {
+	return file_plastron_lifetime_v1_lifetime_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *OutageResponse) GetNowMs() int64 {
+	if x != nil {
+		return x.NowMs
+	}
+	return 0
+}
+
+func (x *OutageResponse) GetSurviveOutageMs() int64 {
+	if x != nil {
+		return x.SurviveOutageMs
+	}
+	return 0
+}
+
+func (x *OutageResponse) GetFirst() []*End {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *OutageResponse) GetAgents() uint32 {
+	if x != nil {
+		return x.Agents
+	}
+	return 0
+}
+
+func (x *OutageResponse) GetPolling() uint32 {
+	if x != nil {
+		return x.Polling
+	}
+	return 0
+}
+
+func (x *OutageResponse) GetAway() uint32 {
+	if x != nil {
+		return x.Away
+	}
+	return 0
+}
+
+func (x *OutageResponse) GetSilent() uint32 {
+	if x != nil {
+		return x.Silent
+	}
+	return 0
+}
+
+func (x *OutageResponse) GetFirstAway() *End {
+	if x != nil {
+		return x.FirstAway
+	}
+	return nil
+}
+
+type End struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	SpiffeId      string                 `protobuf:"bytes,2,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	AgentId       string                 `protobuf:"bytes,3,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	AtMs          int64                  `protobuf:"varint,4,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"` // Unix milliseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *End) Reset() {
+	*x = End{}
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *End) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*End) ProtoMessage() {}
+
+func (x *End) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use End.ProtoReflect.Descriptor instead.
+func (*End) Descriptor() ([]byte, []int) {
+	return file_plastron_lifetime_v1_lifetime_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *End) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *End) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *End) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *End) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
 // Issued is what the audit trail says of a certificate.
 type Issued struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -290,7 +499,7 @@ type Issued struct {
 
 func (x *Issued) Reset() {
 	*x = Issued{}
-	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[4]
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -302,7 +511,7 @@ func (x *Issued) String() string {
 func (*Issued) ProtoMessage() {}
 
 func (x *Issued) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[4]
+	mi := &file_plastron_lifetime_v1_lifetime_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -315,7 +524,7 @@ func (x *Issued) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issued.ProtoReflect.Descriptor instead.
 func (*Issued) Descriptor() ([]byte, []int) {
-	return file_plastron_lifetime_v1_lifetime_proto_rawDescGZIP(), []int{4}
+	return file_plastron_lifetime_v1_lifetime_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Issued) GetSerial() string {
@@ -415,7 +624,23 @@ const file_plastron_lifetime_v1_lifetime_proto_rawDesc = "" +
 	"\x05Limit\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x17\n" +
 	"\alife_ms\x18\x02 \x01(\x03R\x06lifeMs\x12\x17\n" +
-	"\aends_at\x18\x03 \x01(\x03R\x06endsAt\"\xb2\x02\n" +
+	"\aends_at\x18\x03 \x01(\x03R\x06endsAt\"\x0f\n" +
+	"\rOutageRequest\"\x9c\x02\n" +
+	"\x0eOutageResponse\x12\x15\n" +
+	"\x06now_ms\x18\x01 \x01(\x03R\x05nowMs\x12*\n" +
+	"\x11survive_outage_ms\x18\x02 \x01(\x03R\x0fsurviveOutageMs\x12/\n" +
+	"\x05first\x18\x03 \x03(\v2\x19.plastron.lifetime.v1.EndR\x05first\x12\x16\n" +
+	"\x06agents\x18\x04 \x01(\rR\x06agents\x12\x18\n" +
+	"\apolling\x18\x05 \x01(\rR\apolling\x12\x12\n" +
+	"\x04away\x18\x06 \x01(\rR\x04away\x12\x16\n" +
+	"\x06silent\x18\a \x01(\rR\x06silent\x128\n" +
+	"\n" +
+	"first_away\x18\b \x01(\v2\x19.plastron.lifetime.v1.EndR\tfirstAway\"f\n" +
+	"\x03End\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1b\n" +
+	"\tspiffe_id\x18\x02 \x01(\tR\bspiffeId\x12\x19\n" +
+	"\bagent_id\x18\x03 \x01(\tR\aagentId\x12\x13\n" +
+	"\x05at_ms\x18\x04 \x01(\x03R\x04atMs\"\xb2\x02\n" +
 	"\x06Issued\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x1b\n" +
@@ -428,9 +653,10 @@ const file_plastron_lifetime_v1_lifetime_proto_rawDesc = "" +
 	"\tsigned_at\x18\t \x01(\x03R\bsignedAt\x12\x17\n" +
 	"\aends_at\x18\n" +
 	" \x01(\x03R\x06endsAt\x12\x14\n" +
-	"\x05limit\x18\v \x01(\tR\x05limit2b\n" +
+	"\x05limit\x18\v \x01(\tR\x05limit2\xb7\x01\n" +
 	"\bLifetime\x12V\n" +
-	"\aExplain\x12$.plastron.lifetime.v1.ExplainRequest\x1a%.plastron.lifetime.v1.ExplainResponseBBZ@github.com/plastron/plastron/api/plastron/lifetime/v1;lifetimev1b\x06proto3"
+	"\aExplain\x12$.plastron.lifetime.v1.ExplainRequest\x1a%.plastron.lifetime.v1.ExplainResponse\x12S\n" +
+	"\x06Outage\x12#.plastron.lifetime.v1.OutageRequest\x1a$.plastron.lifetime.v1.OutageResponseBBZ@github.com/plastron/plastron/api/plastron/lifetime/v1;lifetimev1b\x06proto3"
 
 var (
 	file_plastron_lifetime_v1_lifetime_proto_rawDescOnce sync.Once
@@ -444,25 +670,32 @@ func file_plastron_lifetime_v1_lifetime_proto_rawDescGZIP() []byte {
 	return file_plastron_lifetime_v1_lifetime_proto_rawDescData
 }
 
-var file_plastron_lifetime_v1_lifetime_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_plastron_lifetime_v1_lifetime_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_plastron_lifetime_v1_lifetime_proto_goTypes = []any{
 	(*ExplainRequest)(nil),  // 0: plastron.lifetime.v1.ExplainRequest
 	(*ExplainResponse)(nil), // 1: plastron.lifetime.v1.ExplainResponse
 	(*Document)(nil),        // 2: plastron.lifetime.v1.Document
 	(*Limit)(nil),           // 3: plastron.lifetime.v1.Limit
-	(*Issued)(nil),          // 4: plastron.lifetime.v1.Issued
+	(*OutageRequest)(nil),   // 4: plastron.lifetime.v1.OutageRequest
+	(*OutageResponse)(nil),  // 5: plastron.lifetime.v1.OutageResponse
+	(*End)(nil),             // 6: plastron.lifetime.v1.End
+	(*Issued)(nil),          // 7: plastron.lifetime.v1.Issued
 }
 var file_plastron_lifetime_v1_lifetime_proto_depIdxs = []int32{
 	2, // 0: plastron.lifetime.v1.ExplainResponse.documents:type_name -> plastron.lifetime.v1.Document
-	4, // 1: plastron.lifetime.v1.ExplainResponse.issued:type_name -> plastron.lifetime.v1.Issued
+	7, // 1: plastron.lifetime.v1.ExplainResponse.issued:type_name -> plastron.lifetime.v1.Issued
 	3, // 2: plastron.lifetime.v1.Document.limits:type_name -> plastron.lifetime.v1.Limit
-	0, // 3: plastron.lifetime.v1.Lifetime.Explain:input_type -> plastron.lifetime.v1.ExplainRequest
-	1, // 4: plastron.lifetime.v1.Lifetime.Explain:output_type -> plastron.lifetime.v1.ExplainResponse
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	6, // 3: plastron.lifetime.v1.OutageResponse.first:type_name -> plastron.lifetime.v1.End
+	6, // 4: plastron.lifetime.v1.OutageResponse.first_away:type_name -> plastron.lifetime.v1.End
+	0, // 5: plastron.lifetime.v1.Lifetime.Explain:input_type -> plastron.lifetime.v1.ExplainRequest
+	4, // 6: plastron.lifetime.v1.Lifetime.Outage:input_type -> plastron.lifetime.v1.OutageRequest
+	1, // 7: plastron.lifetime.v1.Lifetime.Explain:output_type -> plastron.lifetime.v1.ExplainResponse
+	5, // 8: plastron.lifetime.v1.Lifetime.Outage:output_type -> plastron.lifetime.v1.OutageResponse
+	7, // [7:9] is the sub-list for method output_type
+	5, // [5:7] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_plastron_lifetime_v1_lifetime_proto_init() }
@@ -476,7 +709,7 @@ func file_plastron_lifetime_v1_lifetime_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_lifetime_v1_lifetime_proto_rawDesc), len(file_plastron_lifetime_v1_lifetime_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

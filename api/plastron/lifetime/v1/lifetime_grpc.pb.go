@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Lifetime_Explain_FullMethodName = "/plastron.lifetime.v1.Lifetime/Explain"
+	Lifetime_Outage_FullMethodName  = "/plastron.lifetime.v1.Lifetime/Outage"
 )
 
 // LifetimeClient is the client API for Lifetime service.
@@ -32,6 +33,9 @@ type LifetimeClient interface {
 	// Explain says what limits each lifetime of the server that answers, or those of
 	// one entry or rule, or what limited one certificate. Caller: an operator.
 	Explain(ctx context.Context, in *ExplainRequest, opts ...grpc.CallOption) (*ExplainResponse, error)
+	// Outage says what would end first, and when, if all servers were gone from now
+	// on. Caller: an operator.
+	Outage(ctx context.Context, in *OutageRequest, opts ...grpc.CallOption) (*OutageResponse, error)
 }
 
 type lifetimeClient struct {
@@ -52,6 +56,16 @@ func (c *lifetimeClient) Explain(ctx context.Context, in *ExplainRequest, opts .
 	return out, nil
 }
 
+func (c *lifetimeClient) Outage(ctx context.Context, in *OutageRequest, opts ...grpc.CallOption) (*OutageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OutageResponse)
+	err := c.cc.Invoke(ctx, Lifetime_Outage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // LifetimeServer is the server API for Lifetime service.
 // All implementations must embed UnimplementedLifetimeServer
 // for forward compatibility.
@@ -59,6 +73,9 @@ type LifetimeServer interface {
 	// Explain says what limits each lifetime of the server that answers, or those of
 	// one entry or rule, or what limited one certificate. Caller: an operator.
 	Explain(context.Context, *ExplainRequest) (*ExplainResponse, error)
+	// Outage says what would end first, and when, if all servers were gone from now
+	// on. Caller: an operator.
+	Outage(context.Context, *OutageRequest) (*OutageResponse, error)
 	mustEmbedUnimplementedLifetimeServer()
 }
 
@@ -71,6 +88,9 @@ type UnimplementedLifetimeServer struct{}
 
 func (UnimplementedLifetimeServer) Explain(context.Context, *ExplainRequest) (*ExplainResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Explain not implemented")
+}
+func (UnimplementedLifetimeServer) Outage(context.Context, *OutageRequest) (*OutageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Outage not implemented")
 }
 func (UnimplementedLifetimeServer) mustEmbedUnimplementedLifetimeServer() {}
 func (UnimplementedLifetimeServer) testEmbeddedByValue()                  {}
@@ -111,6 +131,24 @@ func _Lifetime_Explain_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Lifetime_Outage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(OutageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LifetimeServer).Outage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Lifetime_Outage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LifetimeServer).Outage(ctx, req.(*OutageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Lifetime_ServiceDesc is the grpc.ServiceDesc for Lifetime service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -121,6 +159,10 @@ var Lifetime_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Explain",
 			Handler:    _Lifetime_Explain_Handler,
+		},
+		{
+			MethodName: "Outage",
+			Handler:    _Lifetime_Outage_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -73,7 +73,7 @@ func (x Item_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Item_Kind.Descriptor instead.
 func (Item_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{9, 0}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{10, 0}
 }
 
 type AgentMessage struct {
@@ -556,11 +556,17 @@ func (x *Ack) GetBundleSequence() uint64 {
 }
 
 type Status struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Grants        uint32                 `protobuf:"varint,1,opt,name=grants,proto3" json:"grants,omitempty"`
-	X509Svids     uint32                 `protobuf:"varint,2,opt,name=x509_svids,json=x509Svids,proto3" json:"x509_svids,omitempty"`
-	Subscribers   uint32                 `protobuf:"varint,3,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
-	Clock         int64                  `protobuf:"varint,4,opt,name=clock,proto3" json:"clock,omitempty"` // the agent's wall clock, Unix milliseconds
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Grants      uint32                 `protobuf:"varint,1,opt,name=grants,proto3" json:"grants,omitempty"`
+	X509Svids   uint32                 `protobuf:"varint,2,opt,name=x509_svids,json=x509Svids,proto3" json:"x509_svids,omitempty"`
+	Subscribers uint32                 `protobuf:"varint,3,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
+	Clock       int64                  `protobuf:"varint,4,opt,name=clock,proto3" json:"clock,omitempty"` // the agent's wall clock, Unix milliseconds
+	// What of all that is in use would end first, if nothing were renewed from now on.
+	// What ends in any case, with its grant or because nobody asks for it any more,
+	// does not count.
+	SaysEnds      bool `protobuf:"varint,5,opt,name=says_ends,json=saysEnds,proto3" json:"says_ends,omitempty"`
+	FirstX509     *End `protobuf:"bytes,6,opt,name=first_x509,json=firstX509,proto3" json:"first_x509,omitempty"` // absent: there is none
+	FirstJwt      *End `protobuf:"bytes,7,opt,name=first_jwt,json=firstJwt,proto3" json:"first_jwt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -623,6 +629,80 @@ func (x *Status) GetClock() int64 {
 	return 0
 }
 
+func (x *Status) GetSaysEnds() bool {
+	if x != nil {
+		return x.SaysEnds
+	}
+	return false
+}
+
+func (x *Status) GetFirstX509() *End {
+	if x != nil {
+		return x.FirstX509
+	}
+	return nil
+}
+
+func (x *Status) GetFirstJwt() *End {
+	if x != nil {
+		return x.FirstJwt
+	}
+	return nil
+}
+
+// End is when something is handed out no more, by the agent's clock.
+type End struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	At            int64                  `protobuf:"varint,2,opt,name=at,proto3" json:"at,omitempty"` // Unix milliseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *End) Reset() {
+	*x = End{}
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *End) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*End) ProtoMessage() {}
+
+func (x *End) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use End.ProtoReflect.Descriptor instead.
+func (*End) Descriptor() ([]byte, []int) {
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *End) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *End) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 // Current says that the agent's state is the server's at this position. It also
 // comes every few minutes, so that divergence is noticed.
 type Current struct {
@@ -636,7 +716,7 @@ type Current struct {
 
 func (x *Current) Reset() {
 	*x = Current{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +728,7 @@ func (x *Current) String() string {
 func (*Current) ProtoMessage() {}
 
 func (x *Current) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[7]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +741,7 @@ func (x *Current) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Current.ProtoReflect.Descriptor instead.
 func (*Current) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{7}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Current) GetPosition() *Position {
@@ -700,7 +780,7 @@ type Inventory struct {
 
 func (x *Inventory) Reset() {
 	*x = Inventory{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -712,7 +792,7 @@ func (x *Inventory) String() string {
 func (*Inventory) ProtoMessage() {}
 
 func (x *Inventory) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[8]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -725,7 +805,7 @@ func (x *Inventory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inventory.ProtoReflect.Descriptor instead.
 func (*Inventory) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{8}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Inventory) GetPosition() *Position {
@@ -774,7 +854,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +866,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[9]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +879,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{9}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Item) GetKind() Item_Kind {
@@ -838,7 +918,7 @@ type Delta struct {
 
 func (x *Delta) Reset() {
 	*x = Delta{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +930,7 @@ func (x *Delta) String() string {
 func (*Delta) ProtoMessage() {}
 
 func (x *Delta) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[10]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +943,7 @@ func (x *Delta) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Delta.ProtoReflect.Descriptor instead.
 func (*Delta) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{10}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Delta) GetPrevious() *Position {
@@ -916,7 +996,7 @@ type Body struct {
 
 func (x *Body) Reset() {
 	*x = Body{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1008,7 @@ func (x *Body) String() string {
 func (*Body) ProtoMessage() {}
 
 func (x *Body) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[11]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1021,7 @@ func (x *Body) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Body.ProtoReflect.Descriptor instead.
 func (*Body) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{11}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Body) GetBody() isBody_Body {
@@ -1025,7 +1105,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1117,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[12]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1130,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{12}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Selector) GetType() string {
@@ -1097,7 +1177,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1189,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[13]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1202,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{13}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Grant) GetId() string {
@@ -1278,7 +1358,7 @@ type Bundle struct {
 
 func (x *Bundle) Reset() {
 	*x = Bundle{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1370,7 @@ func (x *Bundle) String() string {
 func (*Bundle) ProtoMessage() {}
 
 func (x *Bundle) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[14]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1383,7 @@ func (x *Bundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Bundle.ProtoReflect.Descriptor instead.
 func (*Bundle) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{14}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Bundle) GetTrustDomain() string {
@@ -1351,7 +1431,7 @@ type X509Authority struct {
 
 func (x *X509Authority) Reset() {
 	*x = X509Authority{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1363,7 +1443,7 @@ func (x *X509Authority) String() string {
 func (*X509Authority) ProtoMessage() {}
 
 func (x *X509Authority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[15]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1376,7 +1456,7 @@ func (x *X509Authority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use X509Authority.ProtoReflect.Descriptor instead.
 func (*X509Authority) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{15}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *X509Authority) GetAsn1() []byte {
@@ -1405,7 +1485,7 @@ type JWTAuthority struct {
 
 func (x *JWTAuthority) Reset() {
 	*x = JWTAuthority{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1497,7 @@ func (x *JWTAuthority) String() string {
 func (*JWTAuthority) ProtoMessage() {}
 
 func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[16]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1510,7 @@ func (x *JWTAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTAuthority.ProtoReflect.Descriptor instead.
 func (*JWTAuthority) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{16}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JWTAuthority) GetKeyId() string {
@@ -1476,7 +1556,7 @@ type Directive struct {
 
 func (x *Directive) Reset() {
 	*x = Directive{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1568,7 @@ func (x *Directive) String() string {
 func (*Directive) ProtoMessage() {}
 
 func (x *Directive) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[17]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1581,7 @@ func (x *Directive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Directive.ProtoReflect.Descriptor instead.
 func (*Directive) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{17}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Directive) GetDirective() isDirective_Directive {
@@ -1569,7 +1649,7 @@ type Renew struct {
 
 func (x *Renew) Reset() {
 	*x = Renew{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1661,7 @@ func (x *Renew) String() string {
 func (*Renew) ProtoMessage() {}
 
 func (x *Renew) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[18]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1674,7 @@ func (x *Renew) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Renew.ProtoReflect.Descriptor instead.
 func (*Renew) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{18}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Renew) GetWithinMs() int64 {
@@ -1613,7 +1693,7 @@ type Reattest struct {
 
 func (x *Reattest) Reset() {
 	*x = Reattest{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1705,7 @@ func (x *Reattest) String() string {
 func (*Reattest) ProtoMessage() {}
 
 func (x *Reattest) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[19]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1718,7 @@ func (x *Reattest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reattest.ProtoReflect.Descriptor instead.
 func (*Reattest) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{19}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Reattest) GetReason() string {
@@ -1658,7 +1738,7 @@ type Reconnect struct {
 
 func (x *Reconnect) Reset() {
 	*x = Reconnect{}
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1750,7 @@ func (x *Reconnect) String() string {
 func (*Reconnect) ProtoMessage() {}
 
 func (x *Reconnect) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_sync_v1_sync_proto_msgTypes[20]
+	mi := &file_plastron_sync_v1_sync_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1683,7 +1763,7 @@ func (x *Reconnect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reconnect.ProtoReflect.Descriptor instead.
 func (*Reconnect) Descriptor() ([]byte, []int) {
-	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{20}
+	return file_plastron_sync_v1_sync_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Reconnect) GetAddress() string {
@@ -1733,13 +1813,20 @@ const file_plastron_sync_v1_sync_proto_rawDesc = "" +
 	"\x03Ack\x126\n" +
 	"\bposition\x18\x01 \x01(\v2\x1a.plastron.sync.v1.PositionR\bposition\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12'\n" +
-	"\x0fbundle_sequence\x18\x03 \x01(\x04R\x0ebundleSequence\"w\n" +
+	"\x0fbundle_sequence\x18\x03 \x01(\x04R\x0ebundleSequence\"\xfe\x01\n" +
 	"\x06Status\x12\x16\n" +
 	"\x06grants\x18\x01 \x01(\rR\x06grants\x12\x1d\n" +
 	"\n" +
 	"x509_svids\x18\x02 \x01(\rR\tx509Svids\x12 \n" +
 	"\vsubscribers\x18\x03 \x01(\rR\vsubscribers\x12\x14\n" +
-	"\x05clock\x18\x04 \x01(\x03R\x05clock\"k\n" +
+	"\x05clock\x18\x04 \x01(\x03R\x05clock\x12\x1b\n" +
+	"\tsays_ends\x18\x05 \x01(\bR\bsaysEnds\x124\n" +
+	"\n" +
+	"first_x509\x18\x06 \x01(\v2\x15.plastron.sync.v1.EndR\tfirstX509\x122\n" +
+	"\tfirst_jwt\x18\a \x01(\v2\x15.plastron.sync.v1.EndR\bfirstJwt\"2\n" +
+	"\x03End\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x0e\n" +
+	"\x02at\x18\x02 \x01(\x03R\x02at\"k\n" +
 	"\aCurrent\x126\n" +
 	"\bposition\x18\x01 \x01(\v2\x1a.plastron.sync.v1.PositionR\bposition\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x14\n" +
@@ -1847,7 +1934,7 @@ func file_plastron_sync_v1_sync_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_sync_v1_sync_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_plastron_sync_v1_sync_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_plastron_sync_v1_sync_proto_goTypes = []any{
 	(Item_Kind)(0),        // 0: plastron.sync.v1.Item.Kind
 	(*AgentMessage)(nil),  // 1: plastron.sync.v1.AgentMessage
@@ -1857,53 +1944,56 @@ var file_plastron_sync_v1_sync_proto_goTypes = []any{
 	(*Want)(nil),          // 5: plastron.sync.v1.Want
 	(*Ack)(nil),           // 6: plastron.sync.v1.Ack
 	(*Status)(nil),        // 7: plastron.sync.v1.Status
-	(*Current)(nil),       // 8: plastron.sync.v1.Current
-	(*Inventory)(nil),     // 9: plastron.sync.v1.Inventory
-	(*Item)(nil),          // 10: plastron.sync.v1.Item
-	(*Delta)(nil),         // 11: plastron.sync.v1.Delta
-	(*Body)(nil),          // 12: plastron.sync.v1.Body
-	(*Selector)(nil),      // 13: plastron.sync.v1.Selector
-	(*Grant)(nil),         // 14: plastron.sync.v1.Grant
-	(*Bundle)(nil),        // 15: plastron.sync.v1.Bundle
-	(*X509Authority)(nil), // 16: plastron.sync.v1.X509Authority
-	(*JWTAuthority)(nil),  // 17: plastron.sync.v1.JWTAuthority
-	(*Directive)(nil),     // 18: plastron.sync.v1.Directive
-	(*Renew)(nil),         // 19: plastron.sync.v1.Renew
-	(*Reattest)(nil),      // 20: plastron.sync.v1.Reattest
-	(*Reconnect)(nil),     // 21: plastron.sync.v1.Reconnect
+	(*End)(nil),           // 8: plastron.sync.v1.End
+	(*Current)(nil),       // 9: plastron.sync.v1.Current
+	(*Inventory)(nil),     // 10: plastron.sync.v1.Inventory
+	(*Item)(nil),          // 11: plastron.sync.v1.Item
+	(*Delta)(nil),         // 12: plastron.sync.v1.Delta
+	(*Body)(nil),          // 13: plastron.sync.v1.Body
+	(*Selector)(nil),      // 14: plastron.sync.v1.Selector
+	(*Grant)(nil),         // 15: plastron.sync.v1.Grant
+	(*Bundle)(nil),        // 16: plastron.sync.v1.Bundle
+	(*X509Authority)(nil), // 17: plastron.sync.v1.X509Authority
+	(*JWTAuthority)(nil),  // 18: plastron.sync.v1.JWTAuthority
+	(*Directive)(nil),     // 19: plastron.sync.v1.Directive
+	(*Renew)(nil),         // 20: plastron.sync.v1.Renew
+	(*Reattest)(nil),      // 21: plastron.sync.v1.Reattest
+	(*Reconnect)(nil),     // 22: plastron.sync.v1.Reconnect
 }
 var file_plastron_sync_v1_sync_proto_depIdxs = []int32{
 	4,  // 0: plastron.sync.v1.AgentMessage.hello:type_name -> plastron.sync.v1.Hello
 	5,  // 1: plastron.sync.v1.AgentMessage.want:type_name -> plastron.sync.v1.Want
 	6,  // 2: plastron.sync.v1.AgentMessage.ack:type_name -> plastron.sync.v1.Ack
 	7,  // 3: plastron.sync.v1.AgentMessage.status:type_name -> plastron.sync.v1.Status
-	8,  // 4: plastron.sync.v1.ServerMessage.current:type_name -> plastron.sync.v1.Current
-	9,  // 5: plastron.sync.v1.ServerMessage.inventory:type_name -> plastron.sync.v1.Inventory
-	11, // 6: plastron.sync.v1.ServerMessage.delta:type_name -> plastron.sync.v1.Delta
-	18, // 7: plastron.sync.v1.ServerMessage.directive:type_name -> plastron.sync.v1.Directive
+	9,  // 4: plastron.sync.v1.ServerMessage.current:type_name -> plastron.sync.v1.Current
+	10, // 5: plastron.sync.v1.ServerMessage.inventory:type_name -> plastron.sync.v1.Inventory
+	12, // 6: plastron.sync.v1.ServerMessage.delta:type_name -> plastron.sync.v1.Delta
+	19, // 7: plastron.sync.v1.ServerMessage.directive:type_name -> plastron.sync.v1.Directive
 	3,  // 8: plastron.sync.v1.Hello.position:type_name -> plastron.sync.v1.Position
 	3,  // 9: plastron.sync.v1.Ack.position:type_name -> plastron.sync.v1.Position
-	3,  // 10: plastron.sync.v1.Current.position:type_name -> plastron.sync.v1.Position
-	3,  // 11: plastron.sync.v1.Inventory.position:type_name -> plastron.sync.v1.Position
-	10, // 12: plastron.sync.v1.Inventory.items:type_name -> plastron.sync.v1.Item
-	0,  // 13: plastron.sync.v1.Item.kind:type_name -> plastron.sync.v1.Item.Kind
-	3,  // 14: plastron.sync.v1.Delta.previous:type_name -> plastron.sync.v1.Position
-	3,  // 15: plastron.sync.v1.Delta.position:type_name -> plastron.sync.v1.Position
-	14, // 16: plastron.sync.v1.Body.grant:type_name -> plastron.sync.v1.Grant
-	15, // 17: plastron.sync.v1.Body.bundle:type_name -> plastron.sync.v1.Bundle
-	13, // 18: plastron.sync.v1.Grant.selectors:type_name -> plastron.sync.v1.Selector
-	16, // 19: plastron.sync.v1.Bundle.x509_authorities:type_name -> plastron.sync.v1.X509Authority
-	17, // 20: plastron.sync.v1.Bundle.jwt_authorities:type_name -> plastron.sync.v1.JWTAuthority
-	19, // 21: plastron.sync.v1.Directive.renew:type_name -> plastron.sync.v1.Renew
-	20, // 22: plastron.sync.v1.Directive.reattest:type_name -> plastron.sync.v1.Reattest
-	21, // 23: plastron.sync.v1.Directive.reconnect:type_name -> plastron.sync.v1.Reconnect
-	1,  // 24: plastron.sync.v1.Sync.Follow:input_type -> plastron.sync.v1.AgentMessage
-	2,  // 25: plastron.sync.v1.Sync.Follow:output_type -> plastron.sync.v1.ServerMessage
-	25, // [25:26] is the sub-list for method output_type
-	24, // [24:25] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	8,  // 10: plastron.sync.v1.Status.first_x509:type_name -> plastron.sync.v1.End
+	8,  // 11: plastron.sync.v1.Status.first_jwt:type_name -> plastron.sync.v1.End
+	3,  // 12: plastron.sync.v1.Current.position:type_name -> plastron.sync.v1.Position
+	3,  // 13: plastron.sync.v1.Inventory.position:type_name -> plastron.sync.v1.Position
+	11, // 14: plastron.sync.v1.Inventory.items:type_name -> plastron.sync.v1.Item
+	0,  // 15: plastron.sync.v1.Item.kind:type_name -> plastron.sync.v1.Item.Kind
+	3,  // 16: plastron.sync.v1.Delta.previous:type_name -> plastron.sync.v1.Position
+	3,  // 17: plastron.sync.v1.Delta.position:type_name -> plastron.sync.v1.Position
+	15, // 18: plastron.sync.v1.Body.grant:type_name -> plastron.sync.v1.Grant
+	16, // 19: plastron.sync.v1.Body.bundle:type_name -> plastron.sync.v1.Bundle
+	14, // 20: plastron.sync.v1.Grant.selectors:type_name -> plastron.sync.v1.Selector
+	17, // 21: plastron.sync.v1.Bundle.x509_authorities:type_name -> plastron.sync.v1.X509Authority
+	18, // 22: plastron.sync.v1.Bundle.jwt_authorities:type_name -> plastron.sync.v1.JWTAuthority
+	20, // 23: plastron.sync.v1.Directive.renew:type_name -> plastron.sync.v1.Renew
+	21, // 24: plastron.sync.v1.Directive.reattest:type_name -> plastron.sync.v1.Reattest
+	22, // 25: plastron.sync.v1.Directive.reconnect:type_name -> plastron.sync.v1.Reconnect
+	1,  // 26: plastron.sync.v1.Sync.Follow:input_type -> plastron.sync.v1.AgentMessage
+	2,  // 27: plastron.sync.v1.Sync.Follow:output_type -> plastron.sync.v1.ServerMessage
+	27, // [27:28] is the sub-list for method output_type
+	26, // [26:27] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_plastron_sync_v1_sync_proto_init() }
@@ -1923,13 +2013,13 @@ func file_plastron_sync_v1_sync_proto_init() {
 		(*ServerMessage_Delta)(nil),
 		(*ServerMessage_Directive)(nil),
 	}
-	file_plastron_sync_v1_sync_proto_msgTypes[11].OneofWrappers = []any{
+	file_plastron_sync_v1_sync_proto_msgTypes[12].OneofWrappers = []any{
 		(*Body_Grant)(nil),
 		(*Body_GrantRemoved)(nil),
 		(*Body_Bundle)(nil),
 		(*Body_BundleRemoved)(nil),
 	}
-	file_plastron_sync_v1_sync_proto_msgTypes[17].OneofWrappers = []any{
+	file_plastron_sync_v1_sync_proto_msgTypes[18].OneofWrappers = []any{
 		(*Directive_Renew)(nil),
 		(*Directive_Reattest)(nil),
 		(*Directive_Reconnect)(nil),
@@ -1940,7 +2030,7 @@ func file_plastron_sync_v1_sync_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_sync_v1_sync_proto_rawDesc), len(file_plastron_sync_v1_sync_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

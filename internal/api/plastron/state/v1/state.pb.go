@@ -1553,7 +1553,11 @@ type Server struct {
 	Reads         uint32                 `protobuf:"varint,16,opt,name=reads,proto3" json:"reads,omitempty"`               // newest envelope format that it reads
 	Addresses     []string               `protobuf:"bytes,17,rep,name=addresses,proto3" json:"addresses,omitempty"`        // HOST:PORT
 	Place         *Place                 `protobuf:"bytes,18,opt,name=place,proto3" json:"place,omitempty"`
-	UpMs          int64                  `protobuf:"varint,19,opt,name=up_ms,json=upMs,proto3" json:"up_ms,omitempty"` // for how long it has run, by a clock that cannot be set
+	UpMs          int64                  `protobuf:"varint,19,opt,name=up_ms,json=upMs,proto3" json:"up_ms,omitempty"`               // for how long it has run, by a clock that cannot be set
+	Telling       uint32                 `protobuf:"varint,20,opt,name=telling,proto3" json:"telling,omitempty"`                     // agents that follow it and have said what ends first at them
+	FirstX509     *End                   `protobuf:"bytes,21,opt,name=first_x509,json=firstX509,proto3" json:"first_x509,omitempty"` // of what those said; absent: there is none
+	FirstJwt      *End                   `protobuf:"bytes,22,opt,name=first_jwt,json=firstJwt,proto3" json:"first_jwt,omitempty"`
+	Asks          uint64                 `protobuf:"varint,23,opt,name=asks,proto3" json:"asks,omitempty"` // counts how often it has asked the others for a beat
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1721,6 +1725,95 @@ func (x *Server) GetUpMs() int64 {
 	return 0
 }
 
+func (x *Server) GetTelling() uint32 {
+	if x != nil {
+		return x.Telling
+	}
+	return 0
+}
+
+func (x *Server) GetFirstX509() *End {
+	if x != nil {
+		return x.FirstX509
+	}
+	return nil
+}
+
+func (x *Server) GetFirstJwt() *End {
+	if x != nil {
+		return x.FirstJwt
+	}
+	return nil
+}
+
+func (x *Server) GetAsks() uint64 {
+	if x != nil {
+		return x.Asks
+	}
+	return 0
+}
+
+// End is what an agent hands out until a moment if nothing is renewed.
+type End struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SpiffeId      string                 `protobuf:"bytes,1,opt,name=spiffe_id,json=spiffeId,proto3" json:"spiffe_id,omitempty"`
+	AgentId       string                 `protobuf:"bytes,2,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
+	AtMs          int64                  `protobuf:"varint,3,opt,name=at_ms,json=atMs,proto3" json:"at_ms,omitempty"` // Unix milliseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *End) Reset() {
+	*x = End{}
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *End) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*End) ProtoMessage() {}
+
+func (x *End) ProtoReflect() protoreflect.Message {
+	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use End.ProtoReflect.Descriptor instead.
+func (*End) Descriptor() ([]byte, []int) {
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *End) GetSpiffeId() string {
+	if x != nil {
+		return x.SpiffeId
+	}
+	return ""
+}
+
+func (x *End) GetAgentId() string {
+	if x != nil {
+		return x.AgentId
+	}
+	return ""
+}
+
+func (x *End) GetAtMs() int64 {
+	if x != nil {
+		return x.AtMs
+	}
+	return 0
+}
+
 // Laggard is an agent that holds less than the others of its server.
 type Laggard struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1732,7 +1825,7 @@ type Laggard struct {
 
 func (x *Laggard) Reset() {
 	*x = Laggard{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1744,7 +1837,7 @@ func (x *Laggard) String() string {
 func (*Laggard) ProtoMessage() {}
 
 func (x *Laggard) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[18]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1757,7 +1850,7 @@ func (x *Laggard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Laggard.ProtoReflect.Descriptor instead.
 func (*Laggard) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{18}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Laggard) GetAgentId() string {
@@ -1788,7 +1881,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1800,7 +1893,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[19]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1813,7 +1906,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{19}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Place) GetHost() string {
@@ -1861,7 +1954,7 @@ type Roster struct {
 
 func (x *Roster) Reset() {
 	*x = Roster{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +1966,7 @@ func (x *Roster) String() string {
 func (*Roster) ProtoMessage() {}
 
 func (x *Roster) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[20]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +1979,7 @@ func (x *Roster) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Roster.ProtoReflect.Descriptor instead.
 func (*Roster) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{20}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Roster) GetAgents() []byte {
@@ -1909,7 +2002,7 @@ type Copy struct {
 
 func (x *Copy) Reset() {
 	*x = Copy{}
-	mi := &file_plastron_state_v1_state_proto_msgTypes[21]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2014,7 @@ func (x *Copy) String() string {
 func (*Copy) ProtoMessage() {}
 
 func (x *Copy) ProtoReflect() protoreflect.Message {
-	mi := &file_plastron_state_v1_state_proto_msgTypes[21]
+	mi := &file_plastron_state_v1_state_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2027,7 @@ func (x *Copy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Copy.ProtoReflect.Descriptor instead.
 func (*Copy) Descriptor() ([]byte, []int) {
-	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{21}
+	return file_plastron_state_v1_state_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Copy) GetEpoch() []byte {
@@ -2114,7 +2207,7 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\tExpulsion\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\x03R\x02at\x12\x1b\n" +
-	"\trevoke_at\x18\x03 \x01(\x03R\brevokeAt\"\xae\x04\n" +
+	"\trevoke_at\x18\x03 \x01(\x03R\brevokeAt\"\xc8\x05\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
@@ -2137,7 +2230,16 @@ const file_plastron_state_v1_state_proto_rawDesc = "" +
 	"\x05reads\x18\x10 \x01(\rR\x05reads\x12\x1c\n" +
 	"\taddresses\x18\x11 \x03(\tR\taddresses\x12.\n" +
 	"\x05place\x18\x12 \x01(\v2\x18.plastron.state.v1.PlaceR\x05place\x12\x13\n" +
-	"\x05up_ms\x18\x13 \x01(\x03R\x04upMs\"H\n" +
+	"\x05up_ms\x18\x13 \x01(\x03R\x04upMs\x12\x18\n" +
+	"\atelling\x18\x14 \x01(\rR\atelling\x125\n" +
+	"\n" +
+	"first_x509\x18\x15 \x01(\v2\x16.plastron.state.v1.EndR\tfirstX509\x123\n" +
+	"\tfirst_jwt\x18\x16 \x01(\v2\x16.plastron.state.v1.EndR\bfirstJwt\x12\x12\n" +
+	"\x04asks\x18\x17 \x01(\x04R\x04asks\"R\n" +
+	"\x03End\x12\x1b\n" +
+	"\tspiffe_id\x18\x01 \x01(\tR\bspiffeId\x12\x19\n" +
+	"\bagent_id\x18\x02 \x01(\tR\aagentId\x12\x13\n" +
+	"\x05at_ms\x18\x03 \x01(\x03R\x04atMs\"H\n" +
 	"\aLaggard\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12\"\n" +
 	"\facknowledged\x18\x02 \x01(\x04R\facknowledged\"}\n" +
@@ -2167,7 +2269,7 @@ func file_plastron_state_v1_state_proto_rawDescGZIP() []byte {
 }
 
 var file_plastron_state_v1_state_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_plastron_state_v1_state_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_plastron_state_v1_state_proto_goTypes = []any{
 	(Slot_State)(0),       // 0: plastron.state.v1.Slot.State
 	(*Envelope)(nil),      // 1: plastron.state.v1.Envelope
@@ -2188,10 +2290,11 @@ var file_plastron_state_v1_state_proto_goTypes = []any{
 	(*Downstream)(nil),    // 16: plastron.state.v1.Downstream
 	(*Expulsion)(nil),     // 17: plastron.state.v1.Expulsion
 	(*Server)(nil),        // 18: plastron.state.v1.Server
-	(*Laggard)(nil),       // 19: plastron.state.v1.Laggard
-	(*Place)(nil),         // 20: plastron.state.v1.Place
-	(*Roster)(nil),        // 21: plastron.state.v1.Roster
-	(*Copy)(nil),          // 22: plastron.state.v1.Copy
+	(*End)(nil),           // 19: plastron.state.v1.End
+	(*Laggard)(nil),       // 20: plastron.state.v1.Laggard
+	(*Place)(nil),         // 21: plastron.state.v1.Place
+	(*Roster)(nil),        // 22: plastron.state.v1.Roster
+	(*Copy)(nil),          // 23: plastron.state.v1.Copy
 }
 var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	3,  // 0: plastron.state.v1.Entry.selectors:type_name -> plastron.state.v1.Selector
@@ -2204,13 +2307,15 @@ var file_plastron_state_v1_state_proto_depIdxs = []int32{
 	11, // 7: plastron.state.v1.Bundle.revoked:type_name -> plastron.state.v1.Revocation
 	15, // 8: plastron.state.v1.Authority.slots:type_name -> plastron.state.v1.Slot
 	0,  // 9: plastron.state.v1.Slot.state:type_name -> plastron.state.v1.Slot.State
-	19, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
-	20, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
-	12, // [12:12] is the sub-list for method output_type
-	12, // [12:12] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	20, // 10: plastron.state.v1.Server.laggards:type_name -> plastron.state.v1.Laggard
+	21, // 11: plastron.state.v1.Server.place:type_name -> plastron.state.v1.Place
+	19, // 12: plastron.state.v1.Server.first_x509:type_name -> plastron.state.v1.End
+	19, // 13: plastron.state.v1.Server.first_jwt:type_name -> plastron.state.v1.End
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_plastron_state_v1_state_proto_init() }
@@ -2224,7 +2329,7 @@ func file_plastron_state_v1_state_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_plastron_state_v1_state_proto_rawDesc), len(file_plastron_state_v1_state_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -193,6 +193,13 @@ func (k *Kubelet) Revive() {
 	k.t.Helper()
 	open := func(address *string) net.Listener {
 		l, err := net.Listen("tcp", *address)
+		for range 1000 { // somebody's connection may have the port for a moment
+			if err == nil {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+			l, err = net.Listen("tcp", *address)
+		}
 		if err != nil {
 			k.t.Fatal(err)
 		}
@@ -203,11 +210,12 @@ func (k *Kubelet) Revive() {
 		return &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
 	}
 	secure, readOnly := quiet(k.serveSecure), quiet(k.serve)
+	at, plainly := open(&k.secure), open(&k.readOnly)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.servers = []*http.Server{secure, readOnly}
-	go secure.Serve(tls.NewListener(open(&k.secure), k.config.Clone()))
-	go readOnly.Serve(open(&k.readOnly))
+	go secure.Serve(tls.NewListener(at, k.config.Clone()))
+	go readOnly.Serve(plainly)
 }
 
 // serveSecure authenticates and authorizes the way a kubelet does: a client

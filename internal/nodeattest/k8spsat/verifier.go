@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
@@ -186,13 +187,15 @@ func (v *verifier) Verify(ctx context.Context, payload []byte, _ nodeattest.Chal
 }
 
 // mayTell keeps from strangers what is between the server and the cluster; it is
-// in the log.
+// in the log, which strangers cannot fill.
 func (v *verifier) mayTell(ctx context.Context, c *cluster, err error) error {
 	k := fault.KindOf(err)
 	if fault.ReasonOf(err) != "kube_denied" && k != fault.Unavailable {
 		return err
 	}
-	v.log.WarnContext(ctx, "agents of a cluster cannot be verified", "kind", Name, "id", c.name, "err", err)
+	if ctx.Err() == nil && c.looks.mayWarn(time.Now()) {
+		v.log.WarnContext(ctx, "agents of a cluster cannot be verified", "kind", Name, "id", c.name, "err", err)
+	}
 	return fault.New(fault.Unavailable, "k8s_psat_unavailable", "the cluster cannot say now whether the node is one of it").NotBefore(fault.AfterOf(err))
 }
 

@@ -98,6 +98,46 @@ func grants(api *kubeapi.Server, objects map[string]manifest, account string) (w
 	return words
 }
 
+// runGuide runs the commands of docs/kubernetes.md but the one that makes an image.
+// Its kubectl only looks whether the cluster would have what it is asked for; what is
+// executed in the server's container is executed here.
+func (d *deployment) runGuide() {
+	d.t.Helper()
+	text, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.write("kubectl", `#!/bin/sh
+case "$1" in
+apply) [ -f "$3" ] ;;
+rollout) grep -q "kind: ${5%%/*}$" -i deploy/kubernetes/*.yaml && grep -q "name: ${5#*/}, namespace: $4 " deploy/kubernetes/*.yaml ;;
+exec) while [ "$1" != /plastron ]; do shift; done && shift && exec "$PLASTRON" "$@" ;;
+logs) ;;
+*) exit 1 ;;
+esac
+`)
+	if err := os.Chmod(d.path("kubectl"), 0o755); err != nil {
+		d.t.Fatal(err)
+	}
+	ran := 0
+	for _, part := range strings.Split(string(text), "```sh\n")[1:] {
+		block, _, _ := strings.Cut(part, "```")
+		if strings.HasPrefix(block, "deploy/kubernetes/image ") {
+			continue
+		}
+		cmd := exec.Command("bash", "-ec", block)
+		cmd.Dir = "../.."
+		cmd.Env = append(os.Environ(), "PATH="+d.dir+":"+os.Getenv("PATH"), "PLASTRON="+plastron, "SPIRE_SERVER_PRIVATE_SOCKET="+d.adminSocket())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			d.t.Errorf("%s%v\n%s", block, err, out)
+		}
+		ran++
+	}
+	if ran < 4 {
+		d.t.Errorf("the guide has %d blocks of commands", ran)
+	}
+}
+
 // The configurations of deploy/kubernetes, with no more rights than its roles
 // give, take a pod from nothing to its identity by the one rule.
 func TestKubernetesManifests(t *testing.T) {
@@ -172,8 +212,8 @@ func TestKubernetesManifests(t *testing.T) {
 	d.agent = start(t, cmd)
 	d.waitHealthy("agent")
 
-	// 3. The rule, and a pod that it is for.
-	d.run("server", "apply", "-f", filepath.Join(deployed, "rules.yaml"), "-socketPath", d.adminSocket(), "-wait", "60s")
+	// 3. The guide's commands, the rule among them, and pods that it is for.
+	d.runGuide()
 	c := &cluster{deployment: d, kubelet: node}
 	for _, account := range []string{"web", "db"} {
 		p := api.AddPod(kubeapi.Pod{Namespace: "shop", Name: account + "-1", ServiceAccount: account, Node: "node-1"})

@@ -17,7 +17,8 @@ import (
 
 // Bounds of looking at what agents state.
 const (
-	lookWait    = 3 * time.Second // for an answer of the platform
+	turnWait    = 3 * time.Second // for those of the same agent that came before
+	lookWait    = 6 * time.Second // for an answer of the platform, and its own queue
 	refusalLife = 2 * time.Second // of an answer by which something is refused
 	maxSeen     = 50_000          // things remembered, some 1 KB each
 	maxSeenOf   = 1000            // of one agent
@@ -175,12 +176,17 @@ func (l *looks) begin(c *claim, now time.Time) (*look, error) {
 
 // look asks the platform. Whoever began it may have gone: others wait for it too.
 func (l *looks) look(c *claim, mine *agentLooks, one *looked, k *look) {
-	ctx, cancel := context.WithTimeout(l.ctx, lookWait)
+	ctx, cancel := context.WithTimeout(l.ctx, turnWait)
 	defer cancel()
 	var seen nodeattest.Seen
 	var err error
 	select {
 	case mine.slots <- struct{}{}:
+		// Who has waited for its turn still has all the time for its answer: or else,
+		// when the platform is slow, no question that was asked would be of use.
+		var done context.CancelFunc
+		ctx, done = context.WithTimeout(l.ctx, lookWait)
+		defer done()
 		seen, err = c.checker.Look(ctx, c.node.Selectors, c.facts)
 		<-mine.slots
 	case <-ctx.Done():

@@ -15,9 +15,11 @@ import (
 )
 
 const (
-	maxLooks  = 16          // at pods of one cluster at a time; attesting goes on beside them
-	maxLabels = 256         // of a pod that count
-	maxNodes  = 10_000      // of one cluster that are remembered
+	maxLooks  = 16     // at pods of one cluster at a time; attesting goes on beside them
+	maxLabels = 256    // of a pod that count
+	maxNodes  = 10_000 // of one cluster that are remembered
+	turnWait  = 3 * time.Second
+	lookWait  = 3 * time.Second
 	nodeLife  = time.Minute // for which a node of a name is taken for the same
 	warnEvery = 10 * time.Second
 )
@@ -61,17 +63,21 @@ func (v *verifier) Look(ctx context.Context, node []entry.Selector, facts map[st
 		return nodeattest.Seen{}, fault.New(fault.Precondition, "rule_facts_unverifiable", "this server does not ask the API server of the cluster %q", of("cluster")).
 			Fix("give the cluster to the server's k8s_psat without issuer, or set the rule's trust to %q", entry.TrustAgent)
 	}
+	turn, cancel := context.WithTimeout(ctx, turnWait)
+	defer cancel()
 	select {
 	case c.looks.slots <- struct{}{}:
 		defer func() { <-c.looks.slots }()
-	case <-ctx.Done():
-		return nodeattest.Seen{}, ctx.Err()
+	case <-turn.Done():
+		return nodeattest.Seen{}, fault.New(fault.Unavailable, "k8s_psat_unavailable", "many pods of the cluster are looked at").Because(turn.Err())
 	}
+	ctx, cancel = context.WithTimeout(ctx, lookWait) // from here on, however long the turn took
+	defer cancel()
 	seen, err := c.pod(ctx, machine, facts)
 	if err == nil || fault.KindOf(err) == fault.Denied && fault.ReasonOf(err) != "kube_denied" {
 		return seen, err
 	}
-	if ctx.Err() == nil && c.looks.mayWarn(time.Now()) {
+	if c.looks.mayWarn(time.Now()) {
 		v.log.WarnContext(ctx, "pods of a cluster cannot be verified", "kind", Name, "id", c.name, "err", err)
 	}
 	return nodeattest.Seen{}, fault.New(fault.Unavailable, "k8s_psat_unavailable", "the cluster's API server gives no answer that counts").Because(err)

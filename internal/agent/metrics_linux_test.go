@@ -67,14 +67,14 @@ func TestMetrics(t *testing.T) {
 	}
 
 	// The metric of alarms has no series before there is one, a server alone with its
-	// store has no lease, and no test makes a panic.
+	// store has no lease, and one without a Notifier publishes nothing.
 	for _, tt := range []struct {
 		of      *monitortest.Listeners
 		all     []monitor.Metric
 		empty   []string
 		samples []string
 	}{
-		{ofServer, server.Metrics(), []string{"plastron_server_alarms_total", "plastron_server_lease_seconds"}, []string{
+		{ofServer, server.Metrics(), []string{"plastron_server_alarms_total", "plastron_server_lease_seconds", "plastron_server_bundle_publications_total"}, []string{
 			"plastron_server_entries 1", "plastron_server_nodes 1", `plastron_server_sync_agents{state="current"} 1`, `plastron_server_sync_agents{state="behind"} 0`,
 			`plastron_server_attestations_total{attestor="join_token",result="ok"} 1`, `plastron_server_attestations_total{attestor="join_token",result="join_token_refused"} 1`,
 			`plastron_server_svids_issued_total{kind="jwt"} 1`, `plastron_server_svids_issued_total{kind="agent"} 1`,

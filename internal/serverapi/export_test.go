@@ -123,3 +123,10 @@ type calledBy struct {
 }
 
 func (c calledBy) Context() context.Context { return c.ctx }
+
+// Looked returns how many things are remembered of what agents stated.
+func (s *Server) Looked() int {
+	s.looks.mu.Lock()
+	defer s.looks.mu.Unlock()
+	return s.looks.held
+}

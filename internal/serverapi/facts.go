@@ -12,6 +12,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -33,6 +34,8 @@ type looks struct {
 	ctx  context.Context // of the looks under way; ends with stop
 	stop context.CancelFunc
 	wg   sync.WaitGroup
+
+	guard *rpc.Guard
 
 	// mu guards everything below.
 	mu     sync.Mutex
@@ -65,8 +68,8 @@ type look struct {
 	err  error
 }
 
-func newLooks() *looks {
-	l := &looks{agents: map[spiffeid.ID]*agentLooks{}}
+func newLooks(guard *rpc.Guard) *looks {
+	l := &looks{agents: map[spiffeid.ID]*agentLooks{}, guard: guard}
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	return l
 }
@@ -187,7 +190,10 @@ func (l *looks) look(c *claim, mine *agentLooks, one *looked, k *look) {
 		var done context.CancelFunc
 		ctx, done = context.WithTimeout(l.ctx, lookWait)
 		defer done()
-		seen, err = c.checker.Look(ctx, c.node.Selectors, c.facts)
+		_, err = l.guard.Contain("Look", func() (_ any, err error) { // R99: no caller's guard is around this goroutine
+			seen, err = c.checker.Look(ctx, c.node.Selectors, c.facts)
+			return nil, err
+		})
 		<-mine.slots
 	case <-ctx.Done():
 		err = ctx.Err()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/nodeattest"
 	"github.com/plastron/plastron/internal/registry"
+	"github.com/plastron/plastron/internal/rpc"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -62,7 +64,7 @@ type rigLooks struct {
 }
 
 func newRigLooks(t *testing.T) *rigLooks {
-	r := &rigLooks{t, newLooks(), &platform{answer: nods}}
+	r := &rigLooks{t, newLooks(&rpc.Guard{Log: slog.New(slog.DiscardHandler)}), &platform{answer: nods}}
 	t.Cleanup(r.looks.close)
 	return r
 }
@@ -306,4 +308,16 @@ func TestLooksAreBounded(t *testing.T) {
 			t.Errorf("after the end: %v", err)
 		}
 	})
+}
+
+// A checker that panics fails that look alone. R99.
+func TestLookPanics(t *testing.T) {
+	r := newRigLooks(t)
+	r.on.answer = func(context.Context, map[string]string) (nodeattest.Seen, error) { panic("a bug") }
+	r.wants("panic", r.ask(r.claim("a", "1")), entry.FactsUnavailable, 1)
+	r.on.answer = nods
+	r.wants("another", r.ask(r.claim("a", "2")), "", 2)
+	if n := r.looks.guard.Panics.Load(); n != 1 {
+		t.Errorf("%d panics were counted", n)
+	}
 }

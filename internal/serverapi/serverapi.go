@@ -144,7 +144,6 @@ func New(cfg Config) *Server {
 	s := &Server{
 		cfg: cfg, table: access(), admins: map[spiffeid.ID]bool{}, gates: map[queue]*gate{}, closing: make(chan struct{}),
 		pairs:     newPairs(cfg.RulePairs),
-		looks:     newLooks(),
 		renewals:  newRenewals(cfg.Remember),
 		rootCache: rootCache{roots: map[spiffeid.TrustDomain]*cachedRoots{}},
 		followers: cfg.Followers,
@@ -154,6 +153,7 @@ func New(cfg Config) *Server {
 		s.followers = NewFollowers(cfg.About.ServerID, cfg.Registry)
 	}
 	s.guard.Log = cfg.Log
+	s.looks = newLooks(&s.guard)
 	if s.cfg.room == (room{}) {
 		s.cfg.room = room{all: maxConnections, strangers: maxStrangers, perAddress: maxPerAddress}
 	}

@@ -310,12 +310,12 @@ func (c *Client) do(ctx context.Context, what call, into any) error {
 		return fault.New(fault.Unavailable, "kube_unavailable", "the cluster's API server cannot be reached").Because(err)
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	data, err := readBounded(resp.Body, maxAnswer)
+	if errors.Is(err, errTooLarge) {
+		return unexpected("its answer: " + err.Error())
+	}
 	if err != nil {
 		return fault.New(fault.Unavailable, "kube_unavailable", "the cluster's API server broke off its answer").Because(err)
-	}
-	if len(data) > maxAnswer {
-		return unexpected(fmt.Sprintf("its answer is larger than %d MiB", maxAnswer>>20))
 	}
 	if err := judge(resp, what, data); err != nil {
 		return err

@@ -7,7 +7,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -237,9 +236,9 @@ func fetch(ctx context.Context, client *http.Client, uri string) ([]byte, error)
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s answers with HTTP status %d", uri, resp.StatusCode)
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxKeys+1))
-	if err == nil && len(data) > maxKeys {
-		err = fmt.Errorf("what %s answers is larger than %d KiB", uri, maxKeys>>10)
+	data, err := readBounded(resp.Body, maxKeys)
+	if err != nil {
+		err = fmt.Errorf("what %s answers: %w", uri, err)
 	}
 	return data, err
 }

@@ -10,7 +10,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -219,16 +218,6 @@ func (k *Kubelet) ask(ctx context.Context) ([]byte, error) {
 		return nil, fault.New(fault.Unavailable, "kubelet_unavailable", "the kubelet broke off its answer").Because(err)
 	}
 	return data, nil
-}
-
-var errTooLarge = errors.New("larger than it can be")
-
-func readBounded(r io.Reader, limit int64) ([]byte, error) {
-	data, err := io.ReadAll(io.LimitReader(r, limit+1))
-	if err == nil && int64(len(data)) > limit {
-		err = errTooLarge
-	}
-	return data, err
 }
 
 func unexpectedKubelet(format string, args ...any) error {

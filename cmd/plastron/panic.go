@@ -58,27 +58,8 @@ password can still write there: change it.`,
 				printPanic(w, r, dry, p.start)
 			}
 		}
-		err = care.ask(p, func() error {
-			reply, err := call(true)
-			if err == nil {
-				show(p.stderr, reply, true)
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		wait.began = time.Now()
-		reply, err := call(care.dry)
-		if err != nil {
-			return err
-		}
-		if *out == asJSON {
-			err = printJSON(p.stdout, reply)
-		} else {
-			show(p.stdout, reply, care.dry)
-		}
-		if care.dry {
+		done, err := care.carryOut(p, wait, *out, call, show)
+		if !done {
 			return err
 		}
 		return wait.finish(c, p, conn, peer, *out, err)

@@ -14,6 +14,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/proto"
 )
 
 // caution is -yes and -dryRun of the commands that take something away.
@@ -51,6 +52,33 @@ func (k *caution) ask(p *program, show func() error) error {
 	return fault.New(fault.Invalid, "not_confirmed", "nothing is changed: the answer was not yes")
 }
 
+// carryOut makes a call once there is a yes to it, or only shows what it would do, and
+// shows what came of it. done: it was made, and agents can be waited for.
+func (k *caution) carryOut(p *program, wait *waiting, out format, call func(dry bool) (proto.Message, error),
+	show func(w io.Writer, reply proto.Message, dry bool)) (done bool, err error) {
+	err = k.ask(p, func() error {
+		reply, err := call(true)
+		if err == nil {
+			show(p.stderr, reply, true)
+		}
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	wait.began = time.Now()
+	reply, err := call(k.dry)
+	if err != nil {
+		return false, err
+	}
+	if out == asJSON {
+		err = printJSON(p.stdout, reply)
+	} else {
+		show(p.stdout, reply, k.dry)
+	}
+	return !k.dry, err
+}
+
 func (p *program) serverRevokeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "revoke WHAT",
@@ -72,31 +100,15 @@ can have given; and what can still give the same identity, such as a rule.`,
 		}
 		defer conn.Close()
 		client := cutoffv1.NewCutoffClient(wait.over(conn))
-		call := func(dry bool) (*cutoffv1.RevokeResponse, error) {
+		call := func(dry bool) (proto.Message, error) {
 			reply, err := client.Revoke(c.Context(), &cutoffv1.RevokeRequest{What: args[0], DryRun: dry})
 			return reply, peer.fault(err)
 		}
-		err = care.ask(p, func() error {
-			reply, err := call(true)
-			if err == nil {
-				printRevoked(p.stderr, reply, true, p.start)
-			}
-			return err
-		})
-		if err != nil {
-			return err
+		show := func(w io.Writer, reply proto.Message, dry bool) {
+			printRevoked(w, reply.(*cutoffv1.RevokeResponse), dry, p.start)
 		}
-		wait.began = time.Now()
-		reply, err := call(care.dry)
-		if err != nil {
-			return err
-		}
-		if *out == asJSON {
-			err = printJSON(p.stdout, reply)
-		} else {
-			printRevoked(p.stdout, reply, care.dry, p.start)
-		}
-		if care.dry {
+		done, err := care.carryOut(p, wait, *out, call, show)
+		if !done {
 			return err
 		}
 		return wait.finish(c, p, conn, peer, *out, err)

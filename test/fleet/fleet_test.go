@@ -169,12 +169,12 @@ func (f *fleet) start(n int) {
 
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := parts.ReservePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Cleanup(port.Release)
+	return port.Number
 }
 
 // dial connects to a Unix socket, and soon again when it was away.

@@ -21,6 +21,7 @@ type Etcd struct {
 	dir     string
 	program string
 	members []*etcdMember
+	ports   []*Port
 }
 
 type etcdMember struct {
@@ -47,14 +48,18 @@ func StartEtcd(ctx context.Context, members int, flags ...string) (*Etcd, error)
 	}
 	var cluster []string
 	for i := range members {
-		var ports [3]string
-		for j := range ports {
-			if ports[j], err = freePort(); err != nil {
+		var urls [3]string
+		for j := range urls {
+			port, err := ReservePort()
+			if err != nil {
+				e.Close()
 				return nil, err
 			}
+			e.ports = append(e.ports, port)
+			urls[j] = fmt.Sprintf("http://127.0.0.1:%d", port.Number)
 		}
 		name := fmt.Sprintf("m%d", i)
-		client, peer, metrics := scheme+"://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1], "http://127.0.0.1:"+ports[2]
+		client, peer, metrics := strings.Replace(urls[0], "http", scheme, 1), urls[1], urls[2]
 		cluster = append(cluster, name+"="+peer)
 		e.Endpoints = append(e.Endpoints, client)
 		e.members = append(e.members, &etcdMember{
@@ -234,6 +239,9 @@ func (e *Etcd) Close() error {
 		if m.process != nil {
 			m.process.stop(syscall.SIGKILL)
 		}
+	}
+	for _, port := range e.ports {
+		port.Release()
 	}
 	return os.RemoveAll(e.dir)
 }

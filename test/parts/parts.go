@@ -5,13 +5,15 @@
 package parts
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
+	"syscall"
 )
 
 // MissingError says that a program is not installed.
@@ -43,15 +45,40 @@ func find(program, pkg string, dirs ...string) (string, error) {
 	return "", &MissingError{program, pkg}
 }
 
-// freePort asks the kernel for a port on the loopback interface.
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port), nil
+// Port is a TCP port of the loopback interface that is free, and stays free for
+// whoever reserved it: what listens there may end and start again.
+type Port struct {
+	Number int
+	held   net.PacketConn
 }
+
+// ReservePort finds a port. The kernel gives none below 32768 to those who ask for
+// any, and among tests the one has it that holds the UDP port of that number.
+func ReservePort() (*Port, error) {
+	for {
+		number := 10000 + rand.IntN(22000)
+		address := fmt.Sprintf("127.0.0.1:%d", number)
+		held, err := net.ListenPacket("udp", address)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		l, err := net.Listen("tcp", address)
+		if err == nil {
+			l.Close()
+			return &Port{number, held}, nil
+		}
+		held.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return nil, err
+		}
+	}
+}
+
+// Release lets others have the port.
+func (p *Port) Release() { p.held.Close() }
 
 // tail returns the end of a log.
 func tail(path string) string {

@@ -24,6 +24,7 @@ type Postgres struct {
 	Programs string // the directory of psql, pg_dump and others
 
 	settings []string
+	port     *Port
 	process  *process
 }
 
@@ -40,7 +41,7 @@ func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {
 	}
 	p := &Postgres{Dir: dir, Password: "a pass/word%", Programs: filepath.Dir(initdb), settings: settings}
 	if err := p.init(initdb); err != nil {
-		os.RemoveAll(dir)
+		p.Close()
 		return nil, err
 	}
 	if err := p.Start(ctx); err != nil {
@@ -50,8 +51,16 @@ func StartPostgres(ctx context.Context, settings ...string) (*Postgres, error) {
 	return p, nil
 }
 
-func (p *Postgres) init(initdb string) (err error) {
-	if p.Port, err = freePort(); err != nil {
+// reserve gives the cluster its port.
+func (p *Postgres) reserve() (err error) {
+	if p.port, err = ReservePort(); err == nil {
+		p.Port = strconv.Itoa(p.port.Number)
+	}
+	return err
+}
+
+func (p *Postgres) init(initdb string) error {
+	if err := p.reserve(); err != nil {
 		return err
 	}
 	password := filepath.Join(p.Dir, "password")
@@ -142,7 +151,7 @@ func (p *Postgres) Replica(ctx context.Context, name string) (*Postgres, error) 
 		return nil, err
 	}
 	r := &Postgres{Dir: dir, Password: p.Password, Programs: p.Programs}
-	if r.Port, err = freePort(); err == nil {
+	if err = r.reserve(); err == nil {
 		var cmd *exec.Cmd
 		source := fmt.Sprintf("host=%s port=%s user=plastron application_name=%s", p.Dir, p.Port, name)
 		cmd, err = command(dir, r.log(), filepath.Join(p.Programs, "pg_basebackup"), "-d", source, "-D", r.data(), "-R", "-X", "stream", "-c", "fast", "--no-sync")
@@ -323,6 +332,9 @@ func (p *Postgres) KillPostmaster(ctx context.Context) error {
 func (p *Postgres) Close() error {
 	if p.process != nil {
 		p.process.stop(syscall.SIGQUIT)
+	}
+	if p.port != nil {
+		p.port.Release()
 	}
 	return os.RemoveAll(p.Dir)
 }

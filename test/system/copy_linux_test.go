@@ -43,8 +43,8 @@ func (d *deployment) handshake(id string) *handshaker {
 		d.t.Fatal(err)
 	}
 	h := &handshaker{}
-	var running sync.WaitGroup
-	running.Go(func() {
+	var accepting, dialling sync.WaitGroup
+	accepting.Go(func() {
 		for {
 			conn, err := listener.Accept()
 			if errors.Is(err, net.ErrClosed) {
@@ -56,7 +56,7 @@ func (d *deployment) handshake(id string) *handshaker {
 			}
 		}
 	})
-	running.Go(func() {
+	dialling.Go(func() {
 		config := tlsconfig.MTLSClientConfig(source, source, only)
 		for ctx.Err() == nil {
 			err := exchange(listener.Addr().String(), config)
@@ -74,8 +74,9 @@ func (d *deployment) handshake(id string) *handshaker {
 	})
 	h.stop = sync.OnceFunc(func() {
 		cancel()
+		dialling.Wait() // before nobody accepts any more
 		listener.Close()
-		running.Wait()
+		accepting.Wait()
 		source.Close()
 	})
 	d.t.Cleanup(h.stop)

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +18,7 @@ import (
 
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	"github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/test/parts"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -162,12 +162,12 @@ func newDeployment(t testing.TB) *deployment {
 
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := parts.ReservePort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Cleanup(port.Release)
+	return port.Number
 }
 
 func (d *deployment) path(name string) string { return filepath.Join(d.dir, name) }

@@ -1,6 +1,7 @@
 // Program summary reads what go test -json writes and tells a person what
 // happened: each package as it ends, the output of what failed, the reason of
-// what was skipped, and last one line "N passed, N failed, N skipped".
+// what was skipped, then shortly once more why what failed did, and last one
+// line "N passed, N failed, N skipped".
 //
 // It ends with status 1 if anything failed, if nothing ran, or if CI=true and
 // anything was skipped: there every part that a test needs has to be present.
@@ -12,17 +13,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 )
 
 // event is what cmd/test2json documents, plus the build events of go test.
 type event struct {
-	Action     string
-	Package    string
-	ImportPath string // of build events
-	Test       string
-	Elapsed    float64
-	Output     string
+	Action      string
+	Package     string
+	ImportPath  string // of build events
+	Test        string
+	Elapsed     float64
+	Output      string
+	FailedBuild string // the ImportPath of what did not build
 }
 
 func main() {
@@ -38,7 +41,8 @@ func main() {
 func summarize(in io.Reader, out io.Writer, strict bool) (ok bool, err error) {
 	var passed, failed, skipped int
 	output := make(map[[2]string]*strings.Builder) // of tests that run, by package and test
-	failures := make(map[string]int)               // tests that failed, by package
+	built := make(map[string]string)               // what builds said, by import path
+	var failures []failure
 	decoder := json.NewDecoder(in)
 	for {
 		var e event
@@ -51,6 +55,7 @@ func summarize(in io.Reader, out io.Writer, strict bool) (ok bool, err error) {
 		switch e.Action {
 		case "build-output":
 			fmt.Fprint(out, e.Output)
+			built[e.ImportPath] += e.Output
 		case "output":
 			if output[key] == nil {
 				output[key] = new(strings.Builder)
@@ -63,13 +68,22 @@ func summarize(in io.Reader, out io.Writer, strict bool) (ok bool, err error) {
 			}
 			delete(output, key)
 			if e.Test == "" {
-				// A package that fails without a failed test did not build, panicked
-				// or ran out of time; its own output says so.
-				if e.Action == "fail" && failures[e.Package] == 0 {
-					failed++
-					fmt.Fprint(out, said)
-					said = unfinished(output, e.Package)
-					fmt.Fprint(out, said)
+				// Tests that never ended are those of a program that panicked or ran out
+				// of time. A package that fails without them and without a failed test
+				// did not build, or its own output says why.
+				if e.Action == "fail" {
+					more := unfinished(output, e.Package)
+					if len(more) == 0 && !slices.ContainsFunc(failures, func(f failure) bool { return f.pkg == e.Package }) {
+						more = []failure{{e.Package, "", said}}
+					}
+					for _, f := range more {
+						fmt.Fprint(out, f.said)
+					}
+					if len(more) > 0 {
+						failed++
+						more[0].said = built[e.FailedBuild] + more[0].said
+					}
+					failures = append(failures, more...)
 				}
 				if e.Action != "skip" { // no test files
 					fmt.Fprintf(out, "%s\t%s\t%.1fs\n", e.Action, e.Package, e.Elapsed)
@@ -81,7 +95,7 @@ func summarize(in io.Reader, out io.Writer, strict bool) (ok bool, err error) {
 				passed++
 			case "fail":
 				failed++
-				failures[e.Package]++
+				failures = append(failures, failure{e.Package, e.Test, said})
 				fmt.Fprint(out, said)
 			case "skip":
 				skipped++
@@ -89,6 +103,7 @@ func summarize(in io.Reader, out io.Writer, strict bool) (ok bool, err error) {
 			}
 		}
 	}
+	recall(out, failures)
 	if strict && skipped > 0 {
 		fmt.Fprintln(out, "with CI=true nothing may be skipped")
 	}
@@ -99,14 +114,15 @@ func summarize(in io.Reader, out io.Writer, strict bool) (ok bool, err error) {
 	return failed == 0 && passed > 0 && (!strict || skipped == 0), nil
 }
 
-// unfinished returns the output of the package's tests that never ended.
-func unfinished(output map[[2]string]*strings.Builder, pkg string) string {
-	var all strings.Builder
+// unfinished takes the package's tests that never ended.
+func unfinished(output map[[2]string]*strings.Builder, pkg string) []failure {
+	var tests []failure
 	for key, said := range output {
 		if key[0] == pkg {
-			all.WriteString(said.String())
+			tests = append(tests, failure{pkg, key[1], said.String()})
 			delete(output, key)
 		}
 	}
-	return all.String()
+	slices.SortFunc(tests, func(a, b failure) int { return strings.Compare(a.test, b.test) })
+	return tests
 }

@@ -14,7 +14,9 @@ func TestSummarize(t *testing.T) {
 		pkgFail = `{"Action":"fail","Package":"p","Elapsed":1.5}` + "\n"
 		noTests = `{"Action":"skip","Package":"q"}` + "\n"
 		noBuild = `{"ImportPath":"p","Action":"build-output","Output":"a.go:1: syntax error\n"}` + "\n" + `{"ImportPath":"p","Action":"build-fail"}` + "\n" +
-			`{"Action":"output","Package":"p","Output":"FAIL p [build failed]\n"}` + "\n"
+			`{"Action":"output","Package":"p","Output":"FAIL p [build failed]\n"}` + "\n" + `{"Action":"fail","Package":"p","FailedBuild":"p"}` + "\n"
+		ranOut = `{"Action":"output","Package":"p","Test":"TestD","Output":"=== RUN   TestD\n"}` + "\n" +
+			`{"Action":"output","Package":"p","Test":"TestD","Output":"panic: test timed out after 2s\n"}` + "\n"
 		panicked = `{"Action":"output","Package":"p","Test":"TestD","Output":"panic: no\n"}` + "\n"
 	)
 	tests := []struct {
@@ -28,8 +30,9 @@ func TestSummarize(t *testing.T) {
 		{"one fails", pass + fail + pkgFail, false, false, "1 passed, 1 failed, 0 skipped", "b_test.go:1: wrong"},
 		{"one skipped", pass + skip + pkgPass, false, true, "1 passed, 0 failed, 1 skipped", "no strace"},
 		{"one skipped in CI", pass + skip + pkgPass, true, false, "1 passed, 0 failed, 1 skipped", "nothing may be skipped"},
-		{"no build", pass + noBuild + pkgFail, false, false, "1 passed, 1 failed, 0 skipped", "syntax error"},
+		{"no build", pass + noBuild, false, false, "1 passed, 1 failed, 0 skipped", "--- FAIL: p\na.go:1: syntax error\nFAIL p [build failed]\n"},
 		{"panic", pass + panicked + pkgFail, false, false, "1 passed, 1 failed, 0 skipped", "panic: no"},
+		{"one fails and one never ends", fail + ranOut + pkgFail, false, false, "0 passed, 2 failed, 0 skipped", "--- FAIL: p TestD\npanic: test timed out after 2s\n"},
 		{"nothing", noTests, false, false, "0 passed, 0 failed, 0 skipped", "no test ran"},
 	}
 	for _, test := range tests {
@@ -46,5 +49,34 @@ func TestSummarize(t *testing.T) {
 	}
 	if _, err := summarize(strings.NewReader("not JSON"), new(strings.Builder), false); err == nil {
 		t.Error("summarize(not JSON) found no error")
+	}
+}
+
+// What failed stands shortly at the end, wherever in a long log it was said.
+func TestRecall(t *testing.T) {
+	long := "    a_test.go:3: [server run] printed:\n" + strings.Repeat("        much\n", 1000) + "        the end\n"
+	many := strings.Repeat("    b_test.go:7: once more\n", 100)
+	var out strings.Builder
+	recall(&out, []failure{
+		{"p", "TestA/one", "=== RUN   TestA/one\n    a_test.go:2: wrong: exit status 1\n        its output\n    --- FAIL: TestA/one (0.00s)\n"},
+		{"p", "TestA", "=== RUN   TestA\n=== CONT  TestA\n" + long + "--- FAIL: TestA (0.00s)\n"},
+		{"p", "TestB", many + "    b_test.go:8: last\n"},
+		{"q", "TestC/one", "    c_test.go:1: no\n"},
+		{"q", "TestC", "=== RUN   TestC\n--- FAIL: TestC (0.00s)\n"},
+		{"r", "TestD", "=== RUN   TestD\nunusual\n"},
+	})
+	for _, want := range []string{
+		"--- FAIL: p TestA/one\n    a_test.go:2: wrong: exit status 1\n        its output\n--- FAIL: p TestA\n",
+		"--- FAIL: p TestA\n    a_test.go:3: [server run] printed:\n        much\n",
+		"        much\n        the end\n--- FAIL: p TestB\n",
+		"    … 89 messages\n    b_test.go:7: once more\n    b_test.go:7: once more\n    b_test.go:7: once more\n    b_test.go:8: last\n",
+		"--- FAIL: q TestC/one\n    c_test.go:1: no\n--- FAIL: r TestD\nunusual\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("it says\n%s\nwant\n%s", out.String(), want)
+		}
+	}
+	if out.Len() > 3000 {
+		t.Errorf("%d bytes", out.Len())
 	}
 }

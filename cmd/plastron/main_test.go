@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/plastron/plastron/test/parts"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -63,6 +64,12 @@ func TestScripts(t *testing.T) {
 			}
 			env.Defer(func() { os.RemoveAll(dir) })
 			env.Setenv("TMPDIR", dir)
+			port, err := parts.ReservePort() // for a server that is started again at its port
+			if err != nil {
+				return err
+			}
+			env.Defer(port.Release)
+			env.Setenv("PORT", fmt.Sprint(port.Number))
 			env.Setenv("UID", fmt.Sprint(os.Getuid()))
 			me, err := user.Current()
 			if err != nil {

@@ -190,11 +190,11 @@ func linearizable(ops []op) error {
 	for i, o := range ops {
 		history[i] = porcupine.Operation{ClientId: i, Input: o, Call: int64(o.call), Return: int64(o.ret)}
 	}
-	switch porcupine.CheckOperationsTimeout(model, history, time.Minute) {
+	switch porcupine.CheckOperationsTimeout(model, history, 5*time.Minute) {
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
-		return fmt.Errorf("no verdict on %d calls within a minute", len(ops))
+		return fmt.Errorf("no verdict on %d calls within five minutes", len(ops))
 	}
 	text := "not linearizable:"
 	for _, o := range sorted(ops) {

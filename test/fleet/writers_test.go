@@ -250,9 +250,9 @@ func (w *writers) end(fresh time.Duration) {
 	if wrong := w.wrong.Load(); wrong != nil {
 		t.Fatal(*wrong)
 	}
-	for _, s := range w.f.servers { // each can write
+	for i, s := range w.f.servers { // each can write
 		eventually(t, s.name+" writes", func() bool {
-			o, _ := w.do(context.Background(), op{kind: remove, server: 0, id: "none"})
+			o, _ := w.do(context.Background(), op{kind: remove, server: i, id: "none"})
 			return o.outcome == notFound
 		})
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"net"
 	"strings"
 	"testing"
@@ -20,6 +21,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/serverlink"
 	"github.com/plastron/plastron/internal/svid"
+	"github.com/plastron/plastron/test/parts"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -252,12 +254,12 @@ func TestFaults(t *testing.T) {
 
 // A server that is away is told of in the kernel's words, not in gRPC's.
 func TestAwayInPlainWords(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := parts.ReservePort() // so that nobody comes to listen there
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.Close()
-	ours, at := newAuthority(t, "example.org"), l.Addr().String()
+	defer port.Release()
+	ours, at := newAuthority(t, "example.org"), fmt.Sprintf("127.0.0.1:%d", port.Number)
 	client, err := serverlink.New(serverlink.Config{Route: serverlink.NewRoute(at, at), TrustDomain: ours.td,
 		Roots: func() []*x509.Certificate { return []*x509.Certificate{ours.root(t)} }})
 	if err != nil {

@@ -162,12 +162,16 @@ func TestServersList(t *testing.T) {
 		other.Position.Epoch != self.Position.Epoch || other.StartedAt == 0 {
 		t.Errorf("other: %v", other)
 	}
-	// Both say where the agent is attached.
+	// Both say where the agent is attached; what it has acknowledged A hears with a beat.
+	stranger := a.agent()
 	for _, r := range []*rig{a, b} {
-		got, err := nodev1.NewNodeClient(r.admin).Attached(t.Context(), &nodev1.AttachedRequest{Agents: []string{a.agent().id.String(), agent.id.String()}})
-		if err != nil || len(got.Agents) != 1 || got.Agents[0].Agent != agent.id.String() || got.Agents[0].Server != "s2" || got.Agents[0].Acknowledged == 0 {
-			t.Errorf("Attached() = %v, %v", got, err)
-		}
+		until(t, "the agent is attached at B and has acknowledged something", func() bool {
+			got, err := nodev1.NewNodeClient(r.admin).Attached(t.Context(), &nodev1.AttachedRequest{Agents: []string{stranger.id.String(), agent.id.String()}})
+			if err != nil || len(got.Agents) != 1 || got.Agents[0].Agent != agent.id.String() || got.Agents[0].Server != "s2" {
+				t.Fatalf("Attached() = %v, %v", got, err)
+			}
+			return got.Agents[0].Acknowledged > 0
+		})
 	}
 	_, err := nodev1.NewNodeClient(a.admin).Attached(t.Context(), &nodev1.AttachedRequest{Agents: make([]string, 1001)})
 	wantCode(t, "too many", err, codes.InvalidArgument, "batch_too_large")

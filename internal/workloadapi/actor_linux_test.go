@@ -107,20 +107,24 @@ func actor() int {
 }
 
 // calling makes n calls and returns how many got no message and no answer of the
-// kind that a caller without an identity gets.
+// kind that a caller without an identity gets. It has one connection at a time, so
+// that a failure does not use up what its user may have open.
 func calling(n int, path string) (failed int) {
 	var r *raw
+	leave := func() {}
+	defer func() { leave() }()
 	for i := range n {
 		if i%10 == 0 || r == nil {
+			leave()
 			conn, err := net.Dial("unix", path)
 			if err == nil {
+				leave = func() { conn.Close() }
 				r, err = open(conn, 1<<16)
 			}
 			if err != nil {
 				failed++
 				continue
 			}
-			defer conn.Close()
 		}
 		err := r.call("FetchX509SVID")
 		if err == nil {

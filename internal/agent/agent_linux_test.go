@@ -22,6 +22,7 @@ import (
 	"github.com/plastron/plastron/internal/agent"
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/server"
+	"github.com/plastron/plastron/test/parts"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -65,7 +66,7 @@ func newDomain(t *testing.T, change ...func(*server.Config)) *domain {
 	dir := shortDir(t)
 	cfg := server.Default()
 	cfg.Server.TrustDomain = config.TrustDomain{TrustDomain: spiffeid.RequireTrustDomainFromString("example.org")}
-	cfg.Server.BindAddress, cfg.Server.BindPort = "127.0.0.1", 0
+	cfg.Server.BindAddress, cfg.Server.BindPort = "127.0.0.1", reserve(t)
 	cfg.Server.DataDir, cfg.Server.SocketPath = filepath.Join(dir, "data"), filepath.Join(dir, "admin", "s")
 	cfg.Plugins = []config.Plugin{
 		{Type: "DataStore", Name: "sqlite"}, {Type: "KeyManager", Name: "memory"}, {Type: "NodeAttestor", Name: "join_token"},
@@ -98,8 +99,17 @@ func (d *domain) start() {
 	d.stop = run(d.t, srv.Run)
 	within(d.t, srv.Ready())
 	d.addr = srv.Addr().String()
-	_, port, _ := net.SplitHostPort(d.addr)
-	d.cfg.Server.BindPort, _ = strconv.Atoi(port) // a restart listens there again
+}
+
+// reserve returns a port at which nobody else listens while the test has nobody there.
+func reserve(t *testing.T) int {
+	t.Helper()
+	port, err := parts.ReservePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(port.Release)
+	return port.Number
 }
 
 // run runs a role until the returned function is called, once or more often.

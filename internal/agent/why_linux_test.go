@@ -143,7 +143,7 @@ func TestSeededMistakes(t *testing.T) {
 			d.entry("/web", func(e *spiretypes.Entry) { e.ParentId = path("/rack") })
 		}, "alias_mismatch", codes.PermissionDenied, ""},
 		"ended": {func(d *domain, _ asking) {
-			d.entry("/web", func(e *spiretypes.Entry) { e.ExpiresAt = time.Now().Unix() + 5 })
+			d.entry("/web", func(e *spiretypes.Entry) { e.ExpiresAt = time.Now().Unix() + 12 }) // until then it has to be at the agent
 		}, "grant_expired", codes.PermissionDenied, "the grant ended at "},
 		"server away before it signed": {func(d *domain, a asking) {
 			id := d.entry("/web", func(e *spiretypes.Entry) {

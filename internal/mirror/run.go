@@ -618,24 +618,35 @@ func (m *Mirror) JWT(ctx context.Context, matched entry.Matched, audience []stri
 				return JWT{}, ctx.Err()
 			}
 		}
-		tok, err := m.signJWT(ctx, grantID, facts, audience)
-		if !single {
-			m.mu.Lock()
-			close(m.asking[key])
-			delete(m.asking, key)
-			if err == nil && m.machine.goodKey(tok.keyID) {
-				m.tokens.keep(grantID, facts, audience, tok, m.nowLocked())
-				m.changedLocked(false)
-			}
-			m.mu.Unlock()
-			m.look()
+		sign := m.signShared
+		if single {
+			sign = m.signJWT
 		}
+		tok, err := sign(ctx, grantID, facts, audience)
 		if err != nil {
 			return JWT{}, err
 		}
 		out.Token = tok.text
 		return out, nil
 	}
+}
+
+// signShared has a token signed for all who wait for it. Whatever becomes of that,
+// they go on (R99).
+func (m *Mirror) signShared(ctx context.Context, grantID string, facts map[string]string, audience []string) (tok *token, err error) {
+	key := askKey(grantID, facts, audience)
+	defer func() {
+		m.mu.Lock()
+		close(m.asking[key])
+		delete(m.asking, key)
+		if tok != nil && m.machine.goodKey(tok.keyID) {
+			m.tokens.keep(grantID, facts, audience, tok, m.nowLocked())
+			m.changedLocked(false)
+		}
+		m.mu.Unlock()
+		m.look()
+	}()
+	return m.signJWT(ctx, grantID, facts, audience)
 }
 
 // renewTokens begins the renewals that are due and returns when to look again.

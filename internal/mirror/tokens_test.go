@@ -166,3 +166,39 @@ func TestTokensAreBounded(t *testing.T) {
 		}
 	}, func(c *mirror.Config) { c.JWTCacheSize = 4 })
 }
+
+// broken is a server whose first answer for a token is more than a bug can bear.
+type broken struct {
+	*mirrortest.Server
+	calls int
+}
+
+func (b *broken) JWT(ctx context.Context, grantID string, facts map[string]string, audience []string) (serverlink.JWTResult, error) {
+	if b.calls++; b.calls == 1 {
+		panic("a bug")
+	}
+	return b.Server.JWT(ctx, grantID, facts, audience)
+}
+
+// A panic while a token is signed costs the call that it comes in: who asks for the
+// same later does not wait for it (R99).
+func TestTokenAfterAPanic(t *testing.T) {
+	bubble(t, func(t *testing.T, s *mirrortest.Server, m *mirror.Mirror) {
+		s.Put(s.Grant("a", "/a", "unix:uid:1"))
+		<-m.Synced()
+		synctest.Wait()
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("nothing panicked")
+				}
+			}()
+			token(t, m, "a", "x")
+		}()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := m.JWT(ctx, entry.Matched{GrantID: "a"}, []string{"x"}); err != nil {
+			t.Errorf("JWT() = %v", err)
+		}
+	}, func(c *mirror.Config) { c.Link = &broken{Server: c.Link.(*mirrortest.Server)} })
+}

@@ -223,7 +223,7 @@ const td = "spiffe://example.org"
 func TestNames(t *testing.T) {
 	r := newRig(t)
 	r.grant("a", "/a", func(g *syncv1.Grant) {
-		g.CreatedAt -= 10
+		g.CreatedAt -= 3600
 		g.Hint = "internal"
 		g.FederatesWith = []string{"foreign.test", "silent.test"}
 	})
@@ -307,7 +307,7 @@ func TestNames(t *testing.T) {
 // they stand for, none for anything else; versions differ as the contents do.
 func TestStream(t *testing.T) {
 	r := newRig(t)
-	r.grant("a", "/a", func(g *syncv1.Grant) { g.CreatedAt -= 10 })
+	r.grant("a", "/a", func(g *syncv1.Grant) { g.CreatedAt -= 3600 })
 	s, roots := r.proxy().Open(), r.proxy().Open()
 	s.Ask("default", td+"/later")
 	gets(t, s, "default", td+"/later secret_unknown")
@@ -345,7 +345,7 @@ func TestStream(t *testing.T) {
 	s.Ask("default", td+"/later") // ACK, and in another order
 
 	// A new SVID is nothing to a stream of roots; new roots are nothing to one of SVIDs.
-	r.grant("a", "/a", func(g *syncv1.Grant) { g.CreatedAt -= 10; g.DnsNames = []string{"a.test"} })
+	r.grant("a", "/a", func(g *syncv1.Grant) { g.CreatedAt -= 3600; g.DnsNames = []string{"a.test"} })
 	if all := gets(t, s, "default "+td+"/later"); all["default"].Certificate.Leaf.DNSNames[0] != "a.test" {
 		t.Error("not the new SVID")
 	}

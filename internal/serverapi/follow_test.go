@@ -284,8 +284,8 @@ func TestFollowManyInParts(t *testing.T) { // no message above 1 MiB; Resync pas
 					break
 				}
 			}
+			// What it wants comes, or another inventory if too much has changed meanwhile.
 			f.say(&syncv1.AgentMessage{Message: &syncv1.AgentMessage_Want{Want: want}})
-			f.delta()
 		case m.GetDelta() != nil:
 			for part := m.GetDelta(); ; part = f.next().GetDelta() {
 				if size := proto.Size(part); size > 1<<20 {

@@ -20,6 +20,9 @@ import (
 // firstFD is the number of the first descriptor that is passed.
 const firstFD = 3
 
+// patience is how long a manager may be too busy to read what it is told.
+const patience = 5 * time.Second
+
 // Socket returns the socket that the manager holds under a name (FileDescriptorName=
 // in the socket unit), or nil. It can be taken once.
 func Socket(name string) (*os.File, error) {
@@ -61,6 +64,9 @@ func Notify(state string) error {
 		return err
 	}
 	defer conn.Close()
+	if err := conn.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+		return err
+	}
 	_, err = conn.Write([]byte(state))
 	return err
 }

@@ -4,6 +4,7 @@ package systemd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -155,4 +157,35 @@ func TestWatchdog(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// A manager that does not read is given up, and does not stop whom it manages.
+func TestManagerThatHangs(t *testing.T) {
+	dir, err := os.MkdirTemp("", "sd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	name := filepath.Join(dir, "n")
+	manager(t, name)
+	other, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	raw, err := other.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Write(func(fd uintptr) bool { // until there is room for no more
+		for err == nil {
+			_, err = syscall.Write(int(fd), []byte("x"))
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := systemd.Notify(systemd.Stopping); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("Notify() = %v", err)
+	}
 }

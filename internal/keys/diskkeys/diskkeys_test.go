@@ -318,7 +318,7 @@ func TestSyncOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rest := string(data)
+	rest := joined(string(data))
 	for _, want := range []string{
 		"keys.json.tmp\", O_WRONLY|O_CREAT|O_EXCL", // created with mode 0600
 		"0600)",
@@ -338,4 +338,23 @@ func TestSyncOrder(t *testing.T) {
 		}
 		rest = after
 	}
+}
+
+// joined puts the two halves of each call that another thread interrupted into one
+// line, where the call ended.
+func joined(trace string) string {
+	var out strings.Builder
+	begun := map[string]string{} // by thread
+	for line := range strings.Lines(trace) {
+		thread, call, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if head, unfinished := strings.CutSuffix(call, " <unfinished ...>"); unfinished {
+			begun[thread] = head
+			continue
+		}
+		if _, tail, resumed := strings.Cut(call, " resumed>"); resumed {
+			call = begun[thread] + tail
+		}
+		fmt.Fprintln(&out, thread, call)
+	}
+	return out.String()
 }

@@ -61,7 +61,7 @@ func (s *Server) BadTokens(pod kube.Pod, audience string) map[string]string {
 		"A18 expiry as text":               set("exp", "9999999999"),
 		"A18 expiry in milliseconds":       set("exp", now.Add(time.Hour).UnixMilli()*1000),
 		"A18 expiry as float":              set("exp", json.Number("1e15")),
-		"A18 not valid yet":                set("nbf", now.Add(time.Minute).Unix()),
+		"A18 not valid yet":                set("nbf", now.Add(30*time.Minute).Unix()),
 		"A18 other issuer":                 set("iss", "https://other"),
 		"A18 issuer that extends it":       set("iss", s.Issuer+"/"),
 		"A18 no issuer":                    set("iss", nil),

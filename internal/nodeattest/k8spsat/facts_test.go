@@ -149,7 +149,7 @@ func TestLookElsewhere(t *testing.T) {
 		r.east.ChangePod("shop", "web-1", f)
 		r.refused(what, r.on("east", "n1"), named(p), reason, fault.Denied)
 	}
-	past, soon := time.Now().Add(-time.Second).UTC(), time.Now().Add(30*time.Second).UTC().Truncate(time.Second)
+	past, soon := time.Now().Add(-time.Second).UTC(), time.Now().Add(time.Hour).UTC().Truncate(time.Second)
 	spoil("ended well", "k8s_pod_ended", func(p *kube.Pod) { p.Status.Phase = "Succeeded" })
 	spoil("ended badly", "k8s_pod_ended", func(p *kube.Pod) { p.Status.Phase = "Failed" })
 	spoil("over its time", "k8s_pod_ended", func(p *kube.Pod) { p.Meta.Deleted = &past })
@@ -207,7 +207,7 @@ func TestLookWhileTheClusterIsAway(t *testing.T) {
 		return true
 	})
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
+	ended, began := make(chan error), time.Now()
 	for range maxLooks + 10 {
 		go func() {
 			_, err := r.checker.Look(ctx, r.on("east", "n1"), named(p))
@@ -220,7 +220,8 @@ func TestLookWhileTheClusterIsAway(t *testing.T) {
 	if _, err := r.checker.Look(t.Context(), r.on("west", "n1"), named(r.west.AddPod(shopPod("n1")))); err != nil {
 		t.Errorf("the other cluster: %v", err)
 	}
-	if n := len(hung); n != 0 {
+	// After 10 s a call ends and makes room for the next.
+	if n := len(hung); n != 0 && time.Since(began) < 10*time.Second {
 		t.Errorf("%d calls more are under way", n)
 	}
 	cancel()

@@ -242,7 +242,7 @@ func TestCorpusL(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			begin := time.Now()
 			id, err := VerifyX509(chain, roots, td, p.now)
-			if took := time.Since(begin); took > time.Second {
+			if took := time.Since(begin); took > 10*time.Second { // of microseconds
 				t.Errorf("took %v", took)
 			}
 			if fault.KindOf(err) != fault.Unauthenticated {

@@ -254,15 +254,17 @@ func (r *Registry) Reload() {
 func (r *Registry) follow(ctx context.Context, wait *time.Duration) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	ended := make(chan struct{})
-	go func() {
+	var listening sync.WaitGroup
+	listening.Go(func() {
 		select {
 		case <-r.afresh:
 			cancel(fault.New(fault.Precondition, "state_differs", "other servers hold something else at the same position"))
 		case <-ended:
 		}
-	}()
+	})
 	defer func() {
 		close(ended)
+		listening.Wait() // or what was asked for at this moment would be lost
 		if fault.ReasonOf(context.Cause(ctx)) == "state_differs" {
 			err = context.Cause(ctx)
 		}

@@ -565,6 +565,30 @@ func TestReload(t *testing.T) {
 	}
 }
 
+// A wish to load afresh that comes when following ends is heard.
+func TestReloadIsNotLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := &hooked{Store: openStore(t, t.TempDir())}
+		r, err := Open(t.Context(), st, td, quiet())
+		if err != nil {
+			t.Fatal(err)
+		}
+		st.watch = func(context.Context, store.Position) iter.Seq2[store.Batch, error] {
+			return func(yield func(store.Batch, error) bool) {
+				synctest.Wait()
+				r.Reload()
+				yield(store.Batch{}, fault.New(fault.Unavailable, "store_unavailable", "away"))
+			}
+		}
+		for range 100 {
+			wait := backoffFirst
+			if err := r.follow(t.Context(), &wait); fault.ReasonOf(err) != "state_differs" {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
 // A batch that does not follow on the last one is not applied.
 func TestHoleInTheLog(t *testing.T) {
 	inner := openStore(t, t.TempDir())

@@ -60,7 +60,8 @@ type Kubelet struct {
 	requests  int
 	waiting   chan struct{} // not nil: answers wait until it is closed
 	answer    http.HandlerFunc
-	servers   []*http.Server
+	dead      bool
+	conns     map[net.Conn]bool // that are open
 }
 
 // New starts a kubelet. It stops with the test.
@@ -72,7 +73,7 @@ func New(t testing.TB) *Kubelet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &Kubelet{t: t, Node: "node-1", pods: map[string]Pod{}, tokens: map[string]bool{},
+	k := &Kubelet{t: t, Node: "node-1", pods: map[string]Pod{}, tokens: map[string]bool{}, conns: map[net.Conn]bool{},
 		CAPath: at("ca.pem"), ServingPath: at("kubelet.pem"), TokenPath: at("token"), CertificatePath: at("client.pem"), KeyPath: at("client-key.pem")}
 	ca := newAuthority(t)
 	pair, pool := ca.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: host}, DNSNames: []string{host, k.Node, "localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
@@ -89,10 +90,72 @@ func New(t testing.TB) *Kubelet {
 	k.write(k.CertificatePath, "CERTIFICATE", client.Certificate[0])
 	k.write(k.KeyPath, "PRIVATE KEY", key)
 	k.Rotate("first")
-	k.secure, k.readOnly = "127.0.0.1:0", "127.0.0.1:0"
-	k.Revive()
-	t.Cleanup(k.Kill)
+	secure, readOnly := k.listen(), k.listen()
+	k.secure, k.readOnly = secure.Addr().String(), readOnly.Addr().String()
+	k.serving(tls.NewListener(secure, k.config), k.serveSecure)
+	k.serving(readOnly, k.serve)
 	return k
+}
+
+// door is a port that the kubelet keeps while it is dead, or somebody else might
+// get it: who knocks is sent away at once.
+type door struct {
+	net.Listener
+	k *Kubelet
+}
+
+func (k *Kubelet) listen() net.Listener {
+	k.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return &door{l, k}
+}
+
+// Accept implements net.Listener.
+func (d *door) Accept() (net.Conn, error) {
+	for {
+		c, err := d.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		d.k.mu.Lock()
+		dead := d.k.dead
+		if !dead {
+			d.k.conns[c] = true
+		}
+		d.k.mu.Unlock()
+		if !dead {
+			return guest{c, d.k}, nil
+		}
+		reset(c)
+	}
+}
+
+// guest is a connection of the living kubelet.
+type guest struct {
+	net.Conn
+	k *Kubelet
+}
+
+// Close implements net.Conn.
+func (g guest) Close() error {
+	g.k.mu.Lock()
+	delete(g.k.conns, g.Conn)
+	g.k.mu.Unlock()
+	return g.Conn.Close()
+}
+
+func reset(c net.Conn) {
+	c.(*net.TCPConn).SetLinger(0)
+	c.Close()
+}
+
+func (k *Kubelet) serving(l net.Listener, h http.HandlerFunc) {
+	s := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
+	go s.Serve(l)
+	k.t.Cleanup(func() { s.Close() })
 }
 
 // Rotate makes another token the one that is let in, and writes it to TokenPath.
@@ -178,44 +241,22 @@ func port(address string) (n int) {
 	return n
 }
 
-// Kill stops listening and breaks all connections.
+// Kill breaks all connections, and each that comes.
 func (k *Kubelet) Kill() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, s := range k.servers {
-		s.Close()
+	k.dead = true
+	for c := range k.conns {
+		reset(c)
 	}
-	k.servers = nil
+	clear(k.conns)
 }
 
-// Revive listens again, on the same ports.
+// Revive answers again, on the same ports.
 func (k *Kubelet) Revive() {
-	k.t.Helper()
-	open := func(address *string) net.Listener {
-		l, err := net.Listen("tcp", *address)
-		for range 1000 { // somebody's connection may have the port for a moment
-			if err == nil {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-			l, err = net.Listen("tcp", *address)
-		}
-		if err != nil {
-			k.t.Fatal(err)
-		}
-		*address = l.Addr().String()
-		return l
-	}
-	quiet := func(h http.HandlerFunc) *http.Server {
-		return &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
-	}
-	secure, readOnly := quiet(k.serveSecure), quiet(k.serve)
-	at, plainly := open(&k.secure), open(&k.readOnly)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.servers = []*http.Server{secure, readOnly}
-	go secure.Serve(tls.NewListener(at, k.config.Clone()))
-	go readOnly.Serve(plainly)
+	k.dead = false
 }
 
 // serveSecure authenticates and authorizes the way a kubelet does: a client

@@ -13,9 +13,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
+
+// patience is how long what takes milliseconds is tried.
+const patience = time.Minute
 
 // Version is a version of control groups, or both.
 type Version uint
@@ -147,20 +151,23 @@ func mounts(t testing.TB) (found []mount) {
 	return found
 }
 
-// makeAll makes a directory and those above it, which another test may be removing.
-func makeAll(dir string) (err error) {
-	for range 100 {
-		if err = os.MkdirAll(dir, 0o755); !errors.Is(err, fs.ErrNotExist) {
+// makeAll makes a directory and those above it, which other tests may be making
+// and removing at the same time.
+func makeAll(dir string) error {
+	deadline := time.Now().Add(patience)
+	for {
+		err := os.MkdirAll(dir, 0o755)
+		crossed := errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) || errors.Is(err, syscall.ENODEV)
+		if !crossed || time.Now().After(deadline) {
 			return err
 		}
 	}
-	return err
 }
 
 // remove removes a group, with what its processes made below it, and what is
 // empty above it. A process that was killed stays in it for a moment.
 func remove(t testing.TB, top, dir string) {
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(patience)
 	for {
 		var groups []string
 		_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -34,6 +34,7 @@ type higher struct {
 	trust   upstream.Trust
 	changed chan struct{}
 	fail    error // of every call
+	bug     bool  // every call panics
 	edit    func(upstream.Minted) upstream.Minted
 	ttl     time.Duration // of what is minted; 0: as asked
 	asked   int
@@ -91,6 +92,9 @@ func (h *higher) Mint(_ context.Context, r upstream.Request) (upstream.Minted, e
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.asked++
+	if h.bug {
+		panic("a bug")
+	}
 	if h.fail != nil {
 		return upstream.Minted{}, h.fail
 	}
@@ -119,8 +123,11 @@ func (h *higher) Watch(ctx context.Context) iter.Seq2[upstream.Trust, error] {
 	return func(yield func(upstream.Trust, error) bool) {
 		for ctx.Err() == nil {
 			h.mu.Lock()
-			trust, err, changed := h.trust, h.fail, h.changed
+			trust, err, changed, bug := h.trust, h.fail, h.changed, h.bug
 			h.mu.Unlock()
+			if bug {
+				panic("a bug")
+			}
 			if !yield(trust, err) {
 				return
 			}
@@ -275,6 +282,36 @@ func TestAboveIsAway(t *testing.T) {
 		h.set(func() { h.fail = nil })
 		h.change(func() {})
 		time.Sleep(2 * retryMost)
+		if x, _ := authorities(t, a); x == first {
+			t.Error("the first one still signs")
+		}
+		if err := a.UpstreamHealth(); err != nil {
+			t.Errorf("health: %v", err)
+		}
+	})
+}
+
+// An answer from above that makes us panic is a failed one, and ends nothing (R67, R99).
+func TestAbovePanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHigher(t)
+		w := newWorld(t, memory(t), time.Hour)
+		a, stop := w.below("s1", h)
+		defer stop()
+		first, _ := authorities(t, a)
+		h.set(func() { h.bug = true })
+		h.change(func() {})
+		synctest.Wait()
+		if err := a.UpstreamHealth(); fault.ReasonOf(err) != fault.Panicked {
+			t.Errorf("health: %v", err)
+		}
+		time.Sleep(45 * time.Minute) // it should be replaced, and cannot be
+		if x, _ := authorities(t, a); x != first {
+			t.Errorf("%s signs, want the first one", x)
+		}
+		h.set(func() { h.bug = false })
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
 		if x, _ := authorities(t, a); x == first {
 			t.Error("the first one still signs")
 		}

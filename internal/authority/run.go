@@ -686,7 +686,7 @@ func (a *Authority) makeKey(ctx context.Context, l *line, s registry.Slot) error
 		a.group.Add(1)
 		work := func(j *job) {
 			defer a.group.Done()
-			j.err = l.create(ctx, key, &j.slot)
+			j.err = fault.Contain(func() error { return l.create(ctx, key, &j.slot) }) // what is above answers as it likes
 			close(j.done)
 		}
 		if s.Upstream {

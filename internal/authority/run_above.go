@@ -73,17 +73,37 @@ func (a *Authority) learn(t upstream.Trust) {
 	a.poke()
 }
 
-// watchAbove follows what the authority above trusts until ctx is done.
+// watchAbove follows what the authority above trusts until ctx is done. If what it
+// says makes anything panic, it is asked anew a minute later.
 func (a *Authority) watchAbove(ctx context.Context) {
-	for trust, err := range a.Upstream.Watch(ctx) {
-		a.above.mu.Lock()
-		a.above.told = err
-		a.above.mu.Unlock()
-		if err == nil {
-			a.learn(trust)
-		} else if ctx.Err() == nil {
-			a.Log.WarnContext(ctx, "upstream authority does not say what it trusts", "err", err)
+	for ctx.Err() == nil {
+		if err := fault.Contain(func() error { a.hearAbove(ctx); return nil }); err != nil {
+			a.told(ctx, err)
 		}
+		again := time.NewTimer(retryMost)
+		select {
+		case <-ctx.Done():
+		case <-again.C:
+		}
+		again.Stop()
+	}
+}
+
+func (a *Authority) hearAbove(ctx context.Context) {
+	for trust, err := range a.Upstream.Watch(ctx) {
+		if a.told(ctx, err); err == nil {
+			a.learn(trust)
+		}
+	}
+}
+
+// told remembers whether the authority above says what it trusts.
+func (a *Authority) told(ctx context.Context, err error) {
+	a.above.mu.Lock()
+	a.above.told = err
+	a.above.mu.Unlock()
+	if err != nil && ctx.Err() == nil {
+		a.Log.WarnContext(ctx, "upstream authority does not say what it trusts", "err", err)
 	}
 }
 

@@ -9,6 +9,7 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"time"
 )
 
@@ -133,6 +134,21 @@ func AfterOf(err error) time.Duration {
 		return e.After
 	}
 	return 0
+}
+
+// Panicked is the reason of a failure that was a panic. Any is a bug (R99).
+const Panicked = "panic"
+
+// Contain runs f and makes a panic a failure of f alone, with the stack as its
+// cause. What works on bytes from outside, and is in nobody's call, runs in it: a
+// panic of a goroutine ends the process else.
+func Contain(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = New(Internal, Panicked, "internal error; the log has the details").Because(fmt.Errorf("%v\n%s", p, debug.Stack()))
+		}
+	}()
+	return f()
 }
 
 func sprintf(format string, args []any) string {

@@ -150,7 +150,8 @@ func (i *Issuer) key(ctx context.Context, id string) (crypto.PublicKey, error) {
 		i.mu.Unlock()
 		// Whoever sent the token may go; the answer is of use to the others.
 		asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
-		keys, err := i.fetch(asking)
+		var keys map[string]crypto.PublicKey
+		err := fault.Contain(func() (err error) { keys, err = i.fetch(asking); return err }) // others wait for it
 		cancel()
 		i.mu.Lock()
 		i.tried = time.Now()

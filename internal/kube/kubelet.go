@@ -88,6 +88,7 @@ func (c KubeletConfig) Open() (*Kubelet, error) {
 		return nil, err
 	}
 	k := &Kubelet{config: c}
+	k.list = k.pods
 	if _, _, err := k.connection(); err != nil {
 		return nil, err
 	}
@@ -98,9 +99,10 @@ func (c KubeletConfig) Open() (*Kubelet, error) {
 // one request at a time is under way.
 //
 // Its faults: Precondition (the files cannot be used), Denied (the kubelet does
-// not let us), Unavailable (not now).
+// not let us), Unavailable (not now), Internal (a bug of ours in reading its answer).
 type Kubelet struct {
 	config KubeletConfig
+	list   func(ctx context.Context, began time.Time) (*Pods, error) // asks once; tests have another
 
 	mu     sync.Mutex // guards everything below
 	last   *Pods      // the newest answer; nil: none yet
@@ -152,21 +154,25 @@ func (k *Kubelet) Since(ctx context.Context, at time.Time) (*Pods, error) {
 	}
 }
 
-// fly makes a request, whoever still waits for it.
+// fly makes a request, whoever still waits for it. No caller's guard is around it.
 func (k *Kubelet) fly(f *flight) {
 	ctx, cancel := context.WithTimeout(context.Background(), kubeletTime)
 	defer cancel()
-	data, err := k.ask(ctx)
-	if err == nil {
-		f.pods, err = parsePods(data, f.began)
-	}
-	f.err = err
+	f.err = fault.Contain(func() (err error) { f.pods, err = k.list(ctx, f.began); return err })
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.flight = nil; err == nil {
+	if k.flight = nil; f.err == nil {
 		k.last = f.pods
 	}
 	close(f.done)
+}
+
+func (k *Kubelet) pods(ctx context.Context, began time.Time) (*Pods, error) {
+	data, err := k.ask(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return parsePods(data, began)
 }
 
 func (k *Kubelet) ask(ctx context.Context) ([]byte, error) {

@@ -9,9 +9,7 @@ package rpc
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync/atomic"
 
 	"github.com/plastron/plastron/internal/fault"
@@ -110,12 +108,16 @@ type Guard struct {
 
 // Contain turns a panic in f into a failure of this call alone.
 func (g *Guard) Contain(method string, f func() (any, error)) (resp any, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			g.Panics.Add(1)
-			g.Log.Error("call panicked", "rpc", method, "err", fmt.Sprint(p), "kind", string(debug.Stack()))
-			resp, err = nil, fault.New(fault.Internal, "panic", InternalText)
-		}
-	}()
-	return f()
+	returned := false
+	err = fault.Contain(func() (err error) {
+		resp, err = f()
+		returned = true
+		return err
+	})
+	if returned {
+		return resp, err
+	}
+	g.Panics.Add(1)
+	g.Log.Error("call panicked", "rpc", method, "err", err)
+	return nil, fault.New(fault.Internal, fault.Panicked, InternalText)
 }

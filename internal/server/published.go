@@ -97,7 +97,7 @@ func (p *publisher) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.place.Publish(ctx, e)
+	return fault.Contain(func() error { return p.place.Publish(ctx, e) }) // nobody's call is around it
 }
 
 // run publishes until ctx is done.

@@ -19,6 +19,7 @@ import (
 // scriptedPlace fails as long as it is told to.
 type scriptedPlace struct {
 	fails   atomic.Pointer[fault.Error]
+	panics  atomic.Bool
 	tries   atomic.Int64
 	content atomic.Uint64 // sequence number
 }
@@ -27,6 +28,9 @@ func (*scriptedPlace) Name() string { return "place" }
 
 func (p *scriptedPlace) Publish(_ context.Context, e publish.Edition) error {
 	p.tries.Add(1)
+	if p.panics.Load() {
+		panic("a bug")
+	}
 	if f := p.fails.Load(); f != nil {
 		return f
 	}
@@ -80,16 +84,24 @@ func TestPublisher(t *testing.T) {
 		time.Sleep(publishMost)
 		expect("when it is back", 4, before+1, monitor.OK) // with what is new by then
 
+		place.panics.Store(true) // R99: it costs that attempt alone
+		p.changed()
+		expect("when it panics", 4, before+2, monitor.Degraded)
+		place.panics.Store(false)
+		time.Sleep(publishMost)
+		expect("when it does not", 4, before+3, monitor.OK)
+
+		before = place.tries.Load()
 		place.fails.Store(fault.New(fault.Unavailable, "busy", "it is busy").NotBefore(10 * time.Minute))
 		p.changed()
-		expect("when it is busy", 4, before+2, monitor.Degraded)
+		expect("when it is busy", 4, before+1, monitor.Degraded)
 		time.Sleep(9 * time.Minute)
-		expect("before it wants to be asked", 4, before+2, monitor.Degraded)
+		expect("before it wants to be asked", 4, before+1, monitor.Degraded)
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		if results["ok"] != 3 || results["away"] == 0 || results["busy"] != 1 {
+		if results["ok"] != 4 || results["panic"] != 1 || results["away"] == 0 || results["busy"] != 1 {
 			t.Errorf("counted %v", results)
 		}
 	})

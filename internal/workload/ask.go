@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
 )
 
 // Named is an attestor and the name that it has in configuration and logs.
@@ -30,7 +31,8 @@ const usualWait = 10 * time.Second
 // Patient is an attestor that may have to wait for others, and says for how long.
 type Patient interface{ Patience() time.Duration }
 
-// Ask asks all attestors at once and returns their answers in their order.
+// Ask asks all attestors at once and returns their answers in their order. One that
+// panics has failed.
 func Ask(ctx context.Context, attestors []Named, pid int) []Answer {
 	answers := make([]Answer, len(attestors))
 	ask := func(i int) {
@@ -40,7 +42,8 @@ func Ask(ctx context.Context, attestors []Named, pid int) []Answer {
 		}
 		ctx, cancel := context.WithTimeout(ctx, wait)
 		defer cancel()
-		said, err := attestors[i].Attest(ctx, pid)
+		var said Attested
+		err := fault.Contain(func() (err error) { said, err = attestors[i].Attest(ctx, pid); return err })
 		answers[i] = Answer{Name: attestors[i].Name, Attested: said, Took: time.Since(began), Err: err}
 	}
 	var wg sync.WaitGroup

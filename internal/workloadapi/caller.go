@@ -151,6 +151,9 @@ func (s *Server) attest(ctx context.Context, c *caller, anew bool) (attested, er
 	for _, a := range answers {
 		if a.Err != nil {
 			errs = append(errs, a.Err)
+			if fault.ReasonOf(a.Err) == fault.Panicked { // R99
+				s.contain.Panics.Add(1)
+			}
 			if n := s.quiet.Due(); n > 0 {
 				s.cfg.Log.Info("attestor failed", "kind", a.Name, "pid", p.PID, "err", a.Err, "count", n)
 			}

@@ -113,7 +113,7 @@ var ways = map[string]func(t *testing.T, r *rig, ctx context.Context, conn *grpc
 		r.facts.mu.Lock()
 		r.facts.panics = true
 		r.facts.mu.Unlock()
-		each(t, ctx, conn, codes.Internal, codes.InvalidArgument)
+		each(t, ctx, conn, codes.Unavailable, codes.InvalidArgument)
 		r.facts.mu.Lock()
 		r.facts.panics = false
 		r.facts.mu.Unlock()

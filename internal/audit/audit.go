@@ -80,6 +80,9 @@ type Refusal struct {
 	Subject string `json:"subject"` // node, grant or ID it was about; may be empty
 	Kind    string `json:"kind"`    // fault kind
 	Reason  string `json:"reason"`  // fault reason
+
+	Detail string            `json:"detail,omitempty"` // of a grant: what the caller was told
+	Facts  map[string]string `json:"facts,omitempty"`  // of a rule: what the caller stated
 }
 
 // Change is one key that a committed transaction changed: a grant, a node, a

@@ -36,7 +36,7 @@ func (s *Server) counters(m *monitor.Metrics) counters {
 	commits := m.Histogram("store_commit_seconds", "Time to make a group of transactions durable, or to refuse it.")
 	transactions := m.Counter("store_transactions_total", "Transactions given to the store, by result: ok, conflict, or why it failed.", "result")
 	issued := m.Counter("svids_issued_total", "Documents signed, by kind: x509, jwt, agent for those of agents, and x509-ca for authorities of downstream servers.", "kind")
-	refused := m.Counter("refusals_total", "Calls that the audit trail has as refused, by reason.", "reason")
+	refused := m.Counter("refusals_total", "Calls, and items of batches, that the audit trail has as refused, by reason.", "reason")
 	alarms := m.Counter("alarms_total", "Things that an operator has to look at, such as a cloned agent, by reason.", "reason")
 	calls := m.Histogram("rpc_seconds", "Calls that ended, with the time that they took, by method. A stream is one call.", "method")
 	codes := m.Counter("rpc_total", "Calls that ended, by method and gRPC code.", "method", "code")

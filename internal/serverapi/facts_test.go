@@ -9,6 +9,7 @@ import (
 	issuev1 "github.com/plastron/plastron/api/plastron/issue/v1"
 	rulev1 "github.com/plastron/plastron/api/plastron/rule/v1"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
+	svidv1 "github.com/plastron/plastron/internal/api/spire/api/server/svid/v1"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/nodeattest"
@@ -208,6 +209,50 @@ func TestVerifiedFacts(t *testing.T) { // R1, R2
 	count, err := entryv1.NewEntryClient(r.admin).CountEntries(t.Context(), &entryv1.CountEntriesRequest{})
 	if err != nil || count.Count != 1 {
 		t.Errorf("%v, %v: pods must not make entries", count, err)
+	}
+}
+
+// Who states what is not so is on record, for an item of a batch as for a call of its
+// own: who asked for what, what was stated, and what was said to that (R14).
+func TestRefutedFactsAreOnRecord(t *testing.T) {
+	c := &cluster{pods: map[string]fakePod{"east/shop/web-1": {"u1", "n1", "web", "web"}, "east/shop/web-2": {"u2", "n2", "web", "web"}}}
+	r := newRig(t, func(cfg *serverapi.Config, _ *nodes.Config) {
+		cfg.Checkers = map[string]nodeattest.FactChecker{jointoken.Name: c}
+	})
+	agent := r.agentOn("fake:cluster:east", "fake:node:n1")
+	rule := r.rule(podRule(agent.id, "/ns/{k8s.ns}/sa/{k8s.sa}")).Rule
+	client := issuev1.NewIssueClient(r.connect(&agent))
+	item := func(facts map[string]string) *issuev1.X509Item {
+		return &issuev1.X509Item{GrantId: rule.Id, Facts: facts, Csr: newCSR(t, newKey(t))}
+	}
+	for _, lie := range []struct {
+		facts          map[string]string
+		reason, detail string
+	}{
+		{podOf("web-1", "u1", "k8s.sa", "admin"), "rule_facts_refuted", `the platform does not say that k8s.sa is \"admin\"`},
+		{podOf("web-2", "u2"), "pod_unknown", "no such pod runs on this node"},
+	} {
+		resp, err := client.X509(t.Context(), &issuev1.X509Request{Items: []*issuev1.X509Item{item(podOf("web-1", "u1")), item(lie.facts), item(podOf("web-1", "", "k8s.pod_uid", ""))}})
+		if err != nil || resp.Results[0].Refusal != nil || resp.Results[1].Refusal.GetReason() != lie.reason || resp.Results[2].Refusal.GetReason() != "rule_fact_missing" {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		_, err = client.JWT(t.Context(), &issuev1.JWTRequest{GrantId: rule.Id, Facts: lie.facts, Audience: []string{"a"}})
+		wantCode(t, "JWT", err, codes.PermissionDenied, lie.reason)
+		facts := fmt.Sprintf(`"facts":{"k8s.ns":"shop","k8s.pod":%q,"k8s.pod_uid":%q,"k8s.sa":%q}`, lie.facts["k8s.pod"], lie.facts["k8s.pod_uid"], lie.facts["k8s.sa"])
+		for _, call := range []string{"X509", "JWT"} {
+			if n := countInTrail(t, r, `"kind":"refusal"`, `"caller":"`+agent.id.String()+`"`, `"call":"/plastron.issue.v1.Issue/`+call+`"`, `"subject":"`+rule.Id+`"`,
+				`"kind":"denied"`, `"reason":"`+lie.reason+`"`, `"detail":"`+lie.detail+`"`, facts); n != 1 {
+				t.Errorf("%d records of %s over %s, want 1", n, lie.reason, call)
+			}
+		}
+	}
+	// What is merely incomplete is no refusal of a caller, and SPIRE's API knows no rules.
+	batch, err := svidv1.NewSVIDClient(r.connect(&agent)).BatchNewX509SVID(t.Context(), &svidv1.BatchNewX509SVIDRequest{Params: []*svidv1.NewX509SVIDParams{{EntryId: rule.Id, Csr: newCSR(t, newKey(t))}}})
+	if err != nil || codes.Code(batch.Results[0].Status.Code) != codes.NotFound {
+		t.Errorf("%v, %v", batch, err)
+	}
+	if n := countInTrail(t, r, `"kind":"refusal"`); n != 4 {
+		t.Errorf("%d refusals on record, want 4", n)
 	}
 }
 

@@ -2,6 +2,7 @@ package serverapi
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/plastron/plastron/internal/audit"
@@ -109,24 +110,50 @@ func (s *Server) finish(ctx context.Context, method string, err error) error {
 	if err == nil {
 		return nil
 	}
-	switch fault.KindOf(err) {
-	case fault.Denied, fault.Unauthenticated:
+	switch {
+	case denies(err):
 		s.recordRefusal(ctx, method, err)
-	case fault.Internal:
-		if rpc.Code(err) == codes.Internal && rpc.Ours(err) {
-			s.cfg.Log.ErrorContext(ctx, "call failed", "rpc", method, "caller", callerFrom(ctx).name(), "err", err)
-		}
+	case fault.KindOf(err) == fault.Internal && rpc.Code(err) == codes.Internal && rpc.Ours(err):
+		s.cfg.Log.ErrorContext(ctx, "call failed", "rpc", method, "caller", callerFrom(ctx).name(), "err", err)
 	}
 	return toStatus(err)
 }
 
-func (s *Server) recordRefusal(ctx context.Context, method string, err error) {
+// underGrant is why something is not signed under a grant of the caller's.
+type underGrant struct {
+	error
+	grant string
+	facts map[string]string // of a rule: what the caller states
+}
+
+// Unwrap returns the reason.
+func (u *underGrant) Unwrap() error { return u.error }
+
+// recordRefusal puts refusals of a call, or of items of its batch, on record.
+func (s *Server) recordRefusal(ctx context.Context, method string, errs ...error) {
 	c := callerFrom(ctx)
-	auditErr := s.cfg.Audit.Append(audit.Refusal{
-		Caller: c.name(), Address: c.link.address, Call: method, Kind: fault.KindOf(err).String(), Reason: fault.ReasonOf(err),
-	})
-	if auditErr != nil {
-		// The call is refused either way.
-		s.cfg.Log.ErrorContext(ctx, "refusal not on record", "rpc", method, "err", auditErr)
+	var events []audit.Event
+	for _, err := range errs {
+		event := audit.Refusal{Caller: c.name(), Address: c.link.address, Call: method, Kind: fault.KindOf(err).String(), Reason: fault.ReasonOf(err)}
+		if u, ok := errors.AsType[*underGrant](err); ok {
+			event.Subject, event.Detail = u.grant, audit.Text(fault.MessageOf(err))
+			for name, value := range u.facts {
+				if event.Facts == nil {
+					event.Facts = map[string]string{}
+				}
+				event.Facts[name] = audit.Text(value)
+			}
+		}
+		events = append(events, event)
 	}
+	if err := s.cfg.Audit.Append(events...); err != nil {
+		// They are refused either way.
+		s.cfg.Log.ErrorContext(ctx, "refusal not on record", "rpc", method, "count", len(events), "err", err)
+	}
+}
+
+// denies reports whether an error is a refusal that belongs on record.
+func denies(err error) bool {
+	kind := fault.KindOf(err)
+	return err != nil && (kind == fault.Denied || kind == fault.Unauthenticated)
 }

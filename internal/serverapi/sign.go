@@ -16,6 +16,7 @@ import (
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
 )
 
 // Limits on the audience of a JWT-SVID, in members and in bytes of one.
@@ -105,6 +106,7 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 	pairs := make([]pair, len(requests))
 	prepared := make([]*svid.PreparedX509, len(requests))
 	events := make([]audit.Event, 0, len(requests))
+	var denied []error
 	for i, r := range requests {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -134,11 +136,18 @@ func (s *Server) signX509(ctx context.Context, of authorized, requests []signReq
 			err = s.pairs.take(agent, pairs[i], prepared[i].NotAfter(), now)
 		}
 		results[i] = signedX509{revision: e.Revision, err: err}
+		if denies(err) {
+			denied = append(denied, &underGrant{err, e.ID, r.facts})
+		}
 		if err != nil {
 			prepared[i] = nil
 			continue
 		}
 		events = append(events, event)
+	}
+	if len(denied) > 0 {
+		method, _ := grpc.Method(ctx)
+		s.recordRefusal(ctx, method, denied...)
 	}
 	if len(events) > 0 {
 		if err := s.cfg.Audit.Append(events...); err != nil {
@@ -232,7 +241,7 @@ func (s *Server) grantJWT(ctx context.Context, of authorized, grant string, fact
 		err = s.pairs.take(agent, what, who.life.End, now)
 	}
 	if err != nil {
-		return signedJWT{}, err
+		return signedJWT{}, &underGrant{err, e.ID, facts}
 	}
 	signed, err := s.signJWT(ctx, issuer, who, audience, jti, now)
 	if err == nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/store"
 
@@ -15,7 +17,7 @@ import (
 // A load shares its rows out; the state is that of the rows one by one, with
 // broken ones in every part left aside (R79).
 func TestLoadInParts(t *testing.T) {
-	const n = 3*loadPart + 7
+	const n = 3*partRows + 7
 	st := openStore(t, t.TempDir())
 	want, broken := newState(td), 0
 	var puts []store.Put
@@ -29,6 +31,9 @@ func TestLoadInParts(t *testing.T) {
 		puts = append(puts, store.Put{Key: keyOf(kindEntry, e.ID), Value: value},
 			store.Put{Key: keyOf(kindContent, hexOf(hash)), Value: sealed(t, &statev1.EntryContent{EntryId: e.ID})})
 	}
+	// It comes first, and its part is filled again and again after it.
+	own := &bundle.Bundle{TrustDomain: td, Sequence: 3, X509: []bundle.X509Authority{{ASN1: []byte("the own root")}}}
+	puts = append(puts, store.Put{Key: keyOf(kindBundle, td.Name()), Value: sealed(t, bundleMessage(own))})
 	node := agent("join_token/" + fmt.Sprintf("%032x", 0))
 	puts = append(puts, store.Put{Key: keyOf(kindNode, nodeName(node.ID.Path())), Value: sealed(t, nodeMessage(&node))},
 		store.Put{Key: keyOf(kindTrustDomain, ""), Value: sealed(t, serverMessage(td, &Server{}))})
@@ -53,6 +58,15 @@ func TestLoadInParts(t *testing.T) {
 		if v.Hash(node.ID) != want.hash(h, true) {
 			t.Error("the agent holds something else than the rows say")
 		}
+		got, err := v.Bundle(td)
+		if diff := cmp.Diff(own, got); err != nil || diff != "" {
+			t.Errorf("Bundle() = %v: -want +got\n%s", err, diff)
+		}
+		for _, row := range puts {
+			if k, _ := split(row.Key); k == kindContent && v.s.revision(row.Key) != 1 {
+				t.Errorf("%q is at revision %d, want 1", row.Key, v.s.revision(row.Key))
+			}
+		}
 	})
 }
 
@@ -60,7 +74,7 @@ func TestLoadInParts(t *testing.T) {
 type failing struct{ store.Store }
 
 func (failing) Load(_ context.Context, f func(string, uint64, []byte) error) (store.Position, error) {
-	for i := range loadPart + 1 {
+	for i := range partRows + 1 {
 		if err := f(fmt.Sprint("/entry/", i), 1, nil); err != nil {
 			return store.Position{}, err
 		}

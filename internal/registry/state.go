@@ -124,12 +124,7 @@ func (s *state) place(r *storedRow, on observer) {
 	case kindEntry, kindRule:
 		s.putEntry(&r.entry, r.unknown, r.content, r.body, on)
 	case kindContent:
-		if h := s.rows.findContent(r.content); h != 0 {
-			s.rows.at(h).contentRevision = r.revision
-			delete(s.orphans, r.content)
-		} else {
-			s.orphans[r.content] = r.revision
-		}
+		s.putContent(r.content, r.revision)
 	case kindNode:
 		s.putNode(&r.node, r.revision, r.payload, on)
 	case kindBundle:
@@ -201,6 +196,16 @@ func (s *state) putEntry(e *entry.Entry, unknown []byte, content, sum [32]byte, 
 		}
 		s.reach.link(h)
 	}, on)
+}
+
+// putContent takes in a content key.
+func (s *state) putContent(hash [32]byte, rev uint64) {
+	if h := s.rows.findContent(hash); h != 0 {
+		s.rows.at(h).contentRevision = rev
+		delete(s.orphans, hash)
+	} else {
+		s.orphans[hash] = rev
+	}
 }
 
 // keepContent sets aside the revision of an entry's content key, before the

@@ -14,7 +14,7 @@ import (
 // -flag and --flag mean the same, as SPIRE's scripts write them. It knows which
 // flags take a value, so a value may begin with a dash. What follows a bare --
 // is left alone. Unknown commands and flags are refused here, with the nearest
-// name that exists.
+// name that exists, and a command without the one argument that it takes.
 func normalize(root *cobra.Command, args []string) ([]string, error) {
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		return args, nil // the shell's own words, complete or not
@@ -34,7 +34,7 @@ func normalize(root *cobra.Command, args []string) ([]string, error) {
 	}
 	out := append([]string{}, args[:len(args)-len(rest)]...)
 	command.InitDefaultHelpFlag()
-	given := false
+	given, asks := false, false
 	for len(rest) > 0 {
 		arg := rest[0]
 		rest = rest[1:]
@@ -52,6 +52,7 @@ func normalize(root *cobra.Command, args []string) ([]string, error) {
 		if name == "h" {
 			name = "help"
 		}
+		asks = asks || name == "help"
 		flag := lookup(command, name)
 		if flag == nil {
 			return nil, unknownFlag(command, name)
@@ -67,6 +68,9 @@ func normalize(root *cobra.Command, args []string) ([]string, error) {
 			arg += "=" + value
 		}
 		out = append(out, arg)
+	}
+	if name := argument(command); name != "" && !given && !asks {
+		return nil, usage(command, "%s needs %s", command.CommandPath(), name)
 	}
 	return out, nil
 }

@@ -24,9 +24,6 @@ admin socket. 'why self' asks on the Workload API socket, about the process that
 	at, out := agentAdminFlags(c.Flags()), outputFlag(c.Flags())
 	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return usage(c, "name a process by its number, or self")
-		}
 		pid, err := strconv.ParseInt(args[0], 10, 32)
 		if err != nil || pid <= 0 {
 			return usage(c, "%q is not the number of a process", args[0])

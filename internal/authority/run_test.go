@@ -520,24 +520,25 @@ func TestKeeperAway(t *testing.T) {
 type lossyKeeper struct {
 	keys.Keeper
 	fails int
+	err   error
 }
 
 func (k *lossyKeeper) Generate(ctx context.Context, id string, t keys.Type) (keys.Key, error) {
 	key, err := k.Keeper.Generate(ctx, id, t)
 	if k.fails > 0 && err == nil {
 		k.fails--
-		return keys.Key{}, fault.New(fault.Unavailable, "answer_lost", "lost")
+		return keys.Key{}, k.err
 	}
 	return key, err
 }
 
 // R66: a start that was cut off is taken up by the next one; nothing is left over.
 func TestStartCutOff(t *testing.T) {
-	keeper := &lossyKeeper{Keeper: memory(t), fails: 2}
+	keeper := &lossyKeeper{Keeper: memory(t), fails: 2, err: errors.New("killed")}
 	w := newWorld(t, keeper, 24*time.Hour)
 	for range 2 {
 		a := w.authority("s1")
-		if err := a.Start(t.Context()); fault.KindOf(err) != fault.Unavailable {
+		if err := a.Start(t.Context()); !errors.Is(err, keeper.err) {
 			t.Fatalf("Start() = %v", err)
 		}
 		if _, err := a.X509(time.Now()); err == nil {
@@ -553,6 +554,25 @@ func TestStartCutOff(t *testing.T) {
 	}
 	if b := w.bundle(); len(b.X509) != 1 || len(b.JWT) != 1 {
 		t.Errorf("%d and %d authorities", len(b.X509), len(b.JWT))
+	}
+}
+
+// What fails for a passing reason ends a start only if it does not pass.
+func TestStartMeetsTrouble(t *testing.T) {
+	busy := fault.New(fault.Unavailable, "busy", "not now")
+	for _, tt := range []struct {
+		fails int
+		want  error
+	}{{20, nil}, {1000, busy}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, &lossyKeeper{Keeper: memory(t), fails: tt.fails, err: busy}, 24*time.Hour)
+			began := time.Now()
+			err := w.authority("s1").Start(t.Context())
+			if took := time.Since(began); !errors.Is(err, tt.want) || took < 10*time.Second || took > startPatience+time.Second {
+				t.Errorf("Start() = %v after %v, want %v", err, took, tt.want)
+			}
+			w.stop()
+		})
 	}
 }
 

@@ -118,6 +118,12 @@ func ReasonOf(err error) string {
 	return "internal"
 }
 
+// Passing reports whether what failed may succeed when it is simply done again.
+func Passing(err error) bool {
+	kind := KindOf(err)
+	return kind == Conflict || kind == Unavailable
+}
+
 // MessageOf returns the message of the first fault in err's chain, or a text
 // that gives nothing away.
 func MessageOf(err error) string {

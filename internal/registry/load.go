@@ -5,9 +5,15 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"time"
 
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
+
+// beginWithin is for how long a store may be away or busy when a server starts:
+// others may be starting, too, or the store is failing over.
+const beginWithin = 30 * time.Second
 
 // How much is read as one piece of work; a row begins while there is less.
 const (
@@ -52,6 +58,27 @@ func (p *part) read(td spiffeid.TrustDomain) {
 }
 
 func (p *part) clear() { p.raws, p.values, p.rows = p.raws[:0], p.values[:0], p.rows[:0] }
+
+// begin loads what is in a store that has just been opened, and claims a new one.
+func (r *Registry) begin(ctx context.Context) (*state, error) {
+	for began := time.Now(); ; {
+		s, err := r.load(ctx)
+		if err == nil && !s.claimed() {
+			if err = r.claim(ctx); err == nil {
+				s, err = r.load(ctx) // with what was written, by us or by another
+			}
+		}
+		if fault.KindOf(err) != fault.Unavailable || time.Since(began) > beginWithin {
+			return s, err
+		}
+		r.log.WarnContext(ctx, "store not loaded", "err", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
 
 // load folds all that is stored into a new state. While the store yields rows,
 // others are read on all processors, and placed in the store's order.

@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 
 	"github.com/plastron/plastron/internal/api/plastron/state/v1"
@@ -87,5 +90,41 @@ var errBroken = errors.New("the disk is gone")
 func TestLoadFails(t *testing.T) {
 	if _, err := Open(t.Context(), failing{}, td, quiet()); !errors.Is(err, errBroken) {
 		t.Errorf("Open() = %v, want the store's failure", err)
+	}
+}
+
+// A store that is away or busy for a while when a server starts ends no start; one
+// that stays away ends it, and so does at once what does not pass.
+func TestOpenInsists(t *testing.T) {
+	busy := fault.New(fault.Unavailable, "busy", "not now")
+	for _, tt := range []struct {
+		loads, commits int // so many fail
+		err, want      error
+	}{
+		{7, 7, busy, nil},
+		{1000, 0, busy, busy},
+		{0, 1000, busy, busy},
+		{1, 0, errBroken, errBroken},
+		{0, 1, errBroken, errBroken},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			st := openStore(t, t.TempDir())
+			trying := &hooked{Store: st, load: func(f func(string, uint64, []byte) error) (store.Position, error) {
+				if tt.loads--; tt.loads >= 0 {
+					return store.Position{}, tt.err
+				}
+				return st.Load(t.Context(), f)
+			}, commit: func(txns []store.Txn) []store.Result {
+				if tt.commits--; tt.commits >= 0 {
+					return []store.Result{{Err: tt.err}}
+				}
+				return st.Commit(t.Context(), txns)
+			}}
+			began := time.Now()
+			_, err := Open(t.Context(), trying, td, quiet())
+			if took := time.Since(began); !errors.Is(err, tt.want) || took > beginWithin+2*time.Second || tt.err == errBroken && took != 0 {
+				t.Errorf("Open() = %v after %v, want %v", err, took, tt.want)
+			}
+		})
 	}
 }

@@ -50,7 +50,8 @@ type Registry struct {
 }
 
 // Open loads everything from the store. A store that belongs to another trust
-// domain is refused (R122). Changes are seen and made only while Run runs.
+// domain is refused (R122); one that is away or busy is asked again for half a
+// minute. Changes are seen and made only while Run runs.
 func Open(ctx context.Context, st store.Store, td spiffeid.TrustDomain, log *slog.Logger) (*Registry, error) {
 	r := &Registry{
 		store: st, td: td, log: log,
@@ -60,17 +61,9 @@ func Open(ctx context.Context, st store.Store, td spiffeid.TrustDomain, log *slo
 		followers: make(map[string]map[*Follower]struct{}),
 		woken:     make(map[*Follower]struct{}),
 	}
-	s, err := r.load(ctx)
+	s, err := r.begin(ctx)
 	if err != nil {
 		return nil, err
-	}
-	if _, claimed := s.values[kindTrustDomain][""]; !claimed {
-		if err := r.claim(ctx); err != nil {
-			return nil, err
-		}
-		if s, err = r.load(ctx); err != nil { // with what was written, by us or by another
-			return nil, err
-		}
 	}
 	r.state = s
 	r.touches.forget(s.position.Revision)
@@ -87,7 +80,7 @@ func (s *state) foreign() error {
 	// Nothing names the owner, but bundles are there: the own one is the first
 	// that a server writes.
 	bundles := s.values[kindBundle]
-	if _, claimed := s.values[kindTrustDomain][""]; claimed || len(bundles) == 0 {
+	if s.claimed() || len(bundles) == 0 {
 		return nil
 	}
 	if _, own := bundles[s.td.Name()]; own {
@@ -97,6 +90,12 @@ func (s *state) foreign() error {
 		return foreignStore(name, s.td)
 	}
 	return nil
+}
+
+// claimed reports whether it is written down which trust domain this is.
+func (s *state) claimed() bool {
+	_, claimed := s.values[kindTrustDomain][""]
+	return claimed
 }
 
 // claim writes down which trust domain the store belongs to.

@@ -29,6 +29,8 @@ const (
 
 	gatherWait = 3 * time.Second
 
+	startPatience = 30 * time.Second // with a store that takes nothing
+
 	look = time.Second // while a former life's lease runs out: timers do not count sleep
 )
 
@@ -211,12 +213,14 @@ func (s *Servers) Start(ctx context.Context) error {
 // take waits until the identity is free and writes the first beat.
 func (s *Servers) take(ctx context.Context) error {
 	told := false
+	var failing time.Time // since when
 	for {
 		row := s.row(s.cfg.ID)
 		s.mu.Lock()
 		v := s.machine.judge(row, s.cfg.Place, s.cfg.Boot())
 		waiting := s.machine.maySign(time.Now(), s.cfg.Boot())
 		s.mu.Unlock()
+		wait := v.until - s.cfg.Boot()
 		switch {
 		case v.err != nil:
 			return v.err
@@ -234,13 +238,18 @@ func (s *Servers) take(ctx context.Context) error {
 				s.cfg.Log.WarnContext(ctx, "the row of this server is not written", "err", err)
 				s.Poke()
 				return nil
+			case !fault.Passing(err) || !failing.IsZero() && time.Since(failing) >= startPatience:
+				return fmt.Errorf("take the identity of this server: %w", err)
+			case failing.IsZero(): // a busy store, or one that fails over, ends no start
+				failing = time.Now()
+				s.cfg.Log.WarnContext(ctx, "beat not written", "err", err)
 			}
-			return fmt.Errorf("take the identity of this server: %w", err)
+			wait = look
 		case !told:
 			told = true
 			s.cfg.Log.WarnContext(ctx, "waiting for the lease of a former life to end", "id", s.cfg.ID, "err", waiting)
 		}
-		if err := s.pause(ctx, min(look, v.until-s.cfg.Boot())); err != nil {
+		if err := s.pause(ctx, min(look, wait)); err != nil {
 			return fmt.Errorf("wait for the lease of a former life: %w", err)
 		}
 	}

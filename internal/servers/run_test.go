@@ -311,6 +311,49 @@ func TestAloneStartsWithoutWriting(t *testing.T) {
 	})
 }
 
+// A store that is busy for a moment when a server starts, as when many start at
+// once, or that fails over, ends no start; one that stays away ends it.
+func TestStartMeetsTrouble(t *testing.T) {
+	for _, tt := range []struct {
+		writes, reason string
+		blind          bool
+	}{
+		{"database_busy", "database_busy", false},
+		{"", "committed_not_visible", true},
+		{"deaf", "outcome_unknown", true},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				m := newMemory()
+				start(t, m, running{id: "first", place: place("first", 9)}).stop()
+				l := m.link()
+				l.set(tt.writes, tt.blind)
+				p := launch(t, m, running{id: "a", place: place("a", 1), link: l})
+				time.Sleep(startPatience - time.Second)
+				p.signs("server_starting")
+				l.set("", false)
+				time.Sleep(5 * time.Second)
+				p.signs("")
+				if err := <-p.started; err != nil {
+					t.Errorf("Start() = %v", err)
+				}
+				p.stop()
+
+				l = m.link()
+				l.set(tt.writes, tt.blind)
+				p = launch(t, m, running{id: "b", place: place("b", 1), link: l})
+				began := time.Now()
+				err := <-p.started
+				if took := time.Since(began); fault.KindOf(err) != fault.Unavailable || took < startPatience || took > startPatience+10*time.Second {
+					t.Errorf("Start() = %v after %v", err, took)
+				}
+				p.signs("server_starting")
+				p.kill()
+			})
+		})
+	}
+}
+
 // A life that stopped, or that lived in the very directory that is locked now,
 // is followed at once; any other when its lease is over (R68).
 func TestNextLife(t *testing.T) {

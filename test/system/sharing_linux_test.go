@@ -22,6 +22,7 @@ type sharedKind struct {
 	contents func(where string) string // all that is in it, in a form to compare
 	foreign  func(where string)        // puts something else there
 	newer    func(from, to string)     // copies a store as a newer version would have written it
+	stall    func(time.Duration)       // has it stand still for a while
 }
 
 func postgresKind(t *testing.T) sharedKind {
@@ -46,8 +47,17 @@ func postgresKind(t *testing.T) sharedKind {
 		},
 		foreign: func(where string) { do(where, "CREATE TABLE registered_entries (id int)") },
 		newer: func(from, to string) {
+			// What is copied may have no sessions, and those of servers that ended end a little later.
+			if err := p.Until(context.Background(), "SELECT (count(*) = 0)::int FROM pg_stat_activity WHERE datname = '"+from+"'"); err != nil {
+				t.Fatal(err)
+			}
 			do("postgres", "CREATE DATABASE "+to+" TEMPLATE "+from)
 			do(to, "UPDATE plastron_head SET format = 99")
+		},
+		stall: func(d time.Duration) {
+			need(t, p.Freeze())
+			time.Sleep(d)
+			need(t, p.Thaw())
 		},
 	}
 }
@@ -60,6 +70,11 @@ func etcdKind(t *testing.T) sharedKind {
 		foreign:  func(where string) { putEtcd(t, e, "/"+where+"/x", "1") },
 		newer: func(_, to string) {
 			putEtcd(t, e, "/"+to+"/meta", `{"plastron_store":99,"epoch":"00","cluster":"00"}`)
+		},
+		stall: func(d time.Duration) {
+			need(t, e.Freeze(0))
+			time.Sleep(d)
+			need(t, e.Thaw(0))
 		},
 	}
 }
@@ -95,8 +110,9 @@ func rangeEtcd(t *testing.T, e *parts.Etcd, prefix string) string {
 }
 
 // Ten servers that start at the same moment on an empty database or prefix are one
-// trust domain, and nothing is made twice or by halves, though some are killed. What is not for this
-// server is refused with one sentence, and left as it is.
+// trust domain, and nothing is made twice or by halves, though some are killed and
+// the store stands still for a while. What is not for this server is refused with
+// one sentence, and left as it is.
 func TestManyServersAtOnce(t *testing.T) {
 	for name, kind := range map[string]func(*testing.T) sharedKind{"postgres": postgresKind, "etcd": etcdKind} {
 		t.Run(name, func(t *testing.T) {
@@ -117,6 +133,7 @@ func TestManyServersAtOnce(t *testing.T) {
 				d.server.stop(syscall.SIGKILL)
 				d.launchServer()
 			}
+			k.stall(3 * time.Second)
 			for _, d := range servers {
 				d.waitHealthy("server")
 			}

@@ -76,6 +76,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 )
 
@@ -156,11 +157,12 @@ type limits struct {
 	request int           // bytes of one etcd request
 	attempt time.Duration // how long one request may take
 	commit  time.Duration // how long a group is sent again and again
+	opening time.Duration // how long Open bears a cluster that elects, or a member that hangs
 	stale   time.Duration // how long a watcher bears to have no connection
 }
 
 func defaultLimits() limits {
-	return limits{request: 1400 << 10, attempt: 3 * time.Second, commit: 10 * time.Second, stale: 5 * time.Second}
+	return limits{request: 1400 << 10, attempt: 3 * time.Second, commit: 10 * time.Second, opening: 30 * time.Second, stale: 5 * time.Second}
 }
 
 // keys are the store's keys in etcd.
@@ -179,7 +181,8 @@ func newKeys(prefix string) keys {
 // It fails with fault.Precondition when something else is there
 // ("store_foreign"), when it is of a newer version ("schema_newer") and when
 // etcd refuses this server ("store_login", "store_denied"), and with
-// fault.Unavailable when no member answers.
+// fault.Unavailable when no member answers. A cluster that has no leader at the
+// moment is asked again for half a minute.
 func (c Config) Open(ctx context.Context, log *slog.Logger) (*Store, error) {
 	return c.open(ctx, log, defaultLimits())
 }
@@ -202,7 +205,20 @@ func (c Config) open(ctx context.Context, log *slog.Logger, limit limits) (_ *St
 		}
 	}()
 	s.meta.epoch, s.head = c.Seen.Epoch, c.Seen.Revision
-	if _, err := s.look(ctx, true); err != nil {
+	for began := time.Now(); ; {
+		_, err = s.look(ctx, true)
+		passing := fault.ReasonOf(err) == "store_timeout" || fault.ReasonOf(err) == "store_no_quorum"
+		if !passing || time.Since(began) > limit.opening {
+			break
+		}
+		s.log.WarnContext(ctx, "store not opened", "dir", prefix, "err", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	at := s.position()

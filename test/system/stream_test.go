@@ -241,6 +241,7 @@ func TestIdleCostsNothing(t *testing.T) {
 		// file and socket input and output; not futex and the like
 		cmd := exec.Command("strace", "-f", "-y", "-o", trace, "-p", fmt.Sprint(p.cmd.Process.Pid),
 			"-e", "trace=pread64,pwrite64,read,write,sendto,recvfrom,sendmsg,recvmsg,fsync,fdatasync")
+		began := time.Now()
 		tracer := start(t, cmd)
 		eventually(t, "strace is attached", func() bool { return strings.Contains(tracer.Output(), "attached") })
 		select { // the idle time that is looked at; long enough for any poll of 5 s to show three times
@@ -249,6 +250,7 @@ func TestIdleCostsNothing(t *testing.T) {
 			t.Fatalf("a message came while nothing happened: %+v", r)
 		}
 		tracer.stop(syscall.SIGINT)
+		took := time.Since(began)
 		b, err := os.ReadFile(trace)
 		if err != nil {
 			t.Fatal(err)
@@ -270,11 +272,11 @@ func TestIdleCostsNothing(t *testing.T) {
 		if syncs > 1 {
 			t.Errorf("the idle %s synced %d times:\n%s", name, syncs, b)
 		}
-		// one keepalive exchange may fall into the window: a ping and its answer
-		if messages > 4 {
-			t.Errorf("the idle %s sent or received %d times:\n%s", name, messages, b)
+		// one keepalive exchange in 30 s may fall into the window: a ping and its answer
+		if messages > 4*(1+int(took/(30*time.Second))) {
+			t.Errorf("the idle %s sent or received %d times in %v:\n%s", name, messages, took, b)
 		}
-		t.Logf("%s: %d reads or writes on sockets in 16 s", name, messages)
+		t.Logf("%s: %d reads or writes on sockets in %v", name, messages, took.Round(time.Second))
 	}
 }
 
@@ -293,7 +295,7 @@ func TestServerKilledUnderLoad(t *testing.T) {
 	var acked []string
 	for round := range 3 {
 		api := d.entries()
-		writing := make(chan []string)
+		writing, first := make(chan []string), make(chan struct{})
 		writeCtx, stopWriting := context.WithCancel(ctx)
 		go func() {
 			var ids []string
@@ -308,10 +310,17 @@ func TestServerKilledUnderLoad(t *testing.T) {
 					return
 				}
 				if resp.Results[0].Status.Code == 0 {
-					ids = append(ids, id)
+					if ids = append(ids, id); len(ids) == 1 {
+						close(first)
+					}
 				}
 			}
 		}()
+		select {
+		case <-first:
+		case <-time.After(patience):
+			t.Fatal("no write was acknowledged")
+		}
 		kill := time.NewTimer(time.Duration(300+200*round) * time.Millisecond)
 		<-kill.C
 		d.server.stop(syscall.SIGKILL)
@@ -327,9 +336,6 @@ func TestServerKilledUnderLoad(t *testing.T) {
 		}
 		cancelFresh()
 		d.startServer()
-	}
-	if len(acked) == 0 {
-		t.Fatal("no write was acknowledged")
 	}
 	d.createEntry(agent, "/after", nil, mine(), fmt.Sprintf("unix:gid:%d", os.Getgid()))
 	next(t, c, "the entry made after the last restart", func(r received) bool { return len(r.ids) == 2 })

@@ -85,7 +85,7 @@ func (d *deployment) x509Now() (chains map[string][][]byte, roots []*x509.Certif
 // killed for longer than a leaf lives, and those below go on (R56, R67).
 func TestNestedTwoDeep(t *testing.T) {
 	t.Parallel()
-	const leaf = 16 * time.Second
+	const leaf = 30 * time.Second // of which half is left when the next one is asked for
 	options := fmt.Sprintf("ca_ttl = \"30m\"\n  default_x509_svid_ttl = %q\n  agent_ttl = \"20m\"", leaf)
 	top := newDeployment(t)
 	top.serverOptions = options
@@ -296,7 +296,11 @@ func TestCorporateRoot(t *testing.T) {
 	bad.serverAttestor += fmt.Sprintf(`
   UpstreamAuthority "disk" { plugin_data { cert_file_path = %q  key_file_path = %q  bundle_file_path = %q } }`, corp+"/root.pem", corp+"/ca.key", corp+"/root.pem")
 	bad.launchServer()
-	<-bad.server.done
+	select {
+	case <-bad.server.done:
+	case <-time.After(patience):
+		t.Fatal("the server goes on")
+	}
 	if text := bad.server.Output(); !strings.Contains(text, "is for another key") {
 		t.Errorf("it said:\n%s", text)
 	}

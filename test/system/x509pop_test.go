@@ -97,7 +97,7 @@ func TestX509PoP(t *testing.T) {
 	d := newDeployment(t)
 	pki := newNodePKI(d)
 	cert := pki.node("node-1")
-	d.serverOptions = `agent_ttl = "12s"`
+	d.serverOptions = `agent_ttl = "20s"`
 	d.attestBy(`NodeAttestor "x509pop" { plugin_data { ca_bundle_path = "` + d.path("nodes-ca.pem") + `" } }`)
 	d.startServer()
 	d.startAgent("")

@@ -30,7 +30,7 @@ import (
 const TypeURL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 const (
-	deadline = time.Minute
+	deadline = 2 * time.Minute
 	internal = 13 // the code in every NACK of Envoy's
 )
 

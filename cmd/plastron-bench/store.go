@@ -94,7 +94,7 @@ func benchStore(ctx context.Context, o options) (_ result, err error) {
 	// spend repeats f for a round and returns the time of one transaction.
 	spend := func(f func() error) (float64, error) {
 		began, n := time.Now(), 0
-		for time.Since(began) < min(round, o.period) {
+		for n == 0 || time.Since(began) < min(round, o.period) {
 			if err := f(); err != nil {
 				return 0, err
 			}

@@ -54,7 +54,7 @@ func (d *deployment) below(name, options string) (low *deployment, agent string)
 
 // x509Now is what an agent hands out now.
 func (d *deployment) x509Now() (chains map[string][][]byte, roots []*x509.Certificate, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	stream, err := d.workloadAPI().FetchX509SVID(withHeader(ctx), &workload.X509SVIDRequest{})
 	if err != nil {

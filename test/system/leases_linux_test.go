@@ -137,7 +137,7 @@ func shifted(t *testing.T, by time.Duration) string {
 	if err := os.WriteFile(file, overlay, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	build := exec.Command("go", "build", "-trimpath", "-overlay", file, "-o", program, "github.com/plastron/plastron/cmd/plastron")
+	build := exec.Command("go", "build", "-overlay", file, "-o", program, "github.com/plastron/plastron/cmd/plastron")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)

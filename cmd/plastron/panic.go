@@ -53,7 +53,7 @@ password can still write there: change it.`,
 		show := func(w io.Writer, reply proto.Message, dry bool) {
 			switch r := reply.(type) {
 			case *cutoffv1.ExpelResponse:
-				printExpelled(w, r, dry, p.start)
+				printExpelled(w, r, *now, dry, p.start)
 			case *cutoffv1.PanicResponse:
 				printPanic(w, r, dry, p.start)
 			}
@@ -93,7 +93,9 @@ func printPanic(w io.Writer, r *cutoffv1.PanicResponse, dry bool, now time.Time)
 	}
 }
 
-func printExpelled(w io.Writer, r *cutoffv1.ExpelResponse, dry bool, now time.Time) {
+// printExpelled says what became of a server. now is of before it was asked for:
+// what was to be revoked by then is, and so is what was asked to be at once.
+func printExpelled(w io.Writer, r *cutoffv1.ExpelResponse, atOnce, dry bool, now time.Time) {
 	did := "Expelled"
 	switch {
 	case r.GetExpelledBefore():
@@ -116,7 +118,7 @@ func printExpelled(w io.Writer, r *cutoffv1.ExpelResponse, dry bool, now time.Ti
 		fmt.Fprintln(w, "It has no authority in the bundle: nothing that it signs is accepted.")
 	case dry:
 		fmt.Fprintf(w, "They would be tainted, and revoked %s\n", until(r.GetRevokeAt(), now))
-	case r.GetRevokeAt() > now.Unix():
+	case !atOnce && r.GetRevokeAt() > now.Unix():
 		fmt.Fprintf(w, "They are tainted, and will be revoked %s: until then agents replace what they signed\n", until(r.GetRevokeAt(), now))
 	default:
 		fmt.Fprintln(w, "They are revoked: whoever has the bundle of now accepts nothing of what they signed.")

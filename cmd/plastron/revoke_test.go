@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	cutoffv1 "github.com/plastron/plastron/api/plastron/cutoff/v1"
 	"github.com/plastron/plastron/internal/fault"
 )
 
@@ -49,5 +51,28 @@ func TestCaution(t *testing.T) {
 				t.Errorf("it printed %q", out.String())
 			}
 		})
+	}
+}
+
+// What is revoked at once is told as revoked, though the server's second may be a
+// later one than that in which the command began.
+func TestExpelledAtOnce(t *testing.T) {
+	began := time.Unix(1_900_000_000, 0)
+	const tainted, revoked = "They are tainted, and will be revoked", "They are revoked"
+	for _, tt := range []struct {
+		revokeAt time.Time
+		atOnce   bool
+		want     string
+	}{
+		{began.Add(time.Minute), false, tainted},
+		{began, false, revoked},
+		{began, true, revoked},
+		{began.Add(time.Second), true, revoked},
+	} {
+		var out strings.Builder
+		printExpelled(&out, &cutoffv1.ExpelResponse{RevokeAt: tt.revokeAt.Unix(), Authorities: []*cutoffv1.Key{{Kind: "x509"}}}, tt.atOnce, false, began)
+		if !strings.Contains(out.String(), tt.want) {
+			t.Errorf("%v after the begin, at once %v: it printed\n%swant %q", tt.revokeAt.Sub(began), tt.atOnce, out.String(), tt.want)
+		}
 	}
 }

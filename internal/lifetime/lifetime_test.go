@@ -89,7 +89,11 @@ func TestNothingIsShorterThanPromised(t *testing.T) {
 			continue
 		}
 		kept++
-		for kind, entry := range map[Kind]time.Duration{X509: entry, JWT: entry, Agent: 0, Server: 0} {
+		for _, kind := range []Kind{X509, JWT, Agent, Server} { // in this order, so that each run draws the same
+			entry := entry
+			if kind == Agent || kind == Server {
+				entry = 0
+			}
 			// The last moment at which the old authority signs, and any before it.
 			caEnd := start.Add(s.CA)
 			at := caEnd.Add(-min(s.CA/12, Most))

@@ -23,6 +23,7 @@ import (
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/monitor"
 	"github.com/plastron/plastron/internal/monitor/monitortest"
+	"github.com/plastron/plastron/test/parts"
 )
 
 const deadline = 60 * time.Second
@@ -158,8 +159,13 @@ func serve(t *testing.T, h http.Handler) (address string, stop func()) {
 }
 
 func TestServe(t *testing.T) {
+	port, err := parts.ReservePort() // so that nobody else listens there after stop
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Release()
 	listeners := monitortest.New()
-	stop, err := monitor.Serve(t.Context(), "test", "127.0.0.1:0", handler(), slog.New(listeners))
+	stop, err := monitor.Serve(t.Context(), "test", fmt.Sprintf("127.0.0.1:%d", port.Number), handler(), slog.New(listeners))
 	if err != nil {
 		t.Fatal(err)
 	}

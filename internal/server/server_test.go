@@ -32,6 +32,7 @@ import (
 	"github.com/plastron/plastron/internal/monitor/monitortest"
 	"github.com/plastron/plastron/internal/server"
 	"github.com/plastron/plastron/internal/svid"
+	"github.com/plastron/plastron/test/parts"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -337,7 +338,12 @@ func TestHealthAndStop(t *testing.T) { // R102, R105
 // last call has ended, and tells the truth of each moment (R105).
 func TestHealthListener(t *testing.T) {
 	c := configFor(shortDir(t))
-	c.HealthChecks.ListenerEnabled, c.HealthChecks.BindPort = true, 0
+	port, err := parts.ReservePort() // so that nobody else listens there after the end
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Release()
+	c.HealthChecks.ListenerEnabled, c.HealthChecks.BindPort = true, port.Number
 	listeners := monitortest.New()
 	r := startLogged(t, c, listeners)
 	const kind = "health_checks"

@@ -42,7 +42,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-const deadline = 30 * time.Second
+const deadline = time.Minute
 
 func shortDir(t *testing.T) string {
 	t.Helper()

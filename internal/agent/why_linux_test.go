@@ -99,7 +99,7 @@ func (d *domain) rule(template, selector string) {
 // poll waits until something holds.
 func poll(t *testing.T, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(wait)
+	deadline := time.Now().Add(2 * wait) // a caller waits some seconds for what is being signed
 	for !holds() {
 		if time.Now().After(deadline) {
 			t.Fatal("it never came to pass")

@@ -120,8 +120,6 @@ func TestLostAnswers(t *testing.T) {
 }
 
 func TestOutcomeUnknown(t *testing.T) {
-	limit := patient()
-	limit.commit = 100 * time.Millisecond
 	always := func(f fate) (fates []fate) {
 		for range 1000 {
 			fates = append(fates, f)
@@ -137,15 +135,16 @@ func TestOutcomeUnknown(t *testing.T) {
 		{"not written", neverArrives, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s := openStore(t, shared(t), limit)
-			defer s.Close()
+			s := opened(t, shared(t))
 			commit(t, s, put("first", ""))
 			l := &lossy{KV: s.client.KV, fates: always(tc.fate)}
 			s.client.KV = l
+			s.limit.commit = 100 * time.Millisecond // only here: all else may take its time
 			must(t, s.Commit(t.Context(), []store.Txn{put("k", "1")})[0].Err, fault.Unavailable, "outcome_unknown")
 			l.mu.Lock()
 			l.fates = nil
 			l.mu.Unlock()
+			s.limit = patient()
 			commit(t, s, put("after", ""))
 			if rows, _ := storetest.State(t, s); tc.there != (rows["k"].Rev != 0) {
 				t.Fatalf("there: %v", rows["k"])

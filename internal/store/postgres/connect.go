@@ -115,13 +115,14 @@ const tcpTimeout = 5 * time.Second
 // Nobody holds a lock for longer than they allow. Statements are planned once for
 // a session, since that takes longer than what they do; and as for large tables
 // from the start, by index, because a plan does not see a table grow.
-func settings(local bool) string {
+func (l limits) settings(local bool) string {
 	set := func(name, value string) string { return fmt.Sprintf("set_config('%s', %s, %t)", name, value, local) }
+	limit := func(name string, d time.Duration) string { return set(name, fmt.Sprintf("'%d'", d.Milliseconds())) }
 	return "SELECT " + strings.Join([]string{
-		set("statement_timeout", "'5s'"),
-		set("lock_timeout", "'2s'"),
-		set("idle_in_transaction_session_timeout", "'3s'"),
-		set("tcp_user_timeout", fmt.Sprintf("'%d'", tcpTimeout.Milliseconds())),
+		limit("statement_timeout", l.statement),
+		limit("lock_timeout", l.lock),
+		limit("idle_in_transaction_session_timeout", l.idle),
+		limit("tcp_user_timeout", tcpTimeout),
 		set("plan_cache_mode", "'force_generic_plan'"),
 		set("enable_seqscan", "'off'"),
 		set("enable_hashjoin", "'off'"),

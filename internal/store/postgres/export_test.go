@@ -9,16 +9,35 @@ import (
 // OpenFunc is the type of Config.Open.
 type OpenFunc func(Config, context.Context, *slog.Logger) (*Store, error)
 
+// patient are the default limits for a machine that is busy with other tests.
+func patient() limits {
+	l := defaultLimits()
+	l.call, l.commit, l.resolve, l.statement, l.idle = 80*time.Second, time.Minute, time.Minute, time.Minute, time.Minute
+	return l
+}
+
+// OpenPatient opens with these.
+func OpenPatient(c Config, ctx context.Context, log *slog.Logger) (*Store, error) {
+	return open(ctx, c, log, patient())
+}
+
 // OpenSmall opens with limits that a test reaches.
 func OpenSmall(c Config, ctx context.Context, log *slog.Logger) (*Store, error) {
-	l := defaultLimits()
+	l := patient()
 	l.recentRows, l.recentBytes, l.locked = 4, 2000, 0
 	return open(ctx, c, log, l)
 }
 
-// OpenHasty opens with short limits on what the database takes.
+// OpenHasty opens with short limits on what others keep it waiting for.
 func OpenHasty(c Config, ctx context.Context, log *slog.Logger) (*Store, error) {
-	l := defaultLimits()
-	l.call, l.resolve = 2*time.Second, time.Second
+	l := patient()
+	l.lock, l.commit, l.resolve = time.Second, 3*time.Second, time.Second
+	return open(ctx, c, log, l)
+}
+
+// OpenForSilence opens with a short limit on silence, too.
+func OpenForSilence(c Config, ctx context.Context, log *slog.Logger) (*Store, error) {
+	l := patient()
+	l.call, l.resolve = 4*time.Second, time.Second
 	return open(ctx, c, log, l)
 }

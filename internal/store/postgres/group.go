@@ -214,7 +214,7 @@ func (s *Store) try(ctx context.Context, g *group) (bool, error) {
 	b.ExecParams("BEGIN ISOLATION LEVEL READ COMMITTED", nil, nil, nil, nil)
 	judged := 1 // which result is the statement's
 	if c.pooled {
-		b.ExecParams(settings(true), nil, nil, nil, nil)
+		b.ExecParams(s.limit.settings(true), nil, nil, nil, nil)
 		judged++
 	}
 	if g.size() <= s.limit.locked {

@@ -145,7 +145,7 @@ func (s *Store) introduce(ctx context.Context, c *session) error {
 		err = nil
 	}
 	if err == nil && !c.pooled {
-		_, err = c.rows(ctx, settings(false))
+		_, err = c.rows(ctx, s.limit.settings(false))
 	}
 	return err
 }

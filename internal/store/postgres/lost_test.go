@@ -288,7 +288,7 @@ func TestConnectionLost(t *testing.T) {
 func TestSilentDatabase(t *testing.T) {
 	name := database(t)
 	r, url := startRelay(t, name)
-	s, err := postgres.OpenHasty(postgres.Config{ConnectionString: url + "&connect_timeout=1"}, limited(t), logger(t))
+	s, err := postgres.OpenForSilence(postgres.Config{ConnectionString: url}, limited(t), logger(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,7 +306,7 @@ func TestSilentDatabase(t *testing.T) {
 	for _, r := range results[1:] {
 		must(t, "a commit that was not sent", r.Err, fault.Unavailable, "database_unreachable")
 	}
-	if took > 30*time.Second {
+	if took > 50*time.Second {
 		t.Errorf("refused after %v", took)
 	}
 	r.deaf.Store(false)
@@ -364,9 +364,14 @@ func TestDatabaseKilled(t *testing.T) {
 func TestLoginLost(t *testing.T) {
 	name := database(t)
 	exec(t, name, "CREATE ROLE guest_"+name+" LOGIN; GRANT ALL ON SCHEMA public TO guest_"+name)
-	s := opened(t, strings.ReplaceAll(cluster.URL(name), "user=plastron", "user=guest_"+name))
+	s, err := postgres.OpenHasty(postgres.Config{ConnectionString: strings.ReplaceAll(cluster.URL(name), "user=plastron", "user=guest_"+name)}, limited(t), logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
 	at := commit(t, s, create("a", ""))
 	exec(t, name, "ALTER ROLE guest_"+name+" NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guest_"+name+"'")
+	await(t, name, "SELECT count(*) = 0 FROM pg_stat_activity WHERE usename = 'guest_"+name+"'")
 	var last error
 	for ctx := limited(t); fault.ReasonOf(last) != "database_login" && ctx.Err() == nil; {
 		last = s.Commit(ctx, []store.Txn{create("b", "")})[0].Err

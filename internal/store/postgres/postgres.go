@@ -156,12 +156,17 @@ type limits struct {
 	resolve     time.Duration // how long it is tried to find out what became of one
 	poll        time.Duration // between two looks at the head where notifications do not arrive
 	look        time.Duration // the same where they do
+
+	// What the database allows each session: a statement, waiting for a lock, and
+	// doing nothing in a transaction.
+	statement, lock, idle time.Duration
 }
 
 func defaultLimits() limits {
 	return limits{
 		recentRows: 4096, recentBytes: 8 << 20, locked: 16 << 10,
 		call: 8 * time.Second, commit: 7 * time.Second, resolve: 10 * time.Second, poll: 500 * time.Millisecond, look: 10 * time.Second,
+		statement: 5 * time.Second, lock: 2 * time.Second, idle: 3 * time.Second,
 	}
 }
 

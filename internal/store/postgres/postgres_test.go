@@ -73,7 +73,7 @@ func logger(t testing.TB) *slog.Logger { return slog.New(slog.NewTextHandler(t.O
 // open opens a store; the test closes it.
 func open(t testing.TB, url string) *postgres.Store {
 	t.Helper()
-	s, err := postgres.Config{ConnectionString: url}.Open(context.Background(), logger(t))
+	s, err := postgres.OpenPatient(postgres.Config{ConnectionString: url}, context.Background(), logger(t))
 	if err != nil {
 		t.Fatalf("Open() = %v", err)
 	}
@@ -121,7 +121,7 @@ func TestContract(t *testing.T) {
 	if absent != nil {
 		t.Skip(absent)
 	}
-	t.Run("Default", func(t *testing.T) { storetest.Run(t, create(postgres.Config.Open)) })
+	t.Run("Default", func(t *testing.T) { storetest.Run(t, create(postgres.OpenPatient)) })
 	// With so little memory that watchers read from the database, and with no
 	// group small enough to be sent after the lock.
 	t.Run("Small", func(t *testing.T) { storetest.Run(t, create(postgres.OpenSmall)) })

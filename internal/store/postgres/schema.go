@@ -87,7 +87,7 @@ func (s *Store) prepare(ctx context.Context, c *session) (f found, err error) {
 		}
 	}
 	do("BEGIN ISOLATION LEVEL READ COMMITTED")
-	do(settings(true))
+	do(s.limit.settings(true))
 	do("SET LOCAL lock_timeout = '15s'; SET LOCAL statement_timeout = '15s'; SET LOCAL idle_in_transaction_session_timeout = '15s'")
 	if err == nil {
 		_, err = c.rows(ctx, "SELECT pg_advisory_xact_lock($1)", numberParam(creationLock))

@@ -153,7 +153,7 @@ func TestCreatedOnce(t *testing.T) {
 	for i := range stores {
 		wg.Go(func() {
 			var err error
-			if stores[i], err = (postgres.Config{ConnectionString: url}).Open(limited(t), logger(t)); err != nil {
+			if stores[i], err = postgres.OpenPatient(postgres.Config{ConnectionString: url}, limited(t), logger(t)); err != nil {
 				t.Errorf("Open() = %v", err)
 			}
 		})
@@ -223,8 +223,13 @@ func TestStalledTransaction(t *testing.T) {
 		}
 	}
 
+	hasty, err := postgres.OpenHasty(postgres.Config{ConnectionString: cluster.URL(name)}, limited(t), logger(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hasty.Close()
 	c = stalled(t, name)
-	r := a.Commit(context.Background(), []store.Txn{create("refused", "")})[0]
+	r := hasty.Commit(context.Background(), []store.Txn{create("refused", "")})[0]
 	must(t, "Commit", r.Err, fault.Unavailable, "database_busy")
 	if _, err := c.Exec(limited(t), "COMMIT").ReadAll(); err != nil {
 		t.Fatal(err)
@@ -270,7 +275,7 @@ func TestSeen(t *testing.T) {
 	s.Close()
 	seen := func(p store.Position) (postgres.Opened, store.Position) {
 		t.Helper()
-		s, err := postgres.Config{ConnectionString: cluster.URL(name), Seen: p}.Open(t.Context(), logger(t))
+		s, err := postgres.OpenPatient(postgres.Config{ConnectionString: cluster.URL(name), Seen: p}, t.Context(), logger(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/plastron/plastron/internal/fault"
@@ -155,8 +156,12 @@ func clear(path string) error {
 		return fault.New(fault.Precondition, "socket_path_taken", "%q is in the way and is not a socket of this user", path).
 			Fix("remove it or choose another socket path")
 	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+	c, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
 		c.Close()
+	}
+	// Who has too much to do to let us in lives.
+	if err == nil || errors.Is(err, syscall.EAGAIN) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return fault.New(fault.Precondition, "socket_in_use", "another process listens on %q", path).
 			Fix("stop it or choose another socket path")
 	}

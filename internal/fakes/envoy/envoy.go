@@ -30,8 +30,8 @@ import (
 const TypeURL = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
 
 const (
-	deadline = 2 * time.Minute
-	internal = 13 // the code in every NACK of Envoy's
+	deadline = 3 * time.Minute // of whatever takes a moment, and of a whole stream
+	internal = 13              // the code in every NACK of Envoy's
 )
 
 // Node is how an Envoy of this version names itself.

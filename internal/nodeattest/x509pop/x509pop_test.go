@@ -255,7 +255,7 @@ func TestBadChains(t *testing.T) {
 		"A11 RSA 16384 leaf":       {payload(issue(t, p.middle, signerFor{p.middle.key, &huge.PublicKey}, nil).cert.Raw, middle), "x509pop_key_size"},
 		"A11 RSA 16384 above":      {payload(good.cert.Raw, issue(t, p.root, signerFor{p.root.key, &huge.PublicKey}, authority("huge")).cert.Raw), "x509pop_key_size"},
 		"A12 expired":              {alone(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }), "x509pop_certificate_refused"},
-		"A12 not yet valid":        {alone(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Minute) }), "x509pop_certificate_refused"},
+		"A12 not yet valid":        {alone(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(30 * time.Minute) }), "x509pop_certificate_refused"},
 		"A12 unknown root":         {payload(issue(t, foreign, newKey(t), nil).cert.Raw), "x509pop_certificate_refused"},
 		"A12 root shown by itself": {payload(issue(t, foreign, newKey(t), nil).cert.Raw, foreign.cert.Raw), "x509pop_certificate_refused"},
 		"A12 CA leaf":              {payload(middle), "x509pop_certificate_refused"},

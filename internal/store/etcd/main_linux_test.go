@@ -98,7 +98,7 @@ func patient() limits {
 }
 
 func limited(t testing.TB) context.Context {
-	ctx, stop := context.WithTimeout(t.Context(), 120*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(stop)
 	return ctx
 }

@@ -19,7 +19,7 @@ import (
 )
 
 // deadline is how long anything may take before a test gives up.
-const deadline = 120 * time.Second
+const deadline = 5 * time.Minute
 
 func limited(t testing.TB) context.Context {
 	ctx, stop := context.WithTimeout(context.Background(), deadline)

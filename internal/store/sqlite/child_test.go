@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 // deadline is how long a test waits for what should take milliseconds.
-const deadline = 60 * time.Second
+const deadline = 3 * time.Minute
 
 // child is a started child process.
 type child struct {

@@ -54,7 +54,7 @@ func Run(t *testing.T, create func(t *testing.T) Open) {
 
 // deadline is how long anything may take before a test gives up: far more than
 // it ever takes.
-const deadline = 60 * time.Second
+const deadline = 3 * time.Minute
 
 // random returns a source whose seed is printed, and set by STORETEST_SEED.
 func random(t *testing.T) *rand.Rand {

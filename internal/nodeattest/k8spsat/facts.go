@@ -26,7 +26,8 @@ const (
 
 // looks is what a cluster needs to look at pods.
 type looks struct {
-	slots chan struct{}
+	slots      chan struct{}
+	turn, wait time.Duration // turnWait and lookWait; longer in tests
 
 	mu     sync.Mutex // guards everything below
 	nodes  map[string]seenNode
@@ -63,7 +64,7 @@ func (v *verifier) Look(ctx context.Context, node []entry.Selector, facts map[st
 		return nodeattest.Seen{}, fault.New(fault.Precondition, "rule_facts_unverifiable", "this server does not ask the API server of the cluster %q", of("cluster")).
 			Fix("give the cluster to the server's k8s_psat without issuer, or set the rule's trust to %q", entry.TrustAgent)
 	}
-	turn, cancel := context.WithTimeout(ctx, turnWait)
+	turn, cancel := context.WithTimeout(ctx, c.looks.turn)
 	defer cancel()
 	select {
 	case c.looks.slots <- struct{}{}:
@@ -71,7 +72,7 @@ func (v *verifier) Look(ctx context.Context, node []entry.Selector, facts map[st
 	case <-turn.Done():
 		return nodeattest.Seen{}, fault.New(fault.Unavailable, "k8s_psat_unavailable", "many pods of the cluster are looked at").Because(turn.Err())
 	}
-	ctx, cancel = context.WithTimeout(ctx, lookWait) // from here on, however long the turn took
+	ctx, cancel = context.WithTimeout(ctx, c.looks.wait) // from here on, however long the turn took
 	defer cancel()
 	seen, err := c.pod(ctx, machine, facts)
 	if err == nil || fault.KindOf(err) == fault.Denied && fault.ReasonOf(err) != "kube_denied" {

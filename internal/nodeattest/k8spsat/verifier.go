@@ -114,7 +114,7 @@ func (c *Config) Open(_ context.Context, env nodeattest.Env) (nodeattest.Verifie
 	v := &verifier{clusters: map[string]*cluster{}, log: env.Log}
 	for _, name := range slices.Sorted(maps.Keys(c.Clusters)) {
 		configured := c.Clusters[name]
-		opened := &cluster{Cluster: configured, name: name, looks: looks{slots: make(chan struct{}, maxLooks)}}
+		opened := &cluster{Cluster: configured, name: name, looks: looks{slots: make(chan struct{}, maxLooks), turn: turnWait, wait: lookWait}}
 		var err error
 		if configured.Issuer != "" {
 			opened.issuer, err = kube.IssuerConfig{

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/plastron/plastron/internal/audit"
@@ -200,6 +202,28 @@ func TestSinkFailure(t *testing.T) { // R14
 			}
 		})
 	}
+}
+
+// What is written is durable a second later, however long nothing was written before.
+func TestDurableWithinASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := open(t, filepath.Join(t.TempDir(), "audit.log"), false)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer synctest.Wait()
+		defer cancel()
+		go w.Run(ctx)
+		for sequence := uint64(2); sequence < 5; sequence++ { // the first says that the server has started
+			if err := w.Append(issuance(int(sequence))); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if durable := w.Durable(); durable != sequence {
+				t.Errorf("%d records are durable after a second, want %d", durable, sequence)
+			}
+			time.Sleep(time.Hour)
+		}
+	})
 }
 
 func TestOutsidersTextIsEscapedAndCut(t *testing.T) { // R104

@@ -44,6 +44,8 @@ type Writer struct {
 
 	// syncMu is held during fsync, so that those who wait meanwhile share the next one.
 	syncMu sync.Mutex
+	// written holds one when something may have to be made durable.
+	written chan struct{}
 
 	// mu guards everything below.
 	mu       sync.Mutex
@@ -62,7 +64,7 @@ type Writer struct {
 // Open opens or creates the trail, sets a torn last line aside and continues
 // the chain. The file is made 0600; a file that others may write is refused.
 func Open(cfg Config) (*Writer, error) {
-	w := &Writer{cfg: cfg}
+	w := &Writer{cfg: cfg, written: make(chan struct{}, 1)}
 	aside, err := w.openLocked()
 	if err != nil {
 		return nil, fmt.Errorf("open audit trail: %w", err)
@@ -133,15 +135,18 @@ func (w *Writer) write(events []Event) (sequence, life uint64, err error) {
 	return w.last.Sequence, w.life, err
 }
 
-// Run makes events durable each second until ctx is done.
+// Run makes events durable, a second after the first of them, until ctx is done.
 func (w *Writer) Run(ctx context.Context) error {
-	tick := time.NewTicker(syncEvery)
-	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-w.written:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(syncEvery):
 			if err := w.flush(); err != nil {
 				w.cfg.Log.Error("audit trail not durable", "err", err)
 			}
@@ -246,6 +251,10 @@ func (w *Writer) writeLocked(now time.Time, events ...Event) error {
 	}
 	w.size += int64(block.Len())
 	w.last.Sequence, w.previous, w.lost = sequence, previous, 0
+	select {
+	case w.written <- struct{}{}:
+	default:
+	}
 	return nil
 }
 

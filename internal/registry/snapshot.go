@@ -176,6 +176,15 @@ func (v *Snapshot) Node(id spiffeid.ID) (Node, error) {
 	return v.s.node(n), nil
 }
 
+// NodeVersion returns where in the log a node was last written.
+func (v *Snapshot) NodeVersion(id spiffeid.ID) (store.Position, bool) {
+	n := v.s.nodes.find(id.Path())
+	if n == nil || !id.MemberOf(v.s.td) {
+		return store.Position{}, false
+	}
+	return store.Position{Epoch: v.s.position.Epoch, Revision: n.revision}, true
+}
+
 // NodeCount returns the number of nodes, banned ones included.
 func (v *Snapshot) NodeCount() int { return len(v.s.nodes.byPath) }
 

@@ -72,7 +72,7 @@ func (c *crowd) grant(i int, name string) uint64 {
 
 // attach opens a stream of an agent, which is told everything and acknowledges it.
 func (c *crowd) attach(i int) *following {
-	row := c.f.join(c.id(i), c.reg.Follow(c.id(i), true))
+	row := c.f.join(c.id(i), c.now.Add(time.Hour), c.reg.Follow(c.id(i), true))
 	c.catchUp(row)
 	return row
 }
@@ -120,7 +120,7 @@ func TestReport(t *testing.T) {
 
 	// An agent that is new says nothing at first, and may say what it likes: no more
 	// than there is.
-	third := c.f.join(c.id(2), c.reg.Follow(c.id(2), true))
+	third := c.f.join(c.id(2), c.now.Add(time.Hour), c.reg.Follow(c.id(2), true))
 	c.is("new", two0, []int{0, 1, 2}, c.lags(2, 0))
 	boast := third.follower.Delta().Position
 	boast.Revision += 1000

@@ -26,7 +26,7 @@ const (
 	// confirmEvery is how often an agent that hears nothing is told the hash, so
 	// that it notices if it has diverged.
 	confirmEvery = 5 * time.Minute
-	// recheckEvery is how often the right to an open stream is looked at again (R124).
+	// recheckEvery is how often the right to open streams is looked at again (R124).
 	recheckEvery = 30 * time.Second
 	// followAge is how long a stream lives before the agent is asked to connect
 	// anew, ± 20 %, and followGrace how long it may take.
@@ -87,7 +87,7 @@ func (a syncs) Follow(stream grpc.BidiStreamingServer[syncv1.AgentMessage, syncv
 	}
 	f.follower = a.server.cfg.Registry.Follow(f.caller.id, slices.Contains(hello.Capabilities, capabilityRules))
 	defer f.follower.Close()
-	f.row = a.server.followers.join(f.caller.id, f.follower)
+	f.row = a.server.followers.join(f.caller.id, f.caller.expiry, f.follower)
 	defer func() {
 		if a.server.followers.leave(f.row, time.Now()) {
 			a.server.poke()
@@ -226,8 +226,6 @@ func (f *follow) difference(ctx context.Context, from store.Position) error {
 func (f *follow) serve(ctx context.Context) error {
 	confirm := time.NewTicker(confirmEvery)
 	defer confirm.Stop()
-	recheck := time.NewTicker(recheckEvery)
-	defer recheck.Stop()
 	age := time.NewTimer(followAge - followAge/5 + rand.N(2*followAge/5))
 	defer age.Stop()
 	var grace <-chan time.Time
@@ -264,7 +262,7 @@ func (f *follow) serve(ctx context.Context) error {
 			if err := f.forwardDelta(ctx, f.follower.Delta(), true); err != nil {
 				return err
 			}
-		case <-recheck.C:
+		case <-f.row.recheck:
 			if err := f.recheck(ctx); err != nil {
 				return err
 			}

@@ -24,6 +24,7 @@ import (
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/serverapi"
 	"github.com/plastron/plastron/internal/store/sqlite"
+	"github.com/plastron/plastron/internal/svid"
 	"google.golang.org/grpc"
 )
 
@@ -145,14 +146,19 @@ func (s *quietServer) admit() nodes.Admitted {
 // follows attests an agent and opens its stream, in step from the start.
 func (s *quietServer) follows() (heard chan *syncv1.ServerMessage, ended chan error) {
 	s.t.Helper()
-	admitted := s.admit()
+	return s.followsWith(s.admit().SVID)
+}
+
+// followsWith opens a stream with an agent's certificate, in step from the start.
+func (s *quietServer) followsWith(agent svid.X509) (heard chan *syncv1.ServerMessage, ended chan error) {
+	s.t.Helper()
 	hello := &syncv1.Hello{Version: 1, AgentVersion: "test"}
-	s.registry.View(func(snap *registry.Snapshot) { h := snap.Hash(admitted.SVID.ID); hello.Hash = h[:] })
+	s.registry.View(func(snap *registry.Snapshot) { h := snap.Hash(agent.ID); hello.Hash = h[:] })
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &pipe{ctx: ctx, toAgent: make(chan *syncv1.ServerMessage, 64), toUs: make(chan *syncv1.AgentMessage, 1)}
 	p.toUs <- &syncv1.AgentMessage{Message: &syncv1.AgentMessage_Hello{Hello: hello}}
 	ended = make(chan error, 1)
-	go func() { ended <- s.api.FollowAs(admitted.SVID.Chain, p) }()
+	go func() { ended <- s.api.FollowAs(agent.Chain, p) }()
 	s.t.Cleanup(func() { cancel(); synctest.Wait() })
 	if m := <-p.toAgent; m.GetCurrent() == nil {
 		s.t.Fatalf("the first message is %v, want Current", m)
@@ -246,6 +252,69 @@ func TestTaintedAuthorityAsksForRenewal(t *testing.T) {
 			t.Errorf("%v, want Renew", m)
 		}
 	})
+}
+
+// R30, R124: a stream ends within half a minute of the moment at which its agent
+// would not be let in any more, however long nothing happened before.
+func TestStreamEndsWithItsRight(t *testing.T) {
+	const life = 20 * time.Minute
+	presented := func(a svid.X509) nodes.Presented {
+		return nodes.Presented{ID: a.ID, Serial: a.Serial, Expiry: a.NotAfter, KeyHash: a.KeyHash[:], Address: "pipe"}
+	}
+	for name, c := range map[string]struct {
+		act    func(*quietServer, svid.X509)
+		kind   fault.Kind
+		reason string
+	}{
+		"its certificate ends": {func(*quietServer, svid.X509) {}, fault.Denied, nodes.ReasonExpired},
+		"it is banned": {func(s *quietServer, a svid.X509) {
+			if err := s.nodes.Ban(s.t.Context(), "test", a.ID); err != nil {
+				s.t.Fatal(err)
+			}
+		}, fault.Denied, nodes.ReasonBanned},
+		"a newer certificate is used": {func(s *quietServer, a svid.X509) {
+			next, err := s.nodes.Renew(s.t.Context(), presented(a), newCSR(s.t, newKey(s.t)))
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			if err := s.nodes.Authenticate(s.t.Context(), presented(next.SVID)); err != nil {
+				s.t.Fatal(err)
+			}
+		}, fault.Unavailable, "reconnect"},
+		"its authority is revoked": {func(s *quietServer, _ svid.X509) {
+			s.changeBundle(func(b *bundle.Bundle) *bundle.Bundle { return b.WithoutX509(b.X509[0].ASN1) })
+		}, fault.Unauthenticated, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newQuietServer(t, func(_ *serverapi.Config, n *nodes.Config) { n.Lifetimes.Agent = life })
+				stays, away := s.admit().SVID, s.admit().SVID
+				_, stayed := s.followsWith(stays)
+				_, ended := s.followsWith(away)
+				time.Sleep(life / 2)
+				from := away.NotAfter
+				if name != "its certificate ends" {
+					c.act(s, away)
+					from = time.Now()
+				}
+				select {
+				case err := <-ended:
+					if took := time.Since(from); fault.KindOf(err) != c.kind || c.reason != "" && fault.ReasonOf(err) != c.reason || took < 0 || took > 30*time.Second {
+						t.Errorf("it ends with %v (%s) %v later, want %s within half a minute", err, fault.ReasonOf(err), took, c.reason)
+					}
+				case <-time.After(2 * life):
+					t.Error("it stays open")
+				}
+				select {
+				case err := <-stayed: // all are under one authority, and end at one time
+					if name != "its certificate ends" && name != "its authority is revoked" {
+						t.Errorf("the stream of another agent ends with %v", err)
+					}
+				default:
+				}
+			})
+		})
+	}
 }
 
 // A stream lives for an hour, more or less; then the agent is asked to connect

@@ -37,6 +37,7 @@ type Followers struct {
 	left    map[spiffeid.ID]departure    // who had a stream until lately
 	swept   time.Time                    // when left was last rid of those who are away for long
 	waits   map[spiffeid.ID]map[*wait]struct{}
+	recheck *time.Timer // for recheckAll; runs while a stream is open
 }
 
 // NewFollowers returns that nobody follows a server yet.
@@ -52,7 +53,10 @@ func NewFollowers(server string, r *registry.Registry) *Followers {
 type following struct {
 	agent    spiffeid.ID
 	follower *registry.Follower
+	expiry   time.Time      // of the certificate that it was opened with
 	over     chan struct{}  // closed when the agent has opened too many others since
+	recheck  chan struct{}  // sent to when the right to the stream is to be looked at again
+	judged   grounds        // as they were when it was last sent to
 	position store.Position // last acknowledged; zero: none yet
 	bundle   uint64         // sequence of the own bundle that it holds
 	owes     store.Position // to which the last delta leads, until it is acknowledged
@@ -66,10 +70,25 @@ type following struct {
 	x509, jwt registry.End
 }
 
-func (f *Followers) join(agent spiffeid.ID, follower *registry.Follower) *following {
+// grounds is on what the right to an open stream rests besides its certificate's
+// end: where in the log the agent's row and the own bundle were last written.
+type grounds struct{ node, bundle store.Position }
+
+func (row *following) grounds(s *registry.Snapshot) (g grounds) {
+	g.node, _ = s.NodeVersion(row.agent)
+	g.bundle, _ = s.BundleVersion(row.agent.TrustDomain())
+	return g
+}
+
+func (f *Followers) join(agent spiffeid.ID, expiry time.Time, follower *registry.Follower) *following {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	row := &following{agent: agent, follower: follower, over: make(chan struct{}), hash: registry.AgentHash(agent)}
+	row := &following{
+		agent: agent, follower: follower, expiry: expiry, over: make(chan struct{}), recheck: make(chan struct{}, 1), hash: registry.AgentHash(agent),
+	}
+	if len(f.open) == 0 {
+		f.recheck = time.AfterFunc(recheckEvery, f.recheckAll)
+	}
 	delete(f.left, agent)
 	f.open[row] = struct{}{}
 	rows := append(f.byAgent[agent], row)
@@ -86,7 +105,9 @@ func (f *Followers) join(agent spiffeid.ID, follower *registry.Follower) *follow
 func (f *Followers) leave(row *following, now time.Time) (gone bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	delete(f.open, row)
+	if delete(f.open, row); len(f.open) == 0 {
+		f.recheck.Stop()
+	}
 	rows := slices.DeleteFunc(f.byAgent[row.agent], func(r *following) bool { return r == row })
 	if f.byAgent[row.agent] = rows; len(rows) > 0 {
 		return false
@@ -102,6 +123,32 @@ func (f *Followers) leave(row *following, now time.Time) (gone bool) {
 		f.settleLocked(row.agent, func(missing store.Position) bool { return f.holdsLocked(row.agent, missing, seen) })
 	})
 	return gone
+}
+
+// recheckAll has the right to those streams looked at again for which the answer
+// can have changed since the last time (R124). For the others nobody is woken and
+// nothing is read: idle streams cost one comparison each.
+func (f *Followers) recheckAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.open) == 0 {
+		return
+	}
+	f.recheck.Reset(recheckEvery)
+	now := time.Now()
+	f.registry.View(func(s *registry.Snapshot) {
+		for row := range f.open {
+			g := row.grounds(s)
+			if g == row.judged && now.Before(row.expiry) {
+				continue
+			}
+			row.judged = g
+			select {
+			case row.recheck <- struct{}{}:
+			default: // it is to be looked at already
+			}
+		}
+	})
 }
 
 // owe takes note that a delta is being sent.

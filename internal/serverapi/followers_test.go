@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/sqlite"
@@ -44,7 +45,7 @@ func TestAttached(t *testing.T) {
 	is("nobody", 0, 0, 0, 0)
 	joins := func(name string) *following {
 		id := spiffeid.RequireFromString("spiffe://example.org/spire/agent/" + name)
-		return f.join(id, reg.Follow(id, true))
+		return f.join(id, begin.Add(time.Hour), reg.Follow(id, true))
 	}
 	one, two := joins("one"), joins("two")
 	is("joined", 0, 2, 0, 0)
@@ -64,4 +65,47 @@ func TestAttached(t *testing.T) {
 	}
 	f.leave(two, begin)
 	is("two is gone", 4*time.Second, 1, 0, 0)
+}
+
+// The right to a stream is looked at again when something was written that it rests
+// on, or its certificate has ended, and else the stream is left alone. R124.
+func TestRecheckWakesOnlyWhomItConcerns(t *testing.T) {
+	c := newCrowd(t, 3)
+	rows := []*following{c.attach(0), c.attach(1), c.f.join(c.id(2), c.now.Add(-time.Second), c.reg.Follow(c.id(2), true))}
+	woken := func(when string, want ...bool) {
+		t.Helper()
+		c.f.recheckAll()
+		for i, row := range rows {
+			if got := len(row.recheck) > 0; got != want[i] {
+				t.Errorf("%s: stream %d is woken: %v, want %v", when, i, got, want[i])
+			}
+			for len(row.recheck) > 0 {
+				<-row.recheck
+			}
+		}
+	}
+	woken("all are new", true, true, true)
+	woken("nothing was written", false, false, true)
+	c.grant(0, "web")
+	c.update(func(tx *registry.Tx) error {
+		return tx.PutBundle(&bundle.Bundle{TrustDomain: spiffeid.RequireTrustDomainFromString("other.test")})
+	})
+	woken("what they are granted is no matter", false, false, true)
+	c.update(func(tx *registry.Tx) error {
+		n, err := tx.Node(c.id(1))
+		if err != nil {
+			return err
+		}
+		return tx.PutNode(n)
+	})
+	woken("its node was written", false, true, true)
+	c.update(func(tx *registry.Tx) error { return tx.PutBundle(&bundle.Bundle{TrustDomain: c.id(0).TrustDomain()}) })
+	woken("the own bundle was written", true, true, true)
+	c.update(func(tx *registry.Tx) error { return tx.DeleteNode(c.id(0)) })
+	woken("its node was deleted", true, false, true)
+	c.f.leave(rows[1], c.now)
+	woken("it has left", false, false, true)
+	for _, row := range []*following{rows[0], rows[2]} {
+		c.f.leave(row, c.now)
+	}
 }

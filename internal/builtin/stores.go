@@ -8,6 +8,7 @@ import (
 
 	"github.com/plastron/plastron/internal/config"
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/registry"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/etcd"
 	"github.com/plastron/plastron/internal/store/postgres"
@@ -37,16 +38,15 @@ type StoreConfig interface {
 	// asked of a configuration that is not valid.
 	Where(dataDir string) Where
 	Open(ctx context.Context, env StoreEnv) (OpenStore, error)
-	// Examine looks at a store without opening it, calls each for every live key,
-	// and changes nothing. fault.Unsupported: it cannot be looked at so.
+	// Examine looks at a store without opening it, calls each for every live key, or
+	// of one that is shared for those of registry.Marks, and changes nothing.
 	Examine(ctx context.Context, dataDir string, each func(key string, value []byte) error) (Examined, error)
 }
 
 // Examined says what was found.
 type Examined struct {
-	Bytes    int64          // on disk
-	Open     bool           // some process has it open, or ended without closing it
-	Position store.Position // unless Open
+	store.Look
+	Open bool // one that is not shared: some process has it open, or ended without closing it
 }
 
 // Where says what a store is and where. It holds no secret.
@@ -103,7 +103,7 @@ func (c *sqliteStore) Open(ctx context.Context, env StoreEnv) (OpenStore, error)
 
 func (c *sqliteStore) Examine(ctx context.Context, dataDir string, each func(key string, value []byte) error) (Examined, error) {
 	found, err := sqlite.Examine(ctx, c.Where(dataDir).Dir, each)
-	return Examined(found), err
+	return Examined{store.Look{Position: found.Position, Bytes: found.Bytes}, found.Open}, err
 }
 
 // sqlStore is `DataStore "sql"`, with SPIRE's keys. It prints as its name: its
@@ -121,10 +121,6 @@ type sqlStore struct {
 	DisableMigration   bool            `hcl:"disable_migration"`
 	LogSQL             bool            `hcl:"log_sql"`
 }
-
-// minConnections is how many sessions postgres has open at once at most: one each
-// for commits, following, reading, loading and compacting.
-const minConnections = 5
 
 func (*sqlStore) String() string   { return "builtin.sqlStore" }
 func (*sqlStore) GoString() string { return "builtin.sqlStore" }
@@ -158,8 +154,8 @@ func (c *sqlStore) Validate() error {
 		}
 		return nil
 	}
-	if c.MaxOpenConns != nil && *c.MaxOpenConns > 0 && *c.MaxOpenConns < minConnections {
-		return invalid("max_open_conns: %d is fewer than the %d that a server may need", *c.MaxOpenConns, minConnections).Fix("leave it out")
+	if c.MaxOpenConns != nil && *c.MaxOpenConns > 0 && *c.MaxOpenConns < postgres.Needed {
+		return invalid("max_open_conns: %d is fewer than the %d that a server may need", *c.MaxOpenConns, postgres.Needed).Fix("leave it out")
 	}
 	return c.postgres().Validate()
 }
@@ -212,12 +208,8 @@ func (c *sqlStore) Examine(ctx context.Context, dataDir string, each func(key st
 	if c.DatabaseType.Name() != "postgres" {
 		return c.sqlite().Examine(ctx, dataDir, each)
 	}
-	return Examined{}, notExamined(c.Where(dataDir))
-}
-
-// notExamined is said of stores that are elsewhere.
-func notExamined(at Where) error {
-	return fault.New(fault.Unsupported, "store_elsewhere", "it is at %s, and is read when a server starts", at.Address)
+	seen, err := c.postgres().Examine(ctx, registry.Marks(), each)
+	return Examined{Look: seen}, err
 }
 
 func (c *sqlStore) postgres() postgres.Config {
@@ -251,6 +243,7 @@ func (c *etcdStore) Open(ctx context.Context, env StoreEnv) (OpenStore, error) {
 	return OpenStore{Store: st, Where: c.Where(env.Dir)}, nil
 }
 
-func (c *etcdStore) Examine(context.Context, string, func(key string, value []byte) error) (Examined, error) {
-	return Examined{}, notExamined(c.Where(""))
+func (c *etcdStore) Examine(ctx context.Context, _ string, each func(key string, value []byte) error) (Examined, error) {
+	seen, err := c.Config.Examine(ctx, registry.Marks(), each)
+	return Examined{Look: seen}, err
 }

@@ -390,6 +390,23 @@ func Owner(key string, value []byte) (name string, ok bool) {
 	return m.TrustDomain, true
 }
 
+// Marks are the keys of the rows that say whose a store is and who can read it.
+func Marks() []string { return []string{prefixOf(kindTrustDomain), prefixOf(kindFormat)} }
+
+// Readable refuses a store that this version does not understand, if this is the
+// row that says so.
+func Readable(key string, value []byte) error {
+	if key != prefixOf(kindFormat) {
+		return nil
+	}
+	payload, err := unseal(value)
+	if err != nil {
+		return nil // a row that cannot be read is left aside
+	}
+	_, reader, _ := readFormat(payload)
+	return (&state{reader: reader}).newer()
+}
+
 // readServer refuses the row of a server of another trust domain.
 func readServer(td spiffeid.TrustDomain, payload []byte) (Server, error) {
 	var m statev1.Server

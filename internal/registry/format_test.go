@@ -92,3 +92,27 @@ func TestStoreOfNewerFormat(t *testing.T) {
 		t.Errorf("the refusal has written something: %v, was %v", after, before)
 	}
 }
+
+// Who looks at a store from outside is told whether this version could use it.
+func TestReadable(t *testing.T) {
+	format := func(written, reader uint32) []byte {
+		return sealed(t, &statev1.Format{Written: written, Reader: reader})
+	}
+	for name, c := range map[string]struct {
+		value  []byte
+		reason string
+	}{
+		"ours":                 {format(Format, Format), ""},
+		"newer, readable":      {format(Format+1, Format), ""},
+		"newer":                {format(Format+1, Format+1), newerFormat},
+		"a row that is broken": {[]byte("x"), ""},
+	} {
+		err := Readable(Marks()[1], c.value)
+		if c.reason == "" && err != nil || c.reason != "" && fault.ReasonOf(err) != c.reason {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := Readable(Marks()[0], format(Format+1, Format+1)); err != nil {
+		t.Errorf("another row: %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"path/filepath"
 	"time"
@@ -50,7 +51,8 @@ func Examine(ctx context.Context, s Subject, now time.Time) (found []doctor.Find
 	found = append(found, alive(s, now), doctor.DataDir(dataDir), doctor.Keys(keyFile), doctor.Disk(places...))
 	stored, owner := examineStore(ctx, s.Running, configured, dataDir)
 	domains["the store"] = owner
-	found = append(found, stored, doctor.SameTrustDomain(domains), doctor.Socket("admin_socket", socket, false, s.Running != nil))
+	found = append(found, stored...)
+	found = append(found, doctor.SameTrustDomain(domains), doctor.Socket("admin_socket", socket, false, s.Running != nil))
 	return append(found, examineRunning(s.Running, now)...)
 }
 
@@ -68,50 +70,96 @@ func alive(s Subject, now time.Time) doctor.Finding {
 	}
 }
 
-// examineStore asks the server that has the store open, or reads it if none has,
-// and then says whose it is.
-func examineStore(ctx context.Context, running *statusv1.ServerStatus, configured builtin.StoreConfig, dataDir string) (f doctor.Finding, owner string) {
+// examineStore asks the server that has the store open what it says of it. If none
+// has, and of a store that is shared in any case, it looks itself, and then says
+// whose it is.
+func examineStore(ctx context.Context, running *statusv1.ServerStatus, configured builtin.StoreConfig, dataDir string) (found []doctor.Finding, owner string) {
 	if running != nil {
-		store := running.GetStore()
-		switch {
-		case store.GetFault() != nil && !store.GetChecked():
-			f = doctor.Say("store", doctor.Fail, "%s (%s)", store.GetFault().GetMessage(), store.GetFault().GetReason())
-		case store.GetFault() != nil:
-			f = doctor.Say("store", doctor.Fail, "it is damaged: %s", store.GetFault().GetMessage())
-		case running.GetUnreadable() > 0:
-			f = doctor.Say("store", doctor.Warn, "%d of its rows cannot be read and are left aside", running.GetUnreadable())
-		case !store.GetChecked():
-			f = doctor.Say("store", doctor.Skipped, "it was not read as a whole")
-		default:
-			f = doctor.Say("store", doctor.OK, "read as a whole at revision %d, %d KiB", running.GetPosition().GetRevision(), store.GetBytes()>>10)
-		}
-		return f.Do("see the server's log; restore a backup if the store is damaged"), ""
+		found = append(found, reportedStore(running))
 	}
-	if configured == nil {
-		return doctor.Say("store", doctor.Skipped, "where it is is not known"), ""
+	var where builtin.Where
+	if configured != nil {
+		where = configured.Where(dataDir)
 	}
-	where := configured.Where(dataDir)
+	switch {
+	case running != nil && !where.Shared:
+		return found, ""
+	case configured == nil:
+		return append(found, doctor.Say("store", doctor.Skipped, "where it is is not known")), ""
+	}
 	seen, err := configured.Examine(ctx, dataDir, func(key string, value []byte) error {
 		if name, ok := registry.Owner(key, value); ok {
 			owner = name
 		}
-		return nil
+		return registry.Readable(key, value)
 	})
+	if !where.Shared {
+		return append(found, readStore(where, seen, err)), owner
+	}
+	found = append(found, lookedAtStore(where, seen, err, running != nil))
+	for _, r := range seen.Remarks {
+		verdict := doctor.OK
+		switch {
+		case r.Fix != "" && r.Fails:
+			verdict = doctor.Fail
+		case r.Fix != "":
+			verdict = doctor.Warn
+		}
+		found = append(found, doctor.Say("store_"+r.About, verdict, "%s", r.Found).Do("%s", r.Fix))
+	}
+	return found, owner
+}
+
+// reportedStore is what the running server says.
+func reportedStore(running *statusv1.ServerStatus) (f doctor.Finding) {
+	store := running.GetStore()
+	switch {
+	case store.GetFault() != nil && !store.GetChecked():
+		f = doctor.Say("store", doctor.Fail, "%s (%s)", store.GetFault().GetMessage(), store.GetFault().GetReason())
+	case store.GetFault() != nil:
+		f = doctor.Say("store", doctor.Fail, "it is damaged: %s", store.GetFault().GetMessage())
+	case running.GetUnreadable() > 0:
+		f = doctor.Say("store", doctor.Warn, "%d of its rows cannot be read and are left aside", running.GetUnreadable())
+	case !store.GetChecked():
+		f = doctor.Say("store", doctor.Skipped, "it was not read as a whole")
+	default:
+		f = doctor.Say("store", doctor.OK, "read as a whole at revision %d, %d KiB", running.GetPosition().GetRevision(), store.GetBytes()>>10)
+	}
+	return f.Do("see the server's log; restore a backup if the store is damaged")
+}
+
+// readStore is what was read of one that no server has open.
+func readStore(where builtin.Where, seen builtin.Examined, err error) doctor.Finding {
 	switch {
 	case fault.KindOf(err) == fault.NotFound:
-		return doctor.Say("store", doctor.Skipped, "there is none in %s", where.Dir), ""
-	case fault.KindOf(err) == fault.Unsupported:
-		return doctor.Say("store", doctor.Skipped, "%s", fault.MessageOf(err)), ""
+		return doctor.Say("store", doctor.Skipped, "there is none in %s", where.Dir)
 	case err != nil:
-		f = doctor.Error("store", err, "")
-		if f.Fix == "" {
-			f.Fix = "restore a backup"
-		}
-		return f, owner
+		f := doctor.Error("store", err, "")
+		f.Fix = cmp.Or(f.Fix, "restore a backup")
+		return f
 	case seen.Open:
-		return doctor.Say("store", doctor.Skipped, "a server has it open, or was killed: it is read when a server starts"), ""
+		return doctor.Say("store", doctor.Skipped, "a server has it open, or was killed: it is read when a server starts")
 	}
-	return doctor.Say("store", doctor.OK, "read as a whole at revision %d, %d KiB", seen.Position.Revision, seen.Bytes>>10), owner
+	return doctor.Say("store", doctor.OK, "read as a whole at revision %d, %d KiB", seen.Revision, seen.Bytes>>10)
+}
+
+// lookedAtStore is how a shared store looks from here: as whoever runs the doctor.
+func lookedAtStore(where builtin.Where, seen builtin.Examined, err error, running bool) doctor.Finding {
+	const check = "store_engine"
+	switch {
+	case fault.KindOf(err) == fault.NotFound:
+		f := doctor.Error(check, err, "")
+		f.Verdict, f.Found = doctor.Warn, seen.Engine+": "+f.Found
+		return f
+	case err != nil:
+		f := doctor.Error(check, err, "")
+		f.Found = where.Address + ": " + f.Found
+		if running {
+			f.Verdict = doctor.Warn // the server says itself how it fares
+		}
+		return f
+	}
+	return doctor.Say(check, doctor.OK, "%s, epoch %s, revision %d, %d KiB", seen.Engine, seen.Epoch, seen.Revision, seen.Bytes>>10)
 }
 
 // examineRunning judges what only a running server knows.

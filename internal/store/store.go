@@ -156,3 +156,19 @@ type Store interface {
 	// call answers fault.Unavailable, "closed".
 	Close() error
 }
+
+// Look is what was found of a store that was looked at without opening it.
+type Look struct {
+	Position
+	Bytes   int64
+	Engine  string // what it is and where, "PostgreSQL 15.14 at 10.0.0.7:5432"
+	Remarks []Remark
+}
+
+// Remark is one thing about an engine that its operator should know.
+type Remark struct {
+	About string // one word: "connections"
+	Found string // one line, without a secret
+	Fix   string // empty: all is well, or nobody can tell
+	Fails bool   // with a Fix: a server cannot do its work like this
+}

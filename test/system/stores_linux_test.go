@@ -164,12 +164,22 @@ func sharedStore(t *testing.T, d *deployment, where string) {
 	}
 	d.run("server", "validate", "-config", d.path("server.conf"))
 	out, err := exec.Command(plastron, "doctor", "-config", d.path("server.conf")).CombinedOutput() // may warn of the disk
-	if strings.Contains(string(out), "fail ") {
+	if strings.Contains(string(out), "fail ") || !strings.Contains(string(out), "ok       store_engine") {
 		t.Errorf("doctor: %v\n%s", err, out)
 	}
 
-	// A restart, by force: the agent goes on, and what was there is there.
+	// A restart, by force: the agent goes on, and what was there is there. The doctor
+	// finds it without a server, and knows whose it is.
 	d.server.stop(syscall.SIGKILL)
+	out, err = exec.Command(plastron, "doctor", "-config", d.path("server.conf")).CombinedOutput()
+	if strings.Contains(string(out), "fail ") || !strings.Contains(string(out), "ok       store_engine") {
+		t.Errorf("doctor without a server: %v\n%s", err, out)
+	}
+	d.write("other.conf", strings.ReplaceAll(d.read("server.conf"), `"example.org"`, `"other.org"`))
+	out, _ = exec.Command(plastron, "doctor", "-config", d.path("other.conf")).CombinedOutput()
+	if !strings.Contains(string(out), `but the store of "example.org"`) {
+		t.Errorf("doctor of another trust domain:\n%s", out)
+	}
 	d.startServer()
 	d.createEntry(agent, "/two", nil, mine())
 	if list := d.run("server", "entry", "show", "-socketPath", d.adminSocket()); !strings.Contains(list, "/one") || !strings.Contains(list, "/two") {

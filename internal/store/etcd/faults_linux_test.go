@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -77,6 +78,11 @@ func TestMembersLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		more() // while it is away
+		if i == 0 {
+			if _, r := examine(t, c); r["members"].Fix == "" || !strings.Contains(r["members"].Found, "1 of 3 do not answer: "+e.Endpoints[0]) {
+				t.Errorf("examined while one is away: %+v", r)
+			}
+		}
 		if err := e.Start(t.Context(), i); err != nil {
 			t.Fatal(err)
 		}
@@ -183,6 +189,9 @@ func TestQuota(t *testing.T) {
 		}
 	}
 	must(t, err, fault.Unavailable, "store_full")
+	if _, r := examine(t, c); !r["alarms"].Fails || !strings.Contains(r["alarms"].Fix, "alarm disarm") {
+		t.Errorf("examined while it is full: %+v", r)
+	}
 	must(t, s.Commit(t.Context(), []store.Txn{put("small", "")})[0].Err, fault.Unavailable, "store_full")
 	if rows, at := storetest.State(t, s); at != last || rows["k"].Rev != last.Revision {
 		t.Fatalf("at %v, the last commit was at %v", at, last)
@@ -223,6 +232,9 @@ func TestUsers(t *testing.T) {
 	}
 	password("open sesame\n")
 	commit(t, opened(t, c), put("k", "1"))
+	if found, r := examine(t, c, "k"); found.Revision == 0 || len(r) != 2 { // also by one who may do no more than it has to
+		t.Errorf("examined as the user: %+v", found)
+	}
 	refuse := func(c Config, reason string) {
 		t.Helper()
 		s, err := c.open(t.Context(), slogTo(t), patient())
@@ -230,6 +242,11 @@ func TestUsers(t *testing.T) {
 			s.Close()
 		}
 		must(t, err, fault.Precondition, reason)
+		_, err = c.examine(t.Context(), patient(), nil, nil)
+		must(t, err, fault.Precondition, reason)
+		if strings.Contains(err.Error(), "wrong") || strings.Contains(err.Error(), "sesame") {
+			t.Errorf("the password is in %q", err)
+		}
 	}
 	other := c
 	other.Prefix = "/other/"

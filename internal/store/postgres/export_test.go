@@ -4,6 +4,8 @@ import (
 	"context"
 	"log/slog"
 	"time"
+
+	"github.com/plastron/plastron/internal/store"
 )
 
 // OpenFunc is the type of Config.Open.
@@ -41,3 +43,18 @@ func OpenForSilence(c Config, ctx context.Context, log *slog.Logger) (*Store, er
 	l.call, l.resolve = 4*time.Second, time.Second
 	return open(ctx, c, log, l)
 }
+
+// Network parses a connection string and judges the network before it.
+func Network(text, host string, secured bool) store.Remark {
+	p, err := Config{ConnectionString: text}.parse("")
+	if err != nil {
+		return store.Remark{Found: err.Error(), Fix: err.Error()}
+	}
+	return network(p, host, secured)
+}
+
+// Connections judges how many are free.
+func Connections(free int64, pooled bool) store.Remark { return connections(free, pooled) }
+
+// Clock judges the database's clock.
+func Clock(ahead time.Duration) store.Remark { return clock(ahead) }

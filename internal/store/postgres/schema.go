@@ -185,8 +185,7 @@ func (s *Store) settle(ctx context.Context, c *session, fresh bool, f *found) er
 		return err
 	}
 	if format > schemaFormat {
-		return fault.New(fault.Precondition, "schema_newer", "the database is of format %d, this program reads up to %d", format, schemaFormat).
-			Fix("use the newer version of Plastron that wrote it")
+		return newerSchema(format)
 	}
 	if format < 1 || rev < compacted || compacted < 0 || copy(f.epoch[:], rows[0][3]) != len(f.epoch) {
 		return corrupt("plastron_head makes no sense")
@@ -215,4 +214,9 @@ func (s *Store) settle(ctx context.Context, c *session, fresh bool, f *found) er
 func corrupt(format string, args ...any) *fault.Error {
 	return fault.New(fault.Precondition, "store_corrupt", "the store's database is damaged: "+format, args...).
 		Fix("restore it from a backup: see docs/store.md")
+}
+
+func newerSchema(format int64) *fault.Error {
+	return fault.New(fault.Precondition, "schema_newer", "the database is of format %d, this program reads up to %d", format, schemaFormat).
+		Fix("use the newer version of Plastron that wrote it")
 }

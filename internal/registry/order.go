@@ -14,6 +14,11 @@ const blockMax = 512
 // seek returns the place of the first handle that is not smaller.
 func (o *order) seek(compare func(handle uint32) int) (block, at int) {
 	lo, hi := 0, len(o.blocks)
+	if hi > 0 {
+		if last := o.blocks[hi-1]; compare(last[len(last)-1]) < 0 { // so it is with each row of a load
+			return hi, 0
+		}
+	}
 	for lo < hi { // the first block whose last handle is not smaller
 		mid := (lo + hi) / 2
 		if b := o.blocks[mid]; compare(b[len(b)-1]) < 0 {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/plastron/plastron/internal/fault"
@@ -120,7 +121,7 @@ func read(path string, limit int64, given bool) ([]byte, error) {
 	owner, ok := info.Sys().(*syscall.Stat_t)
 	roots := given && ok && owner.Uid == 0
 	others := fs.FileMode(0o077)
-	if roots {
+	if roots && ours(int(owner.Gid)) {
 		others = 0o037
 	}
 	switch {
@@ -138,4 +139,10 @@ func read(path string, limit int64, given bool) ([]byte, error) {
 		return nil, errors.Join(fmt.Errorf("key file %s cannot be read", path), err)
 	}
 	return data, nil
+}
+
+// ours reports whether we are in a group.
+func ours(group int) bool {
+	groups, err := os.Getgroups()
+	return group == os.Getegid() || err == nil && slices.Contains(groups, group)
 }

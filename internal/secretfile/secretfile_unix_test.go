@@ -3,6 +3,7 @@
 package secretfile
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -28,6 +29,9 @@ func TestReadGiven(t *testing.T) {
 			return os.Chown(file, nobody, nobody)
 		}},
 		{name: "root's, readable by a group", root: true, ok: true, edit: func(file, _ string) error { return os.Chmod(file, 0o440) }},
+		{name: "root's, readable by a group that is not ours", root: true, edit: func(file, _ string) error {
+			return errors.Join(os.Chown(file, 0, nobody), os.Chmod(file, 0o440))
+		}},
 		{name: "writable by a group", edit: func(file, _ string) error { return os.Chmod(file, 0o620) }},
 		{name: "readable by all", edit: func(file, _ string) error { return os.Chmod(file, 0o604) }},
 		{name: "link of another user", root: true, edit: func(_, link string) error { return os.Lchown(link, nobody, nobody) }},

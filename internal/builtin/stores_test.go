@@ -73,7 +73,7 @@ func TestStores(t *testing.T) {
 		"aws_postgres":      {sql(`database_type "aws_postgres" { region = "r" secret_access_key = "` + canary + `" }`), builtin.Where{}, []string{"aws_postgres", "password"}},
 		"oracle":            {sql(`database_type = "oracle"`), builtin.Where{}, []string{"oracle", "sqlite3 or postgres"}},
 		"no type":           {sql(``), builtin.Where{}, []string{"database_type: must be set"}},
-		"no string":         {sql(`database_type = "postgres"`), builtin.Where{}, []string{"connection string"}},
+		"no string":         {sql(`database_type = "postgres"`), builtin.Where{}, []string{"connection_string"}},
 		"MySQL's TLS":       {postgres(`root_ca_path = "ca"`), builtin.Where{}, []string{"sslrootcert"}},
 		"too few sessions":  {postgres(`max_open_conns = 4`), builtin.Where{}, []string{"max_open_conns", "5"}},
 		"in memory":         {sql(`database_type = "sqlite3" connection_string = "file:x?mode=memory"`), builtin.Where{}, []string{"memory"}},

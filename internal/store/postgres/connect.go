@@ -21,7 +21,8 @@ const maxString = 16 << 10
 // parse reads the connection string and the files that it names.
 func (c Config) parse(name string) (*pgconn.Config, error) {
 	if c.ConnectionString == "" || len(c.ConnectionString) > maxString {
-		return nil, fault.New(fault.Invalid, "connection_string_invalid", "the connection string has %d bytes; it must have 1 to %d", len(c.ConnectionString), maxString)
+		return nil, fault.New(fault.Invalid, "connection_string_invalid", "connection_string has %d bytes; it must have 1 to %d", len(c.ConnectionString), maxString).
+			Fix("write it as postgres://USER:PASSWORD@HOST:5432/DATABASE?sslmode=verify-full&sslrootcert=FILE")
 	}
 	p, err := pgconn.ParseConfig(c.ConnectionString)
 	if err != nil {
@@ -31,7 +32,7 @@ func (c Config) parse(name string) (*pgconn.Config, error) {
 	}
 	if unescaped(c.ConnectionString, p) {
 		return nil, fault.New(fault.Invalid, "connection_string_invalid", "the connection string has parts that look like the rest of a password").
-			Fix("percent-encode special characters of the password in a URL (/ is %%2F, ? is %%3F, # is %%23, @ is %%40), or put it in quotes in the form key='value'")
+			Fix("percent-encode special characters of the password in a URL (/ is %2F, ? is %3F, # is %23, @ is %40), or put it in quotes in the form key='value'")
 	}
 	plain, secured := map[string]bool{}, map[string]bool{}
 	note := func(host string, tls bool) {
@@ -192,7 +193,7 @@ func explain(ctx context.Context, err error) error {
 	case pg.Code == "42501":
 		f = fault.New(fault.Precondition, "database_privilege", "the database user lacks a privilege").
 			Fix("make it the owner of a schema of its own: CREATE SCHEMA plastron AUTHORIZATION the user, and put it first in the search path")
-	case pg.Code == "42P01" || pg.Code == "42703" || pg.Code == "42883" || pg.Code == "42804":
+	case pg.Code == "42P01" || pg.Code == "42P07" || pg.Code == "42703" || pg.Code == "42883" || pg.Code == "42804":
 		f = fault.New(fault.Precondition, "schema_foreign", "the tables named plastron_head, plastron_log and plastron_kv are not those of Plastron").
 			Fix("use a schema or database of its own")
 	case pg.Code == "53100":

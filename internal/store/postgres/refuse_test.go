@@ -26,6 +26,7 @@ func TestValidate(t *testing.T) {
 		"not a string":         {"password=" + secret + " host", "connection_string_invalid"},
 		"not a URL":            {"postgres://u:" + secret + "@[h/d", "connection_string_invalid"},
 		"password in the port": {"postgres://u:" + secret + "@h:" + secret + "/d", "connection_string_invalid"},
+		"password with a hash": {"postgres://u:" + secret + "#x@db.example/d", "connection_string_invalid"},
 		"missing file":         {"host=db.example password=" + secret + " sslmode=verify-full sslrootcert=/nonexistent/ca.pem", "connection_string_invalid"},
 		"falls back":           {"postgres://u:" + secret + "@db.example/d", "connection_may_be_plain"},
 		"second host":          {"postgres://u:" + secret + "@localhost,db.example/d?sslmode=allow", "connection_may_be_plain"},
@@ -40,8 +41,8 @@ func TestValidate(t *testing.T) {
 			if (err == nil) != (tc.reason == "") || err != nil && (fault.KindOf(err) != fault.Invalid || fault.ReasonOf(err) != tc.reason) {
 				t.Errorf("Validate() = %v (%s), want %q", err, fault.ReasonOf(err), tc.reason)
 			}
-			if text := fmt.Sprintf("%v %v %+v %#v %s", err, c, c, c, c); strings.Contains(text, secret) {
-				t.Errorf("the password is in %s", text)
+			if text := fmt.Sprintf("%v %v %+v %#v %s", err, c, c, c, c); strings.Contains(text, secret) || strings.Contains(text, "%%") {
+				t.Errorf("the password, or a format, is in %s", text)
 			}
 		})
 	}
@@ -94,6 +95,10 @@ func TestOpenRefuses(t *testing.T) {
 		exec(t, name, "CREATE TABLE plastron_head (x int)")
 		refuses(t, cluster.URL(name), fault.Precondition, "schema_foreign")
 		await(t, name, "SELECT to_regclass('plastron_kv') IS NULL")
+		name = database(t)
+		exec(t, name, "CREATE TABLE plastron_kv (x int)")
+		refuses(t, cluster.URL(name), fault.Precondition, "schema_foreign")
+		await(t, name, "SELECT to_regclass('plastron_head') IS NULL")
 		name = database(t)
 		open(t, cluster.URL(name)).Close()
 		exec(t, name, "DROP TABLE plastron_kv")

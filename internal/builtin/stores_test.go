@@ -86,6 +86,7 @@ func TestStores(t *testing.T) {
 		"no endpoint":       {`"etcd" { plugin_data {} }`, builtin.Where{}, []string{"no etcd endpoint"}},
 		"bad prefix":        {`"etcd" { plugin_data { endpoints = ["http://a:1"] prefix = "/p" } }`, builtin.Where{}, []string{"slash"}},
 		"password, no user": {`"etcd" { plugin_data { endpoints = ["http://a:1"] password_file = "f" } }`, builtin.Where{}, []string{"user"}},
+		"user, no password": {`"etcd" { plugin_data { endpoints = ["http://a:1"] username = "u" } }`, builtin.Where{}, []string{"password_file"}},
 		"wrong type":        {sql(`database_type = "postgres" connection_string = ["` + canary + `"]`), builtin.Where{}, []string{"must be a string"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -118,6 +119,17 @@ func TestStores(t *testing.T) {
 	}
 	if warnings := fmt.Sprint(c.(interface{ Warnings() []string }).Warnings()); strings.Count(warnings, ":") != 3 || strings.Contains(warnings, canary) {
 		t.Errorf("warnings = %s", warnings)
+	}
+	for endpoint, want := range map[string]bool{
+		"http://a:1": true, "http://10.0.0.1:1": true, "https://a:1": false, "http://127.0.0.1:1": false, "http://[::1]:1": false, "http://localhost:1": false,
+	} {
+		c, err := read(t, fmt.Sprintf(`"etcd" { plugin_data { endpoints = [%q] } }`, endpoint))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if warnings := c.(interface{ Warnings() []string }).Warnings(); (len(warnings) > 0) != want {
+			t.Errorf("%s: warnings = %s", endpoint, warnings)
+		}
 	}
 }
 

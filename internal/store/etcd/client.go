@@ -6,7 +6,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -22,12 +24,16 @@ import (
 	"google.golang.org/grpc/stats"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/secretfile"
 )
 
 // gRPC's own least; etcd by default tolerates a ping every 5 s.
 const keepAlive = 10 * time.Second
 
-const maxPassword = 4096
+const (
+	maxPassword   = 4096
+	maxSecretFile = 256 << 10
+)
 
 // Validate refuses (fault.Invalid) what cannot work. It reads no file.
 func (c Config) Validate() error {
@@ -56,11 +62,26 @@ func (c Config) Validate() error {
 	case (c.CertFile == "") != (c.KeyFile == ""):
 		return fault.New(fault.Invalid, "certificate_incomplete", "etcd's client certificate and its key come together").
 			Fix("configure both files or none")
-	case c.PasswordFile != "" && c.Username == "":
-		return fault.New(fault.Invalid, "username_missing", "there is a password file, but no user").Fix("configure the user")
+	case (c.PasswordFile == "") != (c.Username == ""): // etcd's client would leave a user without a password out
+		return fault.New(fault.Invalid, "login_incomplete", "etcd's user and the file with its password come together").
+			Fix("configure username and password_file, or neither")
 	case !strings.HasSuffix(c.prefix(), "/"):
 		return fault.New(fault.Invalid, "bad_prefix", "the prefix %q does not end with a slash", c.Prefix).
 			Fix("add one, so that no other key can begin with it by accident")
+	}
+	return nil
+}
+
+// Warnings says what works but may surprise.
+func (c Config) Warnings() (out []string) {
+	for _, e := range c.Endpoints {
+		u, err := url.Parse(e)
+		if err != nil || u.Scheme != "http" || u.Hostname() == "localhost" {
+			continue
+		}
+		if at, err := netip.ParseAddr(u.Hostname()); err != nil || !at.IsLoopback() {
+			return []string{"endpoints: with http:// who is on the network can read and write the store; use https://"}
+		}
 	}
 	return nil
 }
@@ -71,8 +92,11 @@ func (c Config) connect(ctx, life context.Context, limit limits) (*clientv3.Clie
 	if strings.HasPrefix(c.Endpoints[0], "https://") {
 		files := tlsFiles{c.CAFile, c.CertFile, c.KeyFile}
 		if _, err := files.load(); err != nil { // now rather than as a failed handshake
-			return nil, fault.New(fault.Precondition, "store_tls", "etcd's certificate files cannot be used").
-				Fix("check that the CA, certificate and key files are there, in PEM and readable").Because(err)
+			if fault.KindOf(err) != fault.Internal {
+				return nil, err // the key's place or mode
+			}
+			return nil, fault.New(fault.Precondition, "store_tls", "etcd's certificate files cannot be used: %v", err).
+				Fix("check that ca_file, cert_file and key_file are there, in PEM and readable")
 		}
 		options = append(options, grpc.WithTransportCredentials(reloading{credentials.NewTLS(nil), files}))
 	}
@@ -83,9 +107,12 @@ func (c Config) connect(ctx, life context.Context, limit limits) (*clientv3.Clie
 		DialOptions:     options, Context: life, Logger: zap.NewNop(),
 	}
 	if c.PasswordFile != "" {
-		password, err := os.ReadFile(c.PasswordFile)
+		password, err := secretfile.ReadGiven(c.PasswordFile, maxSecretFile)
+		if fault.KindOf(err) != fault.Internal {
+			return nil, err // its place or mode
+		}
 		if err != nil {
-			return nil, fault.New(fault.Precondition, "store_login", "the file with etcd's password cannot be read").
+			return nil, fault.New(fault.Precondition, "store_login", "password_file %q, with etcd's password, cannot be read", c.PasswordFile).
 				Fix("check its path and permissions").Because(err)
 		}
 		password = bytes.TrimRight(password, "\r\n")
@@ -122,9 +149,17 @@ func (f tlsFiles) load() (*tls.Config, error) {
 		}
 	}
 	if f.cert != "" {
-		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+		cert, err := os.ReadFile(f.cert)
 		if err != nil {
 			return nil, err
+		}
+		key, err := secretfile.ReadGiven(f.key, maxSecretFile) // R113
+		if err != nil {
+			return nil, err
+		}
+		pair, err := tls.X509KeyPair(cert, key)
+		if err != nil {
+			return nil, fmt.Errorf("%s and %s: %w", f.cert, f.key, err)
 		}
 		config.Certificates = []tls.Certificate{pair}
 	}

@@ -255,6 +255,11 @@ func TestUsers(t *testing.T) {
 	refuse(c, "store_login")
 	password("")
 	refuse(c, "store_login")
+	password("open sesame")
+	if err := os.Chmod(c.PasswordFile, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refuse(c, "key_file_unsafe") // R113: others can read it
 	c.Username, c.PasswordFile = "", ""
 	refuse(c, "store_login")
 }

@@ -334,6 +334,8 @@ func TestRefusals(t *testing.T) {
 	t.Run("mixed", func(t *testing.T) {
 		refuse(t, Config{Endpoints: []string{"http://a:1", "https://a:1"}}, fault.Invalid, "mixed_endpoints")
 		refuse(t, Config{Endpoints: []string{"http://a:1"}, CAFile: "x"}, fault.Invalid, "mixed_endpoints")
+		refuse(t, Config{Endpoints: []string{"http://a:1"}, Username: "u"}, fault.Invalid, "login_incomplete")
+		refuse(t, Config{Endpoints: []string{"http://a:1"}, PasswordFile: "f"}, fault.Invalid, "login_incomplete")
 	})
 	t.Run("https where there is none", func(t *testing.T) {
 		c := shared(t)

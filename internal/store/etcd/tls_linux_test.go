@@ -47,18 +47,18 @@ func (a *authority) sign(t *testing.T, cert *x509.Certificate, certFile, keyFile
 	if err != nil {
 		t.Fatal(err)
 	}
-	write := func(file, kind string, der []byte) {
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o644); err != nil {
+	write := func(file, kind string, der []byte, mode os.FileMode) {
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), mode); err != nil {
 			t.Fatal(err)
 		}
 	}
-	write(certFile, "CERTIFICATE", der)
+	write(certFile, "CERTIFICATE", der, 0o644)
 	if keyFile != "" {
 		b, err := x509.MarshalPKCS8PrivateKey(key)
 		if err != nil {
 			t.Fatal(err)
 		}
-		write(keyFile, "PRIVATE KEY", b)
+		write(keyFile, "PRIVATE KEY", b, 0o600)
 	}
 	if cert, err = x509.ParseCertificate(der); err != nil {
 		t.Fatal(err)
@@ -83,6 +83,9 @@ func TestMutualTLS(t *testing.T) {
 	ca := newAuthority(t, in("ca"))
 	ca.sign(t, leaf("etcd"), in("server"), in("server-key"))
 	ca.sign(t, leaf("plastron"), in("client"), in("client-key"))
+	if err := os.Chmod(in("server-key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	_, c := cluster(t, 1, "--cert-file="+in("server"), "--key-file="+in("server-key"), "--trusted-ca-file="+in("ca"), "--client-cert-auth")
 	c.CAFile, c.CertFile, c.KeyFile = in("ca"), in("client"), in("client-key")
 	commit(t, opened(t, c), put("k", "1"))
@@ -101,6 +104,9 @@ func TestMutualTLS(t *testing.T) {
 	refuse(other, fault.Unavailable, "store_tls")
 	other.CAFile = in("missing")
 	refuse(other, fault.Precondition, "store_tls")
+	other = c // R113: a key that others can read
+	other.CertFile, other.KeyFile = in("server"), in("server-key")
+	refuse(other, fault.Precondition, "key_file_unsafe")
 
 	// The files that a connection was made with are replaced by worthless ones, and
 	// those by good ones: each new handshake reads what is there.

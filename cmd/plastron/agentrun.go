@@ -48,7 +48,7 @@ over it.`,
 			case <-c.Context().Done():
 			}
 		}()
-		return a.Run(c.Context())
+		return withCauses(a.Run(c.Context()))
 	}
 	return c
 }

@@ -281,7 +281,7 @@ func (p *program) agentPurgeCommand() *cobra.Command {
 			if !dryRun {
 				_, err := client.DeleteAgent(c.Context(), &agentv1.DeleteAgentRequest{Id: one.GetId()})
 				if row.Deleted = err == nil; err != nil {
-					row.Error, _ = words(peer.fault(err))
+					row.Error, _ = fault.Words(peer.fault(err))
 					failed++
 				}
 			}

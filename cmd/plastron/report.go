@@ -18,7 +18,7 @@ import (
 // to do. Causes that are meant for logs are left out.
 func (p *program) report(err error) {
 	for _, one := range flatten(err) {
-		text, remedy := words(one)
+		text, remedy := fault.Words(one)
 		fmt.Fprintf(p.stderr, "Error: %s\n", text)
 		if remedy != "" {
 			fmt.Fprintf(p.stderr, "  Fix: %s\n", remedy)
@@ -42,18 +42,33 @@ func flatten(err error) []error {
 	return all
 }
 
-// words returns what an error says and what to do. What was wrapped around a fault
-// stays in front of the fault's message.
-func words(err error) (text, remedy string) {
-	f, ok := errors.AsType[*fault.Error](err)
-	if !ok {
-		return err.Error(), ""
+// withCauses puts the causes of faults into their sentences. It is for programs
+// that end before a log has told why, whose operator may know all of it.
+func withCauses(err error) error {
+	var all []error
+	for _, one := range flatten(err) {
+		f, ok := errors.AsType[*fault.Error](one)
+		if !ok {
+			all = append(all, one)
+			continue
+		}
+		text, remedy := fault.Words(one)
+		cause := f.Err
+		for {
+			inner, ok := errors.AsType[*fault.Error](cause)
+			if !ok || !strings.Contains(text, inner.Message) {
+				break
+			}
+			cause = inner.Err // it is said already
+		}
+		if cause == nil || strings.Contains(text, cause.Error()) {
+			all = append(all, one)
+			continue
+		}
+		line := strings.Join(strings.Fields(cause.Error()), " ") // some are of several lines
+		all = append(all, fault.New(f.Kind, f.Reason, "%s: %s", text, line).Fix("%s", remedy))
 	}
-	around, _ := strings.CutSuffix(err.Error(), f.Error())
-	if around == err.Error() {
-		around = ""
-	}
-	return around + f.Message, f.Remedy
+	return errors.Join(all...)
 }
 
 // about names the flag or key that an error is about.

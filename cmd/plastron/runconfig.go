@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/plastron/plastron/internal/config"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/logging"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -167,7 +168,7 @@ that leaves the exit status at 0.`,
 		}
 		all := []oneFault{}
 		for _, one := range flatten(err) {
-			text, fix := words(one)
+			text, fix := fault.Words(one)
 			all = append(all, oneFault{text, fix})
 		}
 		reply := map[string]any{"valid": err == nil, "faults": all}

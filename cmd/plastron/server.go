@@ -98,7 +98,7 @@ token and its expiry. Whoever has it before the agent can join in its place.`,
 
 // remark says what did not work although the command did.
 func (p *program) remark(what string, err error) {
-	text, remedy := words(err)
+	text, remedy := fault.Words(err)
 	fmt.Fprintf(p.stderr, "plastron: %s: %s\n", what, text)
 	if remedy != "" {
 		fmt.Fprintf(p.stderr, "  Fix: %s\n", remedy)

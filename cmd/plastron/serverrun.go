@@ -29,7 +29,7 @@ func (p *program) serverRunCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.Run(c.Context())
+		return withCauses(s.Run(c.Context()))
 	}
 	return c
 }

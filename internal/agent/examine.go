@@ -40,7 +40,7 @@ func (c *Config) Warnings() (out []string) {
 	set := a.cfg.Agent
 	unread := func(key string, err error) {
 		if err != nil {
-			out = append(out, fmt.Sprintf("%s: on this machine: %s", key, fault.MessageOf(err)))
+			out = append(out, fmt.Sprintf("%s: on this machine: %s", key, fault.Sentence(err)))
 		}
 	}
 	if set.InsecureBootstrap {

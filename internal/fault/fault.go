@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 )
 
@@ -131,6 +132,30 @@ func MessageOf(err error) string {
 		return e.Message
 	}
 	return "internal error; the log has the details"
+}
+
+// Words returns what err says to whoever looks after this machine: what was
+// wrapped around its first fault and that fault's message, and what to do. Causes
+// are left out. An error that holds no fault is its own text.
+func Words(err error) (text, remedy string) {
+	e, ok := errors.AsType[*Error](err)
+	if !ok {
+		return err.Error(), ""
+	}
+	around, cut := strings.CutSuffix(err.Error(), e.Error())
+	if !cut {
+		around = ""
+	}
+	return around + e.Message, e.Remedy
+}
+
+// Sentence returns Words in one.
+func Sentence(err error) string {
+	text, remedy := Words(err)
+	if remedy != "" {
+		text += "; " + remedy
+	}
+	return text
 }
 
 // AfterOf returns how long to wait before trying again, as the first fault in

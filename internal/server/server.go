@@ -395,17 +395,17 @@ func (c *Config) Warnings(ctx context.Context) []string {
 		Roots: func() []*x509.Certificate { return nil }}
 	if p.upstream != nil {
 		if _, err := p.upstream.Open(ctx, upstream.Env{TrustDomain: c.Server.TrustDomain.TrustDomain, Log: env.Log}); err != nil {
-			out = append(out, fmt.Sprintf("plugins.UpstreamAuthority: on this machine: %s", fault.MessageOf(err)))
+			out = append(out, fmt.Sprintf("plugins.UpstreamAuthority: on this machine: %s", fault.Sentence(err)))
 		}
 	}
 	for name, n := range p.notifiers {
 		if _, err := n.Open(ctx); err != nil {
-			out = append(out, fmt.Sprintf("plugins.Notifier %q: on this machine: %s", name, fault.MessageOf(err)))
+			out = append(out, fmt.Sprintf("plugins.Notifier %q: on this machine: %s", name, fault.Sentence(err)))
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.attestors)) {
 		if _, err := p.attestors[name].Open(ctx, env); err != nil {
-			out = append(out, fmt.Sprintf("plugins.NodeAttestor %q: on this machine: %s", name, fault.MessageOf(err)))
+			out = append(out, fmt.Sprintf("plugins.NodeAttestor %q: on this machine: %s", name, fault.Sentence(err)))
 		}
 	}
 	return out

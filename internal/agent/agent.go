@@ -135,13 +135,7 @@ func (a *Agent) plug(p config.Plugin) error {
 	if dst == nil {
 		return nil // Validate says what is wrong with it
 	}
-	if err := p.Decode(dst); err != nil {
-		return err
-	}
-	if v, ok := dst.(interface{ Validate() error }); ok {
-		return v.Validate()
-	}
-	return nil
+	return p.Configure(dst)
 }
 
 // Ready is closed once the agent serves and knows what it is granted.

@@ -77,6 +77,7 @@ func TestConfig(t *testing.T) {
 		"second key manager":        {inPlugins: `KeyManager "disk" { plugin_data { directory = "/x" } }`, want: "exactly one KeyManager"},
 		"unknown attestor":          {inPlugins: `WorkloadAttestor "windows" {}`, want: "there are unix, k8s"},
 		"unknown type":              {inPlugins: `SVIDStore "aws" {}`, want: "SVIDStore \"aws\": an agent has no plugins of this type"},
+		"a plugin's own faults":     {inPlugins: `WorkloadAttestor "docker" { plugin_data { docker_version = "x" podman_socket_path = "p" } }`, want: "plugins.WorkloadAttestor \"docker\": podman_socket_path: "},
 		"external plugin":           {inPlugins: `WorkloadAttestor "mine" { plugin_cmd = "/x" }`, want: "not offered yet"},
 	} {
 		t.Run(name, func(t *testing.T) {

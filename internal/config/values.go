@@ -1,9 +1,11 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/identity"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -86,6 +88,29 @@ func (p Plugin) Decode(dst any) error {
 		return p.Data.Fault("plugin_data and plugin_data_file exclude each other")
 	}
 	return Load(p.DataFile, dst)
+}
+
+// Configure is Decode, and dst's own Validate if it has one. Each fault begins with
+// the plugin's block.
+func (p Plugin) Configure(dst any) error {
+	if err := p.Decode(dst); err != nil {
+		return err
+	}
+	v, ok := dst.(interface{ Validate() error })
+	if !ok {
+		return nil
+	}
+	faults := []error{v.Validate()}
+	if joined, ok := faults[0].(interface{ Unwrap() []error }); ok {
+		faults = joined.Unwrap()
+	}
+	for i, err := range faults {
+		if err != nil {
+			text, remedy := fault.Words(err)
+			faults[i] = fault.New(fault.KindOf(err), fault.ReasonOf(err), "plugins.%s %q: %s", p.Type, p.Name, text).Fix("%s", remedy)
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // On reports whether the plugin is to be used.

@@ -344,12 +344,8 @@ func (c *Config) planPlugins(p *plan) (faults []error) {
 			fail(pl, fault.Unsupported, "there is no such plugin yet; there are %s", strings.Join(names, ", "))
 			continue
 		}
-		if err := pl.Decode(target); err != nil {
+		if err := pl.Configure(target); err != nil {
 			faults = append(faults, err)
-		} else if v, ok := target.(interface{ Validate() error }); ok {
-			if err := v.Validate(); err != nil {
-				fail(pl, fault.KindOf(err), "%v", err)
-			}
 		}
 	}
 	for _, kind := range []string{"DataStore", "KeyManager", "UpstreamAuthority"} {

@@ -79,10 +79,13 @@ func (c *Config) Validate() error {
 	var faults []error
 	seen := map[string]bool{}
 	for _, cluster := range c.all() {
-		for key, node := range map[string]config.Node{"webhook_label": cluster.WebhookLabel, "api_service_label": cluster.APIServiceLabel} {
-			if node.Present() {
-				faults = append(faults, fault.New(fault.Unsupported, "config_unsupported", "%s: CA bundles of webhooks and API services are not kept up yet", key).
-					Fix("remove it, and let cert-manager's CA injector or a job of yours copy them from the ConfigMap").Because(node.Fault("not offered")))
+		for _, key := range []struct {
+			name string
+			node config.Node
+		}{{"webhook_label", cluster.WebhookLabel}, {"api_service_label", cluster.APIServiceLabel}} {
+			if key.node.Present() {
+				faults = append(faults, fault.New(fault.Unsupported, "config_unsupported", "%s: CA bundles of webhooks and API services are not kept up yet", key.name).
+					Fix("remove it, and let cert-manager's CA injector or a job of yours copy them from the ConfigMap"))
 			}
 		}
 		if !keyForm.MatchString(cluster.ConfigMapKey) || strings.HasPrefix(cluster.ConfigMapKey, "..") || cluster.ConfigMapKey == "." {

@@ -56,19 +56,34 @@ type Issuer struct {
 	fetching chan struct{} // closed when the one who fetches has; nil: nobody does
 }
 
-// Open reads files, so that mistakes show. It connects to nothing: keys are fetched
-// when the first token comes.
-func (c IssuerConfig) Open() (*Issuer, error) {
-	i := &Issuer{issuer: c.Issuer, asked: keysAskedFor}
+// Validate reports what is wrong with the configuration itself. It reads no file.
+func (c IssuerConfig) Validate() error {
 	invalid := func(format string, args ...any) error {
 		return fault.New(fault.Invalid, "config_invalid", format, args...)
 	}
 	switch {
 	case c.Issuer == "":
-		return nil, invalid("issuer: must be set to what the cluster's tokens have as iss")
+		return invalid("issuer: must be set to what the cluster's tokens have as iss")
 	case c.JWKSFile != "" && (c.JWKSURI != "" || c.CAFile != ""):
-		return nil, invalid("jwks_file: with it, jwks_uri and issuer_ca_file have no meaning")
+		return invalid("jwks_file: with it, jwks_uri and issuer_ca_file have no meaning")
 	case c.JWKSFile != "":
+		return nil
+	case c.JWKSURI != "" && !isHTTPS(c.JWKSURI):
+		return invalid("jwks_uri: must be an https:// address")
+	case c.JWKSURI == "" && !isHTTPS(c.Issuer):
+		return invalid("issuer: keys can be found by discovery only below an https:// address; set jwks_uri or jwks_file")
+	}
+	return nil
+}
+
+// Open reads files, so that mistakes show. It connects to nothing: keys are fetched
+// when the first token comes.
+func (c IssuerConfig) Open() (*Issuer, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	i := &Issuer{issuer: c.Issuer, asked: keysAskedFor}
+	if c.JWKSFile != "" {
 		i.asked = time.Second
 		i.fetch = func(context.Context) (map[string]crypto.PublicKey, error) { return readKeys(c.JWKSFile) }
 		keys, err := i.fetch(context.Background())
@@ -77,10 +92,6 @@ func (c IssuerConfig) Open() (*Issuer, error) {
 		}
 		i.keys, i.got = keys, time.Now()
 		return i, nil
-	case c.JWKSURI != "" && !isHTTPS(c.JWKSURI):
-		return nil, invalid("jwks_uri: must be an https:// address")
-	case c.JWKSURI == "" && !isHTTPS(c.Issuer):
-		return nil, invalid("issuer: keys can be found by discovery only below an https:// address; set jwks_uri or jwks_file")
 	}
 	source := web{uri: c.JWKSURI, issuer: c.Issuer, caFile: c.CAFile}
 	if _, err := source.client(); err != nil {

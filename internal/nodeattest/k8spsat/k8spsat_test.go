@@ -430,12 +430,18 @@ func TestConfig(t *testing.T) {
 		"an unknown key":    {`clusters { "c1" { service_account_allowlist = ["a:b"] } }`, "service_account_allow_list"},
 		"no kubeconfig":     {`clusters { "c1" { service_account_allow_list = ["a:b"] kube_config_file = "/nowhere" } }`, `cluster "c1": the kubeconfig "/nowhere"`},
 		"no such key file":  {`clusters { "c1" { service_account_allow_list = ["a:b"] issuer = "x" jwks_file = "/nowhere" } }`, "/nowhere"},
+		"two key sources":   {`clusters { "c1" { service_account_allow_list = ["a:b"] issuer = "x" jwks_file = "JWKS" jwks_uri = "https://a.test" } }`, "clusters.c1.jwks_file"},
+		"plain keys":        {`clusters { "c1" { service_account_allow_list = ["a:b"] issuer = "x" jwks_uri = "http://a.test" } }`, "clusters.c1.jwks_uri"},
 		"issuer is no name": {`clusters { "c1" { service_account_allow_list = ["a:b"] issuer = "kubernetes/serviceaccount" } }`, "https"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var decoded Config
 			err := config.Decode("f", []byte(strings.NewReplacer("KUBECONFIG", kubeconfig, "JWKS", jwks).Replace(c.text)), &decoded)
 			if err == nil {
+				// What no file is needed for shows before anything is opened.
+				if err := decoded.Validate(); (err == nil) != (c.want == "" || strings.Contains(c.want, "/nowhere")) {
+					t.Errorf("Validate() = %v", err)
+				}
 				_, err = decoded.Open(t.Context(), nodeattest.Env{Log: slog.New(slog.DiscardHandler)})
 			}
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {

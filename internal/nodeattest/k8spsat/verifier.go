@@ -83,11 +83,19 @@ func (c *Config) Validate() error {
 		check(!offline || cluster.KubeConfigFile == "", "%s.kube_config_file: with issuer, the API server is not asked; remove one of them", at)
 		check(!offline || len(cluster.AllowedNodeLabelKeys) == 0 && len(cluster.AllowedPodLabelKeys) == 0,
 			"%s.allowed_node_label_keys, allowed_pod_label_keys: tokens tell no labels; remove them, or issuer", at)
+		if offline {
+			err := cluster.issuerConfig().Validate()
+			check(err == nil, "%s.%s", at, fault.MessageOf(err))
+		}
 		for _, key := range slices.Concat(cluster.AllowedNodeLabelKeys, cluster.AllowedPodLabelKeys) {
 			check(key != "" && !strings.ContainsAny(key, ": \t\n"), "%s: %q is not the key of a label", at, key)
 		}
 	}
 	return errors.Join(faults...)
+}
+
+func (c Cluster) issuerConfig() kube.IssuerConfig {
+	return kube.IssuerConfig{Issuer: c.Issuer, JWKSFile: c.JWKSFile, JWKSURI: c.JWKSURI, CAFile: c.IssuerCAFile}
 }
 
 func (c Cluster) audiences() []string {
@@ -117,9 +125,7 @@ func (c *Config) Open(_ context.Context, env nodeattest.Env) (nodeattest.Verifie
 		opened := &cluster{Cluster: configured, name: name, looks: looks{slots: make(chan struct{}, maxLooks), turn: turnWait, wait: lookWait}}
 		var err error
 		if configured.Issuer != "" {
-			opened.issuer, err = kube.IssuerConfig{
-				Issuer: configured.Issuer, JWKSFile: configured.JWKSFile, JWKSURI: configured.JWKSURI, CAFile: configured.IssuerCAFile,
-			}.Open()
+			opened.issuer, err = configured.issuerConfig().Open()
 		} else {
 			opened.api, err = kube.ClientConfig{Kubeconfig: configured.KubeConfigFile}.Open()
 		}

@@ -94,6 +94,51 @@ func TestConfigurationDocs(t *testing.T) {
 	generated(t, "configuration.md", text.String())
 }
 
+// TestPages reads every page as a reader's tool does: a heading stands alone, and
+// a link leads to a file and a heading that are there.
+func TestPages(t *testing.T) {
+	root := filepath.Join("..", "..")
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"README.md", "CONTRIBUTING.md", "DESIGN.md", "CHANGELOG.md"} {
+		pages = append(pages, filepath.Join(root, name))
+	}
+	var (
+		heading = regexp.MustCompile("(?m)^#{1,6} (.*)$")
+		crowded = regexp.MustCompile("(?m)^.+\n(#{1,6} .*)$")
+		code    = regexp.MustCompile("(?ms)^ *```.*?^ *```")
+		link    = regexp.MustCompile(`\]\(([^):#]*)(?:#([^)]*))?\)`)
+		word    = regexp.MustCompile(`[^a-z0-9_ -]`)
+	)
+	texts, anchors := map[string]string{}, map[string]bool{}
+	for _, path := range pages {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[path] = code.ReplaceAllString(string(text), "")
+		for _, m := range heading.FindAllStringSubmatch(texts[path], -1) {
+			anchors[path+"#"+strings.ReplaceAll(word.ReplaceAllString(strings.ToLower(m[1]), ""), " ", "-")] = true
+		}
+		for _, m := range crowded.FindAllStringSubmatch(texts[path], -1) {
+			t.Errorf("%s: no empty line above %q", path, m[1])
+		}
+	}
+	for path, text := range texts {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			to := path
+			if m[1] != "" {
+				to = filepath.Join(filepath.Dir(path), m[1])
+			}
+			if _, err := os.Stat(to); err != nil || m[2] != "" && !anchors[to+"#"+m[2]] {
+				t.Errorf("%s: nothing is at %s", path, m[0])
+			}
+		}
+	}
+}
+
 // TestMetricsDocs keeps docs/metrics.md equal to what the roles measure.
 func TestMetricsDocs(t *testing.T) {
 	var text bytes.Buffer

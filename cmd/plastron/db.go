@@ -66,7 +66,7 @@ func (d *database) do(c *cobra.Command, online func(storev1.StoreClient) error, 
 		return err
 	}
 	if err := probe(c.Context(), path); err != nil && configured && !errors.Is(err, fs.ErrPermission) {
-		return offline()
+		return withCauses(offline())
 	}
 	conn, peer, err := d.at.dial(c.Context())
 	if err != nil {

@@ -56,7 +56,7 @@ Run it as the server's user, on the server's machine.`,
 		}
 		if undo {
 			if err := server.UndoCopy(ctx, old, p.quietLog()); err != nil {
-				return err
+				return withCauses(err)
 			}
 			_, err := fmt.Fprintln(p.stdout, "Servers start on it again.")
 			return err
@@ -67,7 +67,7 @@ Run it as the server's user, on the server's machine.`,
 		}
 		done, err := server.CopyStore(ctx, old, next, p.quietLog())
 		if err != nil {
-			return err
+			return withCauses(err)
 		}
 		if *out == asJSON {
 			return json.NewEncoder(p.stdout).Encode(map[string]any{

@@ -43,7 +43,8 @@ func flatten(err error) []error {
 }
 
 // withCauses puts the causes of faults into their sentences. It is for programs
-// that end before a log has told why, whose operator may know all of it.
+// and commands that open a store themselves: no log tells why they end, and their
+// operator may know all of it.
 func withCauses(err error) error {
 	var all []error
 	for _, one := range flatten(err) {

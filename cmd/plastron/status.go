@@ -271,7 +271,11 @@ func printServerStatus(w io.Writer, s *statusv1.ServerStatus, now time.Time) err
 	b := s.GetBundle()
 	rows.add("Bundle", fmt.Sprintf("sequence %d, %d X.509 and %d JWT authorities, until %s", b.GetSequence(), b.GetX509Authorities(), b.GetJwtAuthorities(), until(b.GetExpiresAt(), now)))
 	for _, a := range s.GetAuthorities() {
-		rows.add("Authority", fmt.Sprintf("%s %s %s %s, until %s", a.GetKind(), a.GetSlot(), a.GetState(), a.GetAuthorityId(), until(a.GetExpiresAt(), now)))
+		text := fmt.Sprintf("%s %s %s", a.GetKind(), a.GetSlot(), a.GetState())
+		if id := a.GetAuthorityId(); id != "" { // what is only intended has no key yet
+			text += fmt.Sprintf(" %s, until %s", id, until(a.GetExpiresAt(), now))
+		}
+		rows.add("Authority", text)
 	}
 	rows.add("Own certificate", "until "+until(s.GetCertificateExpiresAt(), now))
 	rows.add("Healthy", healthText(s.GetUnhealthy()))

@@ -33,3 +33,19 @@ func TestSecretClients(t *testing.T) {
 		t.Errorf("raw words in %q", out.String())
 	}
 }
+
+func TestAuthorityWithoutAKey(t *testing.T) {
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	s := &statusv1.ServerStatus{Authorities: []*statusv1.Authority{
+		{Kind: "x509", Slot: "A", State: "active", AuthorityId: "ab", ExpiresAt: now.Unix() + 3600}, {Kind: "x509", Slot: "B", State: "intended"},
+	}}
+	var out strings.Builder
+	if err := printServerStatus(&out, s, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{": x509 A active ab, until 2026-11-22T13:00:00Z", ": x509 B intended\n"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in\n%s", want, out.String())
+		}
+	}
+}

@@ -113,13 +113,6 @@ func (b *Bundle) WithJWT(a JWTAuthority) *Bundle {
 	return b.next(c)
 }
 
-// WithRefreshHint returns b with another refresh hint, in whole seconds.
-func (b *Bundle) WithRefreshHint(hint time.Duration) *Bundle {
-	c := b.Clone()
-	c.RefreshHint = hint.Truncate(time.Second)
-	return b.next(c)
-}
-
 // WithoutX509 returns b without the authority of that certificate.
 func (b *Bundle) WithoutX509(asn1 []byte) *Bundle {
 	c := b.Clone()
@@ -172,29 +165,6 @@ func (b *Bundle) Forgotten(before time.Time) *Bundle {
 	c := b.Clone()
 	c.Revoked = slices.DeleteFunc(c.Revoked, func(r Revocation) bool { return !r.Until.IsZero() && r.Until.Before(before) })
 	return c
-}
-
-// Pruned returns b without what ended before the given time. It never takes the
-// last authority of a kind away: an empty bundle means distrust, and time alone
-// does not decide that.
-func (b *Bundle) Pruned(before time.Time) *Bundle {
-	c := b.Clone()
-	c.X509 = prune(c.X509, func(a X509Authority) bool {
-		cert, err := x509.ParseCertificate(a.ASN1)
-		return err == nil && cert.NotAfter.Before(before)
-	})
-	c.JWT = prune(c.JWT, func(a JWTAuthority) bool {
-		return !a.ExpiresAt.IsZero() && a.ExpiresAt.Before(before)
-	})
-	return b.next(c)
-}
-
-// prune deletes what ended, unless everything did: then all is kept.
-func prune[A any](list []A, ended func(A) bool) []A {
-	if !slices.ContainsFunc(list, func(a A) bool { return !ended(a) }) {
-		return list
-	}
-	return slices.DeleteFunc(list, ended)
 }
 
 // Roots returns the X.509 authorities parsed; one that cannot be parsed, which

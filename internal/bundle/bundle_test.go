@@ -92,8 +92,6 @@ func TestChanges(t *testing.T) {
 		{"add j again", func(b *Bundle) *Bundle { return b.WithJWT(j) }, false, 2, 1},
 		{"replace j", func(b *Bundle) *Bundle { return b.WithJWT(other) }, true, 2, 1},
 		{"add k", func(b *Bundle) *Bundle { return b.WithJWT(k) }, true, 2, 2},
-		{"hint", func(b *Bundle) *Bundle { return b.WithRefreshHint(time.Minute) }, true, 2, 2},
-		{"hint again", func(b *Bundle) *Bundle { return b.WithRefreshHint(time.Minute) }, false, 2, 2},
 		{"remove a", func(b *Bundle) *Bundle { return b.WithoutX509(a) }, true, 1, 2},
 		{"remove a again", func(b *Bundle) *Bundle { return b.WithoutX509(a) }, false, 1, 2},
 		{"remove j", func(b *Bundle) *Bundle { return b.WithoutJWT("j") }, true, 1, 1},
@@ -112,26 +110,6 @@ func TestChanges(t *testing.T) {
 			t.Errorf("%d %s: sequence %d, %d and %d authorities; want %d, %d and %d", i, step.name, next.Sequence, len(next.X509), len(next.JWT), want, step.x, step.j)
 		}
 		at = next
-	}
-}
-
-// Pruning by time never empties a kind.
-func TestPruned(t *testing.T) {
-	now := time.Now()
-	ended := newRoot(t, newKey(t), func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-2*time.Hour), now.Add(-time.Hour) })
-	live := newRoot(t, newKey(t), nil)
-	old, fresh, timeless := newJWT(t, "old"), newJWT(t, "fresh"), newJWT(t, "timeless")
-	old.ExpiresAt, timeless.ExpiresAt = now.Add(-time.Hour), time.Time{}
-	b := &Bundle{X509: []X509Authority{{ASN1: ended}, {ASN1: live}}, JWT: []JWTAuthority{old, fresh, timeless}, Sequence: 1}
-	if p := b.Pruned(now); len(p.X509) != 1 || len(p.JWT) != 2 || p.Sequence != 2 || len(b.X509) != 2 {
-		t.Errorf("Pruned() = %d and %d authorities, sequence %d", len(p.X509), len(p.JWT), p.Sequence)
-	}
-	if p := b.Pruned(now.Add(-2 * time.Hour)); p.Sequence != 1 {
-		t.Errorf("nothing had ended, sequence %d", p.Sequence)
-	}
-	all := &Bundle{X509: []X509Authority{{ASN1: ended}}, JWT: []JWTAuthority{old}, Sequence: 1}
-	if p := all.Pruned(now); len(p.X509) != 1 || len(p.JWT) != 1 || p.Sequence != 1 {
-		t.Errorf("pruning emptied the bundle")
 	}
 }
 

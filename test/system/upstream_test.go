@@ -2,9 +2,13 @@ package system_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +19,7 @@ import (
 	"time"
 
 	"github.com/plastron/plastron/internal/api/spire/api/types"
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/svid"
 	"github.com/plastron/plastron/internal/upstream"
 	"github.com/plastron/plastron/internal/upstream/spire"
@@ -25,13 +30,34 @@ import (
 
 func downstream(e *spiretypes.Entry) { e.Downstream = true }
 
-// The contract of an upstream, held by a real server and the agent beside it.
+// The contract of an upstream, held by a real server and the agent beside it. An
+// identity that is not downstream gets nothing, and hears what it lacks (R13).
 func TestUpstreamServer(t *testing.T) {
 	t.Parallel()
 	d := newDeployment(t)
 	agent := d.start()
-	d.createEntry(agent, "/nested", downstream, mine())
+	e := d.createEntry(agent, "/nested", nil, mine())
 	d.waitServed()
+	a, err := d.above().Open(t.Context(), upstreamtest.Env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := svid.NewCSR(signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = a.Mint(t.Context(), upstream.Request{CSR: csr, TTL: time.Hour})
+	if _, fix := fault.Words(err); fault.KindOf(err) != fault.Denied || !strings.Contains(fix, "-downstream") {
+		t.Errorf("without a downstream entry: %v", err)
+	}
+	if err := a.(io.Closer).Close(); err != nil {
+		t.Error(err)
+	}
+	d.run("server", "entry", "update", "-socketPath", d.adminSocket(), "-entryID", e.Id, "-downstream")
 	upstreamtest.Run(t, func(t *testing.T) upstream.Config { return d.above() })
 }
 

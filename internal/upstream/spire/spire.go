@@ -12,6 +12,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -190,7 +191,11 @@ func (a *Authority) call(ctx context.Context, f func() error) error {
 	if renewed := a.identify(ctx, true); renewed != nil {
 		return err
 	}
-	return f()
+	err = f()
+	if denied, ok := errors.AsType[*fault.Error](err); ok && denied.Kind == fault.Denied && denied.Remedy == "" {
+		return denied.Fix("give this server's process an entry with -downstream at the server above; of several identities that of its oldest entry is used")
+	}
+	return err
 }
 
 // identify asks the agent who we are, if that is not known or was not asked for

@@ -200,6 +200,7 @@ func (f *fleet) start(s *fleetServer) {
 
 func (f *fleet) crash(s *fleetServer, where string) {
 	f.logf("crash %s %s", s.id, where)
+	f.seen["crash "+where]++
 	s.up = false
 	for _, a := range f.agents {
 		if a.server == s {
@@ -620,6 +621,15 @@ func TestFleet(t *testing.T) {
 	for _, what := range []string{"taint", "revoke", "retire", "drop", "ready", "activate", "publish", "intend", "prune", "crash", "refused", "hold", "clock", "unverifiable"} {
 		if seen[what] == 0 {
 			t.Errorf("%s never happened", what)
+		}
+	}
+	crashes := []string{"after making a key"}
+	for _, rule := range []string{"intend", "publish", "ready", "activate", "retire", "taint", "revoke", "drop", "prune"} {
+		crashes = append(crashes, "before the commit of "+rule, "after the commit of "+rule)
+	}
+	for _, where := range crashes { // at every step
+		if seen["crash "+where] == 0 {
+			t.Errorf("there was never a crash %s", where)
 		}
 	}
 	if named == 0 {

@@ -75,7 +75,7 @@ func statedOf(p kube.Pod) map[string]string {
 }
 
 // Same labels in another cluster, same pod UID reused, token of another cluster,
-// deleted pod: nothing. Claim 18.
+// deleted pod: nothing. Claims 18, 34.
 func TestNothingForOtherPods(t *testing.T) {
 	clusters, with := newRegion(t)
 	r := newRig(t, with)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -378,6 +379,26 @@ func TestCorpusK(t *testing.T) {
 				t.Errorf("%s is shown", token)
 			}
 		}
+		// R72, R85: nor is a private key of an authority anywhere but in its file.
+		var private []string
+		for id, key := range d.authorityKeys() {
+			scalar, err := key.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			der, err := x509.MarshalPKCS8PrivateKey(key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if file := d.read("server/keys.json"); !strings.Contains(file, base64.StdEncoding.EncodeToString(der)) {
+				t.Errorf("the key %s is not found where it is", id)
+			}
+			private = append(private, string(scalar), string(der))
+		}
+		if err := os.Remove(d.path("server/keys.json")); err != nil || len(private) < 4 {
+			t.Fatal(err, len(private))
+		}
+		d.checkNowhere(t, private...)
 	})
 }
 

@@ -164,42 +164,6 @@ func golden(t *testing.T, file, got string) {
 	}
 }
 
-// F17: too much of anything is refused, and quickly.
-func TestBounds(t *testing.T) {
-	for name, src := range map[string]string{
-		"F17 10 MiB":             "a = \"" + strings.Repeat("x", 10<<20) + "\"",
-		"F17 10000 blocks deep":  strings.Repeat("a {", 10000) + strings.Repeat("}", 10000),
-		"F17 10000 labels":       strings.Repeat("a ", 10000) + "{}",
-		"F17 10000 lists deep":   "a = " + strings.Repeat("[", 10000) + strings.Repeat("]", 10000),
-		"F17 10000 JSON objects": strings.Repeat(`{"a":`, 10000) + "1" + strings.Repeat("}", 10000),
-		"F17 10000 JSON lists":   `{"a":` + strings.Repeat("[", 10000) + strings.Repeat("]", 10000) + "}",
-		"F17 many keys":          strings.Repeat("a=1\n", 250_000),
-		"F17 many long keys":     strings.Repeat(strings.Repeat("k", 100)+"=1\n", 10_000),
-		"F17 many JSON keys":     `{` + strings.Repeat(`"a":1,`, 170_000) + `"a":1}`,
-	} {
-		t.Run(name, func(t *testing.T) {
-			start := time.Now()
-			err := Decode("big.conf", []byte(src), new(role))
-			if fault.KindOf(err) != fault.Invalid {
-				t.Fatalf("error = %.200v, want an invalid fault", err)
-			}
-			if len(err.Error()) > 8<<10 {
-				t.Errorf("the error is %d bytes long", len(err.Error()))
-			}
-			if took := time.Since(start); took > 20*time.Second {
-				t.Errorf("it took %v", took)
-			}
-		})
-	}
-	path := filepath.Join(t.TempDir(), "big.conf")
-	if err := os.WriteFile(path, make([]byte, MaxSize+1), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := Load(path, new(role)); fault.ReasonOf(err) != "config_too_large" {
-		t.Errorf("Load() = %v", err)
-	}
-}
-
 // F18: line ends, byte order marks and encodings have a defined meaning.
 func TestEncodings(t *testing.T) {
 	plain := "server {\n  log_level = \"DEBUG\"\n  bind_adress = 1\n}\n"

@@ -44,7 +44,7 @@ type options struct {
 	count, batch, parallel                  int
 	entries, agents                         int
 	streams, connections                    int
-	period                                  time.Duration
+	period, ping                            time.Duration
 }
 
 // benchmark is one row of the table of what can be measured.
@@ -128,6 +128,7 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	flags.IntVar(&o.streams, "streams", 1000, "`NUMBER` of streams that watch and agent open")
 	flags.IntVar(&o.connections, "connections", 1000, "`NUMBER` of connections that watch opens them on")
 	flags.DurationVar(&o.period, "for", 30*time.Second, "`TIME` for which sync and agent measure")
+	flags.DurationVar(&o.ping, "ping", 30*time.Second, "`TIME` of silence after which agents that this program plays ping, as Plastron's do")
 	flags.StringVar(&o.server, "server", "", "`COMMAND` that starts a server at -socketPath, with data of its own")
 	flags.StringVar(&o.store, "store", "sqlite", "`KIND` of store: sqlite, postgres or etcd")
 	flags.StringVar(&o.at, "at", os.TempDir(), "`WHERE` the store is made: a directory, a connection string, or endpoints of etcd with commas between")
@@ -138,7 +139,7 @@ func parse(b benchmark, args []string, stderr io.Writer) (options, error) {
 	switch {
 	case flags.NArg() > 0:
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case min(o.count, o.batch, o.parallel, o.entries, o.agents, o.streams, o.connections) < 1 || o.period <= 0:
+	case min(o.count, o.batch, o.parallel, o.entries, o.agents, o.streams, o.connections) < 1 || o.period <= 0 || o.ping <= 0:
 		return o, errors.New("-n, -batch, -parallel, -entries, -agents, -streams, -connections and -for must be positive")
 	case o.output != "table" && o.output != "json":
 		return o, fmt.Errorf("-output is %q, not table or json", o.output)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"time"
 
 	agentv1 "github.com/plastron/plastron/internal/api/spire/api/server/agent/v1"
 	bundlev1 "github.com/plastron/plastron/internal/api/spire/api/server/bundle/v1"
@@ -21,6 +22,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 )
 
 // target is the system under test, seen from outside.
@@ -80,10 +82,12 @@ func (s *target) dial(own ...tls.Certificate) (*grpc.ClientConn, error) {
 		_, err := leaf.Verify(x509.VerifyOptions{Roots: s.roots, Intermediates: intermediates})
 		return err
 	}
-	return grpc.NewClient(s.options.address, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-		InsecureSkipVerify: true, // verify, below, checks chain and SPIFFE ID instead of a host name
-		VerifyConnection:   verify, Certificates: own, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
-	})))
+	return grpc.NewClient(s.options.address,
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: s.options.ping, Timeout: 45 * time.Second}),
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+			InsecureSkipVerify: true, // verify, below, checks chain and SPIFFE ID instead of a host name
+			VerifyConnection:   verify, Certificates: own, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2"},
+		})))
 }
 
 func (s *target) tokens(ctx context.Context, count int) ([]string, error) {

@@ -22,6 +22,7 @@ const (
 	publishTime  = 30 * time.Second // for one attempt
 	publishRetry = time.Second      // after the first failure, doubled with each
 	publishMost  = time.Minute
+	publishLook  = time.Minute // at the longest between two looks at what a place holds
 )
 
 // publishers opens every place that is configured, and has each told when the
@@ -70,7 +71,8 @@ func publisherCheck(publishers []*publisher) []monitor.Check {
 }
 
 // publisher keeps one place up to date: when the server starts, when the bundle
-// changes, and again until it succeeds. It has a loop of its own, so that one
+// changes, and again until it succeeds. Once a minute it looks whether somebody else
+// has changed what is there; that a place is away then is no trouble. It has a loop of its own, so that one
 // place that is away delays no other.
 type publisher struct {
 	place   publish.Place
@@ -102,7 +104,7 @@ func (p *publisher) publish(ctx context.Context) error {
 
 // run publishes until ctx is done.
 func (p *publisher) run(ctx context.Context) error {
-	wait := publishRetry
+	wait, looks := publishRetry, false
 	for {
 		err := p.publish(ctx)
 		if ctx.Err() != nil {
@@ -111,18 +113,23 @@ func (p *publisher) run(ctx context.Context) error {
 		if p.count != nil {
 			p.count(p.place.Name(), resultOf(err))
 		}
-		if err == nil {
+		if err == nil || looks && fault.KindOf(err) == fault.Unavailable {
 			if p.failure.Swap(nil) != nil {
 				p.log.InfoContext(ctx, "bundle is published again", "id", p.place.Name())
 			}
 			wait = publishRetry
+			timer := time.NewTimer(publishLook/2 + rand.N(publishLook/2))
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-p.wake:
+				looks = false
+			case <-timer.C:
+				looks = true
 			}
+			timer.Stop()
 			continue
 		}
+		looks = false
 		p.failure.Store(fault.New(fault.Unavailable, "bundle_not_published", "%s does not have the present bundle: %s", p.place.Name(), fault.MessageOf(err)).
 			Fix("see to the failure named in the server's log; it is tried again by itself").Because(err))
 		next := max(wait/2+rand.N(wait/2), fault.AfterOf(err))

@@ -77,6 +77,26 @@ func TestNoLostUpdate(t *testing.T) {
 	}
 }
 
+// What somebody else has changed or emptied is put right by the next look, which
+// else writes nothing.
+func TestPutRight(t *testing.T) {
+	api, c := cluster(t)
+	edition, p := publish.Edition{Bundle: publishtest.Bundle(t, 1), Epoch: "a"}, open(t, c)
+	want := string(edition.Bundle.MarshalPEM())
+	for i, text := range []string{"", "", "-----BEGIN CERTIFICATE-----"} {
+		if err := p.Publish(t.Context(), edition); err != nil {
+			t.Fatal(err)
+		}
+		if m := api.ConfigMap("spire", "spire-bundle"); m["bundle.crt"] != want || m["other"] != "stays" || api.Calls("patch configmaps") != i+1 {
+			t.Errorf("%d: the ConfigMap has %v after %d writes", i, m, api.Calls("patch configmaps"))
+		}
+		if err := p.Publish(t.Context(), edition); err != nil || api.Calls("patch configmaps") != i+1 {
+			t.Errorf("a look at what is right: %v, %d writes", err, api.Calls("patch configmaps"))
+		}
+		api.PutConfigMap("spire", "spire-bundle", map[string]string{"other": "stays", "bundle.crt": text})
+	}
+}
+
 func TestFailures(t *testing.T) {
 	edition := publish.Edition{Bundle: publishtest.Bundle(t, 1), Epoch: "a"}
 	for _, c := range []struct {

@@ -95,6 +95,13 @@ func TestPanicDownstream(t *testing.T) { // R13, R130
 	}
 	_, err := b.ask(newKey(t), 0)
 	wantCode(t, "another authority", err, codes.PermissionDenied, "not_allowed")
+	// The key stays until it ends (docs/operations.md), and no more can come.
+	held, err := bundlev1.NewBundleClient(b.admin).GetBundle(t.Context(), &bundlev1.GetBundleRequest{})
+	if err != nil || len(held.JwtAuthorities) != 2 {
+		t.Errorf("the bundle has %v, %v", held.GetJwtAuthorities(), err)
+	}
+	_, err = bundlev1.NewBundleClient(b.conn).PublishJWTAuthority(t.Context(), &bundlev1.PublishJWTAuthorityRequest{JwtAuthority: jwtKey(t, "second-key", time.Now().Add(time.Hour))})
+	wantCode(t, "another JWT key", err, codes.PermissionDenied, "not_allowed")
 	client := cutoffv1.NewCutoffClient(b.admin)
 	for what, reason := range map[string]string{
 		"spiffe://example.org/web": "not_downstream", "spiffe://example.org/none": "grant_not_found",

@@ -83,7 +83,7 @@ func (s *socket) find() (string, error) {
 	case path != "":
 	case s.instance != "" && !hasTemplate:
 		return "", fault.New(fault.Invalid, "usage", "-instance needs the environment variable %s", s.template).
-			Fix("set it to a path that holds %i")
+			Fix("set it to a path that holds %%i")
 	case s.instance != "":
 		path = strings.ReplaceAll(template, "%i", s.instance)
 	case hasVariable && fromEnvironment != "":

@@ -80,7 +80,7 @@ func (e *Error) Is(target error) bool {
 // Fix returns a copy of e that carries a remedy.
 func (e *Error) Fix(format string, args ...any) *Error {
 	c := *e
-	c.Remedy = sprintf(format, args)
+	c.Remedy = fmt.Sprintf(format, args...)
 	return &c
 }
 
@@ -100,7 +100,7 @@ func (e *Error) NotBefore(after time.Duration) *Error {
 
 // New returns a fault of the given kind, reason and message.
 func New(kind Kind, reason, format string, args ...any) *Error {
-	return &Error{Kind: kind, Reason: reason, Message: sprintf(format, args)}
+	return &Error{Kind: kind, Reason: reason, Message: fmt.Sprintf(format, args...)}
 }
 
 // KindOf returns the kind of the first fault in err's chain, or Internal.
@@ -180,11 +180,4 @@ func Contain(f func() error) (err error) {
 		}
 	}()
 	return f()
-}
-
-func sprintf(format string, args []any) string {
-	if len(args) == 0 {
-		return format
-	}
-	return fmt.Sprintf(format, args...)
 }

@@ -32,7 +32,7 @@ func (c Config) parse(name string) (*pgconn.Config, error) {
 	}
 	if unescaped(c.ConnectionString, p) {
 		return nil, fault.New(fault.Invalid, "connection_string_invalid", "the connection string has parts that look like the rest of a password").
-			Fix("percent-encode special characters of the password in a URL (/ is %2F, ? is %3F, # is %23, @ is %40), or put it in quotes in the form key='value'")
+			Fix("percent-encode special characters of the password in a URL (/ is %%2F, ? is %%3F, # is %%23, @ is %%40), or put it in quotes in the form key='value'")
 	}
 	plain, secured := map[string]bool{}, map[string]bool{}
 	note := func(host string, tls bool) {

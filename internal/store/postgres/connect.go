@@ -207,6 +207,9 @@ func explain(ctx context.Context, err error) error {
 	case pg.Code == "55P03" || pg.Code == "57014" || pg.Code == "40001" || pg.Code == "40P01":
 		f = fault.New(fault.Unavailable, "database_busy", "another session holds the database's lock for too long").
 			Fix("look for a stalled session in pg_stat_activity; then try again")
+	case pg.Code == "25P03":
+		f = fault.New(fault.Unavailable, "database_busy", "the database ended the session, for nothing was done in it for too long").
+			Fix("see whether the database or this machine stood still; then try again")
 	default:
 		f = fault.New(fault.Unavailable, "database_failed", "the database failed").Fix("see its log; then try again")
 	}

@@ -8,6 +8,9 @@ import (
 	"github.com/plastron/plastron/internal/store"
 )
 
+// CreationLock is the advisory lock of those who create the tables.
+const CreationLock = creationLock
+
 // OpenFunc is the type of Config.Open.
 type OpenFunc func(Config, context.Context, *slog.Logger) (*Store, error)
 
@@ -21,6 +24,13 @@ func patient() limits {
 // OpenPatient opens with these.
 func OpenPatient(c Config, ctx context.Context, log *slog.Logger) (*Store, error) {
 	return open(ctx, c, log, patient())
+}
+
+// OpenAtOnce opens with them, or gives up.
+func OpenAtOnce(c Config, ctx context.Context, log *slog.Logger) (*Store, error) {
+	l := patient()
+	l.opening = 0
+	return open(ctx, c, log, l)
 }
 
 // OpenSmall opens with limits that a test reaches.

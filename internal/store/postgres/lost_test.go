@@ -15,11 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 	"github.com/plastron/plastron/internal/store/postgres"
 	"github.com/plastron/plastron/internal/store/storetest"
 	"github.com/plastron/plastron/test/parts"
+	"golang.org/x/sync/errgroup"
 )
 
 // outcomes are the results of writers that each write pairs of new keys.
@@ -158,6 +160,61 @@ func TestSessionsTerminated(t *testing.T) {
 	}
 	t.Logf("%d commits, %d acknowledged", len(o.of), o.count())
 	commit(t, a, create("after", ""))
+}
+
+// A database that was there when a server started, and then is busy or goes away for
+// a while, ends no start: it is asked again. What is there is made once. R82.
+func TestOpenInsists(t *testing.T) {
+	name := database(t)
+	busy, err := pgconn.Connect(t.Context(), cluster.URL(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close(context.Background())
+	do := func(sql string) {
+		t.Helper()
+		if _, err := busy.Exec(t.Context(), sql).ReadAll(); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	const waiting = "FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+	until := func() { // one waits for the lock
+		t.Helper()
+		for ctx := limited(t); ; {
+			rows := busy.ExecParams(ctx, "SELECT 1 "+waiting, nil, nil, nil, nil).Read()
+			if rows.Err != nil {
+				t.Fatal(rows.Err)
+			}
+			if len(rows.Rows) > 0 {
+				return
+			}
+		}
+	}
+	for _, tt := range []struct {
+		open postgres.OpenFunc
+		ends bool
+	}{{postgres.OpenAtOnce, true}, {postgres.OpenPatient, false}} {
+		do(fmt.Sprintf("SELECT pg_advisory_lock(%d)", postgres.CreationLock))
+		var opening errgroup.Group
+		opening.Go(func() error {
+			s, err := tt.open(postgres.Config{ConnectionString: cluster.URL(name)}, t.Context(), logger(t))
+			if err != nil {
+				return err
+			}
+			return s.Close()
+		})
+		until()
+		do("SELECT pg_terminate_backend(pid) " + waiting)
+		if !tt.ends {
+			until() // it has come again
+		}
+		do(fmt.Sprintf("SELECT pg_advisory_unlock(%d)", postgres.CreationLock))
+		if err := opening.Wait(); tt.ends {
+			must(t, "Open", err, fault.Unavailable, "database_unreachable")
+		} else if err != nil {
+			t.Errorf("Open() = %v", err)
+		}
+	}
 }
 
 // relay stands between a store and its database.

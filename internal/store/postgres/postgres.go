@@ -73,6 +73,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/store"
 )
 
@@ -156,6 +157,7 @@ type limits struct {
 	resolve     time.Duration // how long it is tried to find out what became of one
 	poll        time.Duration // between two looks at the head where notifications do not arrive
 	look        time.Duration // the same where they do
+	opening     time.Duration // how long Open bears a database that was there and is busy
 
 	// What the database allows each session: a statement, waiting for a lock, and
 	// doing nothing in a transaction.
@@ -166,7 +168,7 @@ func defaultLimits() limits {
 	return limits{
 		recentRows: 4096, recentBytes: 8 << 20, locked: 16 << 10,
 		call: 8 * time.Second, commit: 7 * time.Second, resolve: 10 * time.Second, poll: 500 * time.Millisecond, look: 10 * time.Second,
-		statement: 5 * time.Second, lock: 2 * time.Second, idle: 3 * time.Second,
+		opening: 30 * time.Second, statement: 5 * time.Second, lock: 2 * time.Second, idle: 3 * time.Second,
 	}
 }
 
@@ -195,14 +197,9 @@ func open(ctx context.Context, c Config, log *slog.Logger, limit limits) (*Store
 		config: c, name: "plastron-" + hex.EncodeToString(id[:]), log: log, limit: limit,
 		changed: make(chan struct{}), queue: store.NewQueue(), wakeFollow: make(chan struct{}, 1),
 	}
-	conn, err := s.dial(ctx, "")
+	found, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
-	}
-	defer conn.close()
-	found, err := s.prepare(ctx, conn)
-	if err != nil {
-		return nil, explain(ctx, err)
 	}
 	s.Opened = found.Opened
 	s.epoch, s.loaded, s.head, s.headID, s.compacted = found.epoch, found.epoch, found.rev, found.id, found.compacted
@@ -217,6 +214,32 @@ func open(ctx context.Context, c Config, log *slog.Logger, limit limits) (*Store
 	})
 	s.loops.Go(s.follow)
 	return s, nil
+}
+
+// begin finds or makes the tables. A database that let us in, and then is busy or
+// goes away, is asked again for a while: others may be starting too.
+func (s *Store) begin(ctx context.Context) (f found, err error) {
+	for began, reached := time.Now(), false; ; {
+		conn, err := s.dial(ctx, "")
+		if err == nil {
+			reached = true
+			if f, err = s.prepare(ctx, conn); err != nil {
+				err = explain(ctx, err)
+			}
+			conn.close()
+		}
+		reason := fault.ReasonOf(err)
+		passing := reason == "database_busy" || reason == "database_unreachable"
+		if !reached || !passing || time.Since(began) > s.limit.opening {
+			return f, err
+		}
+		s.log.WarnContext(ctx, "store not opened", "err", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return f, err
+		}
+	}
 }
 
 // Close finishes the commits that were queued, ends the watchers and closes the

@@ -132,6 +132,7 @@ func TestIssuerConfig(t *testing.T) {
 	}
 }
 
+// R25, by "claims changed" and "signature changed" among others.
 func TestCorpusATokens(t *testing.T) {
 	api, pod := cluster(t)
 	i := openIssuer(t, kube.IssuerConfig{Issuer: api.URL, JWKSFile: file(t, api.JWKS())})

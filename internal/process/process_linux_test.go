@@ -225,6 +225,7 @@ func wantReason(t testing.TB, err error, reason string) {
 	}
 }
 
+// R37: who calls is told by the socket, both ways, and looked at again.
 func TestPeer(t *testing.T) {
 	eachVia(t, func(t *testing.T, via process.Via) {
 		l, path := listen(t, via)

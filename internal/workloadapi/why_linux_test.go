@@ -184,14 +184,47 @@ func TestConnectionOverLimitIsLogged(t *testing.T) {
 	until(t, func() bool { return out.lines("reason=rate_limited") == 1 })
 }
 
-func foreignToken(t *testing.T) string {
+func foreignToken(t *testing.T) string { return tokenOf(t, mirrortest.New(t), "foreign.test") }
+
+// tokenOf has a server sign a token as if it were of a trust domain.
+func tokenOf(t *testing.T, s *mirrortest.Server, td string) string {
 	t.Helper()
-	s := mirrortest.New(t)
-	s.TD = spiffeid.RequireTrustDomainFromString("foreign.test")
+	s.TD = spiffeid.RequireTrustDomainFromString(td)
 	s.Put(s.Grant("f", "/f", "unix:uid:1"))
 	got, err := s.JWT(t.Context(), "f", nil, []string{"x"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return got.Token
+}
+
+// R91: the keys of a trust domain verify its own tokens and nobody else's, though
+// the caller may know them all.
+func TestKeysOfOtherTrustDomains(t *testing.T) {
+	r := newRig(t)
+	const own, foreign, third = "example.org", "foreign.test", "third.test"
+	g := r.server.Grant("a", "/a", "unix:uid:1")
+	g.FederatesWith = []string{foreign, third}
+	r.server.Put(g)
+	keys := map[string]*mirrortest.Server{foreign: mirrortest.New(t), third: mirrortest.New(t)}
+	for td, s := range keys {
+		b := s.Bundle()
+		b.TrustDomain = td
+		r.server.PutBundle(td, b)
+	}
+	c := r.client()
+	validate := func(token string) error {
+		_, err := c.ValidateJWTSVID(r.ctx(), &workload.ValidateJWTSVIDRequest{Audience: "x", Svid: token})
+		return err
+	}
+	for by, s := range keys {
+		until(t, func() bool { return validate(tokenOf(t, s, by)) == nil })
+	}
+	for by, s := range keys {
+		for _, as := range []string{own, foreign, third} {
+			if as != by {
+				wants(t, validate(tokenOf(t, s, as)), codes.InvalidArgument, "jwt_key_unknown")
+			}
+		}
+	}
 }

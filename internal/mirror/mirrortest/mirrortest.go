@@ -374,6 +374,17 @@ func (s *Server) setLocked(key string, b *syncv1.Body) string {
 func (s *Server) publishLocked() {
 	s.sequence++
 	s.revision++
+	s.pushLocked(s.revision-1, []string{s.setLocked("b/"+s.TD.Name(), &syncv1.Body{Body: &syncv1.Body_Bundle{Bundle: s.bundleLocked()}})})
+}
+
+// Bundle returns the bundle that it publishes.
+func (s *Server) Bundle() *syncv1.Bundle {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bundleLocked()
+}
+
+func (s *Server) bundleLocked() *syncv1.Bundle {
 	b := &syncv1.Bundle{TrustDomain: s.TD.Name(), Sequence: s.sequence}
 	for a := s.ca; a != nil; a = a.old {
 		b.X509Authorities = append(b.X509Authorities, &syncv1.X509Authority{Asn1: a.der, Tainted: a.tainted})
@@ -385,7 +396,7 @@ func (s *Server) publishLocked() {
 		}
 		b.JwtAuthorities = append(b.JwtAuthorities, &syncv1.JWTAuthority{KeyId: k.id, PublicKey: spki, Tainted: k.tainted})
 	}
-	s.pushLocked(s.revision-1, []string{s.setLocked("b/"+s.TD.Name(), &syncv1.Body{Body: &syncv1.Body_Bundle{Bundle: b}})})
+	return b
 }
 
 func (s *Server) hashLocked() []byte {

@@ -163,7 +163,7 @@ func TestSessionsTerminated(t *testing.T) {
 }
 
 // A database that was there when a server started, and then is busy or goes away for
-// a while, ends no start: it is asked again. What is there is made once. R82.
+// a while, ends no start: it is asked again. What is there is made once. R82, R87.
 func TestOpenInsists(t *testing.T) {
 	name := database(t)
 	busy, err := pgconn.Connect(t.Context(), cluster.URL(name))

@@ -196,7 +196,7 @@ func stalled(t *testing.T, name string) *pgconn.PgConn {
 
 // Someone else's transaction holds the head's lock. Reading goes on; a commit
 // waits, and is written once the lock is free; when that takes too long it is
-// refused and not written.
+// refused and not written. R87.
 func TestStalledTransaction(t *testing.T) {
 	name := database(t)
 	a, b := opened(t, cluster.URL(name)), opened(t, cluster.URL(name))

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/plastron/plastron/internal/fault"
@@ -30,6 +31,8 @@ const (
 	answerLost        // applied
 	neverArrives      // sent, not applied
 	held              // sent, applied when the test calls late
+	full              // refused for want of space
+	fullApplied       // the same, and applied: etcd does so with the one that takes it over its quota
 )
 
 type lossyTxn struct {
@@ -81,6 +84,13 @@ func (t *lossyTxn) Commit() (*clientv3.TxnResponse, error) {
 		return nil, errLost
 	case neverArrives:
 		return nil, errLost
+	case full:
+		return nil, rpctypes.ErrNoSpace
+	case fullApplied:
+		if _, err := t.Txn.Commit(); err != nil {
+			return nil, err
+		}
+		return nil, rpctypes.ErrNoSpace
 	case held:
 		t.l.late = func() { t.Txn.Commit() }
 		return nil, errLost
@@ -115,6 +125,43 @@ func TestLostAnswers(t *testing.T) {
 				t.Fatalf("applied %d times", len(batches))
 			}
 			must(t, s.Commit(t.Context(), []store.Txn{create("k", "2")})[0].Err, fault.Conflict, "key_changed")
+		})
+	}
+}
+
+// R73: etcd refuses for want of space what it has applied or not, and the answer
+// says which it was.
+func TestRefusedForSpace(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		fates  []fate
+		reason string // of the refusal, if it is one
+		there  bool
+	}{
+		{"applied", []fate{fullApplied}, "", true},
+		{"not applied", []fate{full}, "store_full", false},
+		{"request lost, then applied", []fate{neverArrives, fullApplied}, "", true},
+		{"answer lost, then refused", []fate{answerLost, full}, "", true},
+		{"request lost, then refused", []fate{neverArrives, full}, "outcome_unknown", false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s := opened(t, shared(t))
+			before := commit(t, s, put("other", "1"))
+			s.client.KV = &lossy{KV: s.client.KV, fates: tc.fates}
+			r := s.Commit(t.Context(), []store.Txn{create("k", "1")})[0]
+			if tc.reason != "" {
+				must(t, r.Err, fault.Unavailable, tc.reason)
+			} else if r.Err != nil {
+				t.Fatal(r.Err)
+			}
+			rows, now := storetest.State(t, s)
+			if tc.there != (rows["k"].Rev != 0) || tc.there && (rows["k"].Rev != r.Position.Revision || now != r.Position) {
+				t.Fatalf("answered at %v; the store is at %v and has %v", r.Position, now, rows["k"])
+			}
+			after := commit(t, s, put("after", ""))
+			if batches := storetest.Replay(t, s, before, after); len(batches) != map[bool]int{true: 2, false: 1}[tc.there] {
+				t.Fatalf("%d batches", len(batches))
+			}
 		})
 	}
 }

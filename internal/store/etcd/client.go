@@ -260,7 +260,8 @@ func lasting(err error) error {
 }
 
 // refused tells errors of a write that etcd gives before it has proposed it, or
-// instead of applying it: nothing of it is there or will come.
+// instead of applying it: nothing of it is there or will come. It is not so of a
+// write that is refused for want of space: see arrived.
 func refused(err error) bool {
 	switch explain(err).Reason {
 	case "store_full", "store_login", "store_denied", "store_limits":

@@ -252,6 +252,14 @@ func (s *Store) settle(ctx context.Context, p *plan) (outcome, error) {
 			}
 			continue
 		}
+		if full := explain(err); p.writes && full.Reason == "store_full" {
+			there, known := s.arrived(ctx, p)
+			if there.ok {
+				return there, nil
+			}
+			unsure = unsure || !known
+			return giveUp(full)
+		}
 		if refused(err) {
 			return giveUp(explain(err))
 		}
@@ -287,6 +295,22 @@ func (s *Store) try(ctx context.Context, p *plan, head uint64, unsure bool) (*cl
 	ctx, sent := noteSent(ctx)
 	resp, err := s.client.Txn(clientv3.WithRequireLeader(ctx)).If(when...).Then(then...).Else(otherwise...).Commit()
 	return resp, sent.Load(), err
+}
+
+// arrived looks for a plan that etcd refused for want of space: the one that takes
+// it over its quota is refused, and applied all the same. What is not there when
+// that was answered does not come.
+func (s *Store) arrived(ctx context.Context, p *plan) (there outcome, known bool) {
+	resp, err := s.ask(ctx, nil, clientv3.OpGet(s.keys.writer))
+	if err != nil || resp.Header.ClusterId != s.cluster() || first(resp, 0) == nil {
+		return outcome{}, false
+	}
+	if w := first(resp, 0); string(w.Value) == sequence(p.seq) {
+		s.fence = w.ModRevision
+		there = outcome{ok: true, at: uint64(w.ModRevision)}
+		s.saw(store.Position{Epoch: p.epoch, Revision: there.at})
+	}
+	return there, true
 }
 
 func sequence(n uint64) string { return string(binary.BigEndian.AppendUint64(nil, n)) }

@@ -3,9 +3,9 @@ package registry
 import (
 	"encoding/hex"
 	"fmt"
-	"github.com/plastron/plastron/internal/store"
 
 	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/store"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 

@@ -72,8 +72,8 @@ func publisherCheck(publishers []*publisher) []monitor.Check {
 
 // publisher keeps one place up to date: when the server starts, when the bundle
 // changes, and again until it succeeds. Once a minute it looks whether somebody else
-// has changed what is there; that a place is away then is no trouble. It has a loop of its own, so that one
-// place that is away delays no other.
+// has changed what is there; that a place is away then is no trouble. It has a loop
+// of its own, so that one place that is away delays no other.
 type publisher struct {
 	place   publish.Place
 	edition func() (publish.Edition, error)

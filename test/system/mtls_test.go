@@ -149,9 +149,9 @@ func oneHandshake(addr string, config *tls.Config, r *connectReport) error {
 	return nil
 }
 
-// With SVIDs of 16 s, or 6 s in the soak, two rotations by force, a taint and a revocation of old
-// authorities, new mutual TLS connections never fail, and both sides change their
-// certificates many times. R58, R63, R65, R69, RG33.
+// With SVIDs of 16 s, or 6 s in the soak, two rotations by force, a taint and a
+// revocation of old authorities, new mutual TLS connections never fail, and both
+// sides change their certificates many times. R58, R63, R65, R69, RG33.
 func TestMTLSThroughRenewalsAndRotations(t *testing.T) {
 	t.Parallel()
 	const duration = 80 * time.Second

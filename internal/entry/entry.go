@@ -6,6 +6,7 @@ package entry
 import (
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
@@ -69,6 +70,11 @@ func (e *Entry) Alias() bool { return e.ParentID.Path() == "/spire/server" }
 
 // Expired reports whether e ended at or before now.
 func (e *Entry) Expired(now time.Time) bool { return !e.ExpiresAt.IsZero() && !now.Before(e.ExpiresAt) }
+
+// NewID makes the id of an entry or rule that was given none: a UUID of version 7
+// (RFC 9562 section 5.7), since these grow, so that what was created within one
+// second is still listed in the order of its creation.
+func NewID() string { return uuid.Must(uuid.NewV7()).String() }
 
 // Oldest orders entries as the Workload API lists identities: the oldest grant
 // first, ties by id (conformance G10). It returns -1, 0 or 1.

@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	applyv1 "github.com/plastron/plastron/api/plastron/apply/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/entry"
@@ -177,7 +176,7 @@ func (a applies) apply(tx *registry.Tx, owner string, item *applyv1.Item, now ti
 func (a applies) put(tx *registry.Tx, owner string, e *entry.Entry, now time.Time) (*applyv1.Outcome, error) {
 	named := e.ID
 	if e.Owner, e.CreatedAt = owner, now; named == "" {
-		e.ID = uuid.NewString()
+		e.ID = entry.NewID()
 	}
 	if err := a.server.validate(e, time.Time{}); err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/google/uuid"
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/entry"
@@ -107,7 +106,7 @@ func (a entries) create(tx *registry.Tx, in *spiretypes.Entry, now time.Time) (*
 		return nil, fault.New(fault.Invalid, "entry_missing", "the batch has an empty item")
 	}
 	if e.ID == "" {
-		e.ID = uuid.NewString()
+		e.ID = entry.NewID()
 	}
 	if err := a.server.changeEntry(&e, in, allEntry()); err != nil {
 		return nil, err

@@ -233,6 +233,25 @@ func TestBatches(t *testing.T) {
 	wantCode(t, "E41", err, codes.ResourceExhausted, "")
 }
 
+// What is created within one second is in the order of its creation all the same:
+// the id breaks the tie (G10).
+func TestIDsGrow(t *testing.T) {
+	r := newRig(t)
+	var all []*spiretypes.Entry
+	for i := range 40 {
+		all = append(all, entryUnder(someAgent, fmt.Sprintf("/%d", i)))
+	}
+	created := append(r.create(all[:20]...), r.create(all[20:]...)...)
+	for i, e := range created {
+		if e.SpiffeId.Path != all[i].SpiffeId.Path {
+			t.Fatalf("item %d of the batch is answered with %s", i, e.SpiffeId.Path)
+		}
+		if i > 0 && e.Id <= created[i-1].Id {
+			t.Errorf("%s was created after %s", e.Id, created[i-1].Id)
+		}
+	}
+}
+
 func TestListAndCount(t *testing.T) { // R86
 	r := newRig(t)
 	client := entryv1.NewEntryClient(r.admin)

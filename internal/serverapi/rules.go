@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/google/uuid"
 	rulev1 "github.com/plastron/plastron/api/plastron/rule/v1"
 	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/fault"
@@ -63,7 +62,7 @@ func (a rules) create(tx *registry.Tx, in *rulev1.Rule, now time.Time) (*entry.E
 	}
 	e.CreatedAt = now
 	if e.ID == "" {
-		e.ID = uuid.NewString()
+		e.ID = entry.NewID()
 	}
 	if err := a.server.validate(e, now); err != nil {
 		return nil, err

@@ -181,7 +181,7 @@ func TestMarshal(t *testing.T) {
 		t.Errorf("empty bundle: %s", empty)
 	}
 	jwks := string(b.MarshalJWKS())
-	if strings.Contains(jwks, "use") || strings.Contains(jwks, "x5c") || strings.Count(jwks, `"kid"`) != 3 {
+	if strings.Contains(jwks, `"use"`) || strings.Contains(jwks, `"x5c"`) || strings.Count(jwks, `"kid"`) != 3 {
 		t.Errorf("JWKS %s", jwks)
 	}
 	if got := string((&Bundle{}).MarshalJWKS()); got != `{"keys":[]}` {

@@ -228,7 +228,7 @@ func (e *Etcd) etcdctl(args ...string) error {
 func (e *Etcd) Kill(i int) error { return e.members[i].process.stop(syscall.SIGKILL) }
 
 // Freeze stops a member where it stands.
-func (e *Etcd) Freeze(i int) error { return e.members[i].process.cmd.Process.Signal(syscall.SIGSTOP) }
+func (e *Etcd) Freeze(i int) error { return freeze(e.members[i].process.cmd.Process.Pid) }
 
 // Thaw lets a frozen member go on.
 func (e *Etcd) Thaw(i int) error { return e.members[i].process.cmd.Process.Signal(syscall.SIGCONT) }

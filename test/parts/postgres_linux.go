@@ -2,6 +2,7 @@ package parts
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -261,12 +262,16 @@ func (p *Postgres) Thaw() error {
 // is stopped, so that it starts no more of them. They have groups of their own.
 func (p *Postgres) signal(signal syscall.Signal) error {
 	pid := p.process.cmd.Process.Pid
-	if err := p.process.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := freeze(pid); err != nil {
 		return err
 	}
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
 	for child := range strings.FieldsSeq(string(children)) {
-		if pid, err := strconv.Atoi(child); err == nil {
+		switch pid, no := strconv.Atoi(child); {
+		case no != nil:
+		case signal == syscall.SIGSTOP:
+			err = errors.Join(err, freeze(pid))
+		default:
 			syscall.Kill(pid, signal)
 		}
 	}

@@ -1,10 +1,12 @@
 package parts
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"os/user"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"syscall"
@@ -98,4 +100,35 @@ func (p *process) stop(signal os.Signal) error {
 		<-p.done
 		return fmt.Errorf("%s did not end", p.cmd.Path)
 	}
+}
+
+// freeze stops a process where it stands. It returns when all threads stand: the
+// signal alone lets them go on until one of them has taken it.
+func freeze(pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for begin := time.Now(); !stands(pid); <-time.After(time.Millisecond) {
+		if time.Since(begin) > 60*time.Second {
+			return fmt.Errorf("process %d goes on after SIGSTOP", pid)
+		}
+	}
+	return nil
+}
+
+// stands reports whether no thread of a process runs, or will before SIGCONT.
+func stands(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		// The state follows the name, which may hold anything.
+		_, rest, _ := bytes.Cut(stat[bytes.LastIndexByte(stat, ')')+1:], []byte(" "))
+		if len(rest) == 0 || bytes.IndexByte([]byte("TtZX"), rest[0]) < 0 {
+			return false
+		}
+	}
+	return true
 }

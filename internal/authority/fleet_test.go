@@ -277,8 +277,8 @@ func (f *fleet) settle(s *fleetServer, l *fleetLine) bool {
 			}
 		}
 		l.signer = nil
-		if i := slices.IndexFunc(slots, func(x registry.Slot) bool { return x.State == registry.SlotActive }); i >= 0 {
-			l.signer = &slots[i]
+		if st.Signs.AuthorityID != "" {
+			l.signer = &st.Signs
 		}
 		switch {
 		case st.Make != nil:

@@ -615,17 +615,15 @@ func (a *Authority) await(ctx context.Context, l *line, missing []Missing) {
 	a.waits.Store(slices.ContainsFunc(a.lines, func(l *line) bool { return l.waits }))
 }
 
-// follow makes the active slot the one that signs. Every step but retire leaves
-// an active slot only if its key may sign.
+// follow makes the key that may sign after a step the one that does.
 func (a *Authority) follow(l *line, s step, held map[string]keys.Key) error {
-	i := slices.IndexFunc(s.Slots, func(s registry.Slot) bool { return s.State == registry.SlotActive })
-	if i < 0 {
+	slot := s.Signs
+	switch slot.AuthorityID {
+	case "":
 		l.clear()
 		l.active = ""
 		return nil
-	}
-	slot := s.Slots[i]
-	if slot.AuthorityID == l.active {
+	case l.active:
 		return nil
 	}
 	if err := l.install(held[slot.KeyID], slot); err != nil {

@@ -64,6 +64,7 @@ type step struct {
 	Bundle *bundle.Bundle
 	Make   *registry.Slot // a key to be made for this slot; nothing is stored
 	About  registry.Slot  // the key that an operator's wish was about
+	Signs  registry.Slot  // the active key after it, if that may sign; else zero
 	Outlook
 }
 
@@ -115,7 +116,7 @@ func next(k kind, slots []registry.Slot, e event) (step, error) {
 	}
 	for _, r := range rules() {
 		if r.apply(m) {
-			return step{Rule: r.name, Slots: m.slots, Bundle: m.Bundle, Make: m.make, About: m.about, Outlook: Outlook{Missing: m.passed}}, nil
+			return step{Rule: r.name, Slots: m.slots, Bundle: m.Bundle, Make: m.make, About: m.about, Signs: m.signs(), Outlook: Outlook{Missing: m.passed}}, nil
 		}
 	}
 	if m.full() && (m.at(registry.SlotActive) < 0 && m.at(registry.SlotPrepared) < 0 || m.asks(askPrepare)) {
@@ -123,7 +124,7 @@ func next(k kind, slots []registry.Slot, e event) (step, error) {
 			"the bundle holds %d keys of kind %s, no more are added", k.count(e.Bundle), k.name).
 			Fix(`keep keys over restarts (KeyManager "disk"), or wait until old ones have ended`)
 	}
-	return step{Outlook: m.outlook()}, nil
+	return step{Signs: m.signs(), Outlook: m.outlook()}, nil
 }
 
 // checkClock refuses a clock that was never set (F26): a machine without a
@@ -147,6 +148,15 @@ func (m *machine) at(state registry.SlotState) int {
 func (m *machine) usable(s registry.Slot) bool {
 	return len(s.PublicKey) > 0 && bytes.Equal(m.Held[s.KeyID], s.PublicKey) && m.published(m.Bundle, s) &&
 		!m.Now.Before(s.NotBefore) && m.Now.Before(s.NotAfter)
+}
+
+// signs returns the active key, if it may sign: a rule that comes before retire may
+// have left one that may not.
+func (m *machine) signs() (s registry.Slot) {
+	if i := m.at(registry.SlotActive); i >= 0 && m.usable(m.slots[i]) {
+		s = m.slots[i]
+	}
+	return s
 }
 
 // life is how long a key was made for.

@@ -149,6 +149,10 @@ func TestRules(t *testing.T) {
 			if got := show(s.Slots); got != c.want {
 				t.Errorf("slots %q, want %q", got, c.want)
 			}
+			active, _ := find(s.Slots, func(x registry.Slot) bool { return x.State == registry.SlotActive })
+			if s.Signs.AuthorityID != active.AuthorityID {
+				t.Errorf("%q signs, and %q is active", s.Signs.AuthorityID, active.AuthorityID)
+			}
 			if got := certificates(s.Bundle); got != c.inB && c.edit == nil {
 				t.Errorf("bundle %q, want %q", got, c.inB)
 			}
@@ -328,10 +332,7 @@ func (s *sim) turn(faults bool) bool {
 			return false
 		}
 		// 1. The transaction.
-		committed := st.Slots
-		if st.Rule == "" || st.Make != nil {
-			committed = s.slots
-		} else {
+		if st.Rule != "" && st.Make == nil {
 			if faults && s.chance(5) {
 				s.crash("before the commit of " + st.Rule)
 				return false
@@ -355,8 +356,7 @@ func (s *sim) turn(faults bool) bool {
 		}
 		// 2. The signer.
 		s.signer = nil
-		if i := slices.IndexFunc(committed, func(x registry.Slot) bool { return x.State == registry.SlotActive }); i >= 0 {
-			active := committed[i]
+		if active := st.Signs; active.AuthorityID != "" {
 			s.signer = &active
 			if !s.kind.published(s.bundle, active) || !bytes.Equal(s.held[active.KeyID], active.PublicKey) {
 				s.failf("R63: %s is to sign and is not in the bundle, or its key is not there", active.AuthorityID)

@@ -26,20 +26,43 @@ func TestPodListBounds(t *testing.T) {
 		items string
 		pods  int // -1: refused
 	}{
-		"none":                {"[]", 0},
-		"null":                {"null", 0},
-		"one":                 {`[{"metadata":{"uid":"a"}}]`, 1},
-		"as many as may be":   {many(maxPods, "{}"), maxPods},
-		"too many":            {many(maxPods+1, "{}"), -1},
-		"too many containers": {`[{"status":{"containerStatuses":` + many(maxContainers+1, "{}") + `}}]`, -1},
-		"large":               {`[{"x":"` + strings.Repeat("x", maxPod) + `"}]`, -1},
-		"no list":             {`{"a":1}`, -1},
-		"text":                {`"a"`, -1},
-		"no pods":             {`[1]`, -1},
+		"none":              {"[]", 0},
+		"null":              {"null", 0},
+		"one":               {`[{"metadata":{"uid":"a"}}]`, 1},
+		"as many as may be": {many(maxPods, "{}"), maxPods},
+		"too many":          {many(maxPods+1, "{}"), -1},
+		"no list":           {`{"a":1}`, -1},
+		"text":              {`"a"`, -1},
+		"no pods":           {`[1]`, -1},
 	} {
 		p, err := parsePods(list(c.items), time.Time{})
 		if (err != nil) != (c.pods < 0) || err == nil && len(p.All) != c.pods {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Who may make a pod can make it as large as Kubernetes takes it. That costs only
+// this pod its place, not the others of the node theirs (R59).
+func TestLargePodIsLeftOut(t *testing.T) {
+	pod := func(uid, status, rest string) string {
+		return `{"metadata":{"uid":"` + uid + `"},"status":{` + status + `}` + rest + `}`
+	}
+	containers := `"containerStatuses":[` + strings.Repeat(`{"name":"c"},`, maxContainers) + `{"containerID":"containerd://x"}]`
+	items := []string{
+		pod("a", `"containerStatuses":[{"containerID":"containerd://a"}]`, ""), pod("many", containers, ""),
+		pod("large", `"containerStatuses":[{"containerID":"containerd://y"}]`, `,"x":"`+strings.Repeat(`\u003c`, maxPod/6)+`"`), pod("b", "", ""),
+	}
+	p, err := parsePods([]byte(`{"kind":"PodList","apiVersion":"v1","items":[`+strings.Join(items, ",")+`]}`), time.Time{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(p.All) != 2 || p.Pod("a") == nil || p.Pod("b") == nil || p.TooLarge != 2 {
+		t.Errorf("%d pods, and %d that are too large", len(p.All), p.TooLarge)
+	}
+	for id, want := range map[string]bool{"a": true, "x": false, "y": false} {
+		if _, known := p.PodOf(id); known != want {
+			t.Errorf("container %q: known %v, want %v", id, known, want)
 		}
 	}
 }

@@ -209,7 +209,7 @@ func (k *Kubelet) ask(ctx context.Context) ([]byte, error) {
 			Fix("see that the token or client certificate has not expired, that the kubelet has token authentication (webhook) on, and that it reaches the API server")
 	case http.StatusForbidden:
 		return nil, fault.New(fault.Denied, "kubelet_denied", "our credentials have no right to see the kubelet's pods").
-			Fix(`grant "get" on "nodes/proxy" in a ClusterRole`)
+			Fix(`grant "get" on "nodes/pods" in a ClusterRole; before Kubernetes 1.33, on "nodes/proxy"`)
 	default:
 		return nil, unexpectedKubelet("it answers with HTTP status %d", code)
 	}

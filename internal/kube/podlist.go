@@ -11,16 +11,18 @@ import (
 )
 
 // Bounds of a list of pods beside its size: small JSON may stand for much memory.
+// A pod beyond its own is left out: who may make one can make it that large.
 const (
 	maxPods       = 10_000
-	maxPod        = 4 << 20 // in bytes; an object in etcd is smaller
+	maxPod        = 4 << 20 // in bytes
 	maxContainers = 1000    // of a pod
 )
 
 // Pods are the pods of a node at one moment.
 type Pods struct {
-	Began time.Time // of the request; what was so before is in it
-	All   []Pod
+	Began    time.Time // of the request; what was so before is in it
+	All      []Pod
+	TooLarge int // pods that are left out
 
 	byUID      map[string]*Pod
 	containers map[string]string // the UID of the pod of each container that has been started
@@ -40,7 +42,7 @@ func parsePods(data []byte, began time.Time) (*Pods, error) {
 	if list.Kind != "PodList" || list.APIVersion != "v1" {
 		return nil, unexpectedKubelet("its answer is not a PodList of v1")
 	}
-	p := &Pods{Began: began, All: list.Items, byUID: map[string]*Pod{}, containers: map[string]string{}}
+	p := &Pods{Began: began, All: list.Items.pods, TooLarge: list.Items.tooLarge, byUID: map[string]*Pod{}, containers: map[string]string{}}
 	for i := range p.All {
 		pod := &p.All[i]
 		uid := pod.Meta.UID
@@ -62,7 +64,10 @@ func parsePods(data []byte, began time.Time) (*Pods, error) {
 }
 
 // podItems reads one pod at a time, so that none costs more than its bounds.
-type podItems []Pod
+type podItems struct {
+	pods     []Pod
+	tooLarge int
+}
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (p *podItems) UnmarshalJSON(data []byte) error {
@@ -78,17 +83,22 @@ func (p *podItems) UnmarshalJSON(data []byte) error {
 		if err := dec.Decode(&text); err != nil {
 			return err
 		}
-		var pod Pod
-		if len(*p) == maxPods || len(text) > maxPod {
-			return fmt.Errorf("there are more than %d pods, or one is larger than %d MiB", maxPods, maxPod>>20)
+		if len(p.pods)+p.tooLarge == maxPods {
+			return fmt.Errorf("there are more than %d pods", maxPods)
 		}
+		if len(text) > maxPod {
+			p.tooLarge++
+			continue
+		}
+		var pod Pod
 		if err := json.Unmarshal(text, &pod); err != nil {
 			return err
 		}
 		if len(pod.Status.Containers)+len(pod.Status.Init)+len(pod.Status.Ephemeral) > maxContainers {
-			return fmt.Errorf("a pod has more than %d containers", maxContainers)
+			p.tooLarge++
+			continue
 		}
-		*p = append(*p, pod)
+		p.pods = append(p.pods, pod)
 	}
 	return nil
 }

@@ -43,8 +43,9 @@ const (
 )
 
 // Config is the plugin's configuration, with SPIRE's keys. In a pod with a
-// service account that may "get" "nodes/proxy", and on the host's network or with
-// the node's name in MY_NODE_NAME, its zero value works.
+// service account that may "get" "nodes/pods" (before Kubernetes 1.33
+// "nodes/proxy"), and on the host's network or with the node's name in
+// MY_NODE_NAME, its zero value works.
 type Config struct {
 	// KubeletSecurePort is the kubelet's port with TLS. Default 10250.
 	KubeletSecurePort int `hcl:"kubelet_secure_port"`
@@ -249,7 +250,7 @@ func (a *Attestor) find(ctx context.Context, in container.Container) (*kube.Pod,
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, nil, errNotListed.Because(ctx.Err())
+			return nil, nil, fmt.Errorf("%w: %w", err, ctx.Err())
 		case <-timer.C:
 		}
 	}
@@ -264,6 +265,9 @@ func (a *Attestor) agree(pods *kube.Pods, in container.Container) (*kube.Pod, *k
 	}
 	pod := pods.Pod(in.PodUID)
 	if pod == nil || !listed && !a.DisableContainerSelectors {
+		if pods.TooLarge > 0 { // it may be one of these
+			return nil, nil, errNotListed.Because(fmt.Errorf("%d pods of the list are too large to be read", pods.TooLarge))
+		}
 		return nil, nil, errNotListed
 	}
 	return pod, pod.Container(in.ID), nil

@@ -196,6 +196,24 @@ func TestDisagreement(t *testing.T) {
 	}
 }
 
+// A pod that somebody made too large to be read takes nothing from the others (R59).
+func TestLargePod(t *testing.T) {
+	n := newNode(t)
+	a := n.open(n.config())
+	p, g := n.pod()
+	large, of := n.pod()
+	large.Labels = map[string]string{"x": strings.Repeat("x", 5<<20)}
+	n.Put(large)
+	if said := n.attest(a, g.Start(t)); !slices.Contains(values(said), "pod-uid:"+p.UID) {
+		t.Errorf("%+v", said)
+	}
+	pid := of.Start(t)
+	n.refused(a, pid, "pod_not_listed")
+	if _, err := a.Attest(t.Context(), pid); !strings.Contains(err.Error(), "1 pods of the list are too large") {
+		t.Errorf("%v does not say why", err)
+	}
+}
+
 // R62: 100 processes at once are one request, and later ones none for a while.
 func TestOneRequest(t *testing.T) {
 	n := newNode(t)

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"strconv"
@@ -34,8 +35,8 @@ const (
 // as whom to ask. Its zero value asks the secure port with what Kubernetes puts
 // into each pod: a token, and the cluster's CA.
 type KubeletConfig struct {
-	// NodeName is the kubelet's host and the name in its certificate. Empty: it is
-	// asked at 127.0.0.1, and its certificate names this host.
+	// NodeName is the kubelet's host, a name or an address, and what is in its
+	// certificate. Empty: it is asked at 127.0.0.1, and its certificate names this host.
 	NodeName     string
 	SecurePort   int // 0: 10250, unless ReadOnlyPort is set
 	ReadOnlyPort int // without TLS and without credentials
@@ -77,7 +78,8 @@ func (c KubeletConfig) Validate() error {
 		"token_path, certificate_path and use_anonymous_authentication: only one of them can say as whom the kubelet is asked")
 	check(c.ReadOnlyPort == 0 || c == KubeletConfig{NodeName: c.NodeName, ReadOnlyPort: c.ReadOnlyPort},
 		"kubelet_read_only_port: that port has neither TLS nor credentials; remove what is about them")
-	check(c.NodeName == "" || isSubdomain(c.NodeName), "node_name: %q is not the name of a node", c.NodeName)
+	address, err := netip.ParseAddr(c.NodeName)
+	check(c.NodeName == "" || isSubdomain(c.NodeName) || err == nil && address.Zone() == "", "node_name: %q is not the name of a node, nor its address", c.NodeName)
 	return errors.Join(faults...)
 }
 

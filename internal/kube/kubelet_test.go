@@ -56,6 +56,8 @@ func TestKubelet(t *testing.T) {
 		},
 		"anonymous":      func(c *kube.KubeletConfig) { c.TokenPath, c.Anonymous = "", true },
 		"name":           func(c *kube.KubeletConfig) { c.NodeName = "localhost" },
+		"address":        func(c *kube.KubeletConfig) { c.NodeName = "127.0.0.1" }, // status.hostIP
+		"IPv6 address":   func(c *kube.KubeletConfig) { c.NodeName = "::ffff:127.0.0.1" },
 		"unverified":     func(c *kube.KubeletConfig) { c.CAPath, c.SkipVerification = "", true },
 		"pinned":         func(c *kube.KubeletConfig) { c.CAPath, c.Pinned = "", fake.ServingPath },
 		"read-only port": func(c *kube.KubeletConfig) { *c = kube.KubeletConfig{ReadOnlyPort: fake.ReadOnlyPort()} },
@@ -171,6 +173,7 @@ func TestKubeletConfig(t *testing.T) {
 		"key without":       {func(c *kube.KubeletConfig) { c.TokenPath, c.KeyPath = "", "x" }, "set together"},
 		"read-only and TLS": {func(c *kube.KubeletConfig) { c.SecurePort, c.ReadOnlyPort = 0, 1 }, "neither TLS nor"},
 		"node":              {func(c *kube.KubeletConfig) { c.NodeName = "a/b" }, "not the name of a node"},
+		"zone":              {func(c *kube.KubeletConfig) { c.NodeName = "fe80::1%lo" }, "not the name of a node"},
 		"no CA":             {func(c *kube.KubeletConfig) { c.CAPath = none }, "kubelet_ca_path"},
 		"CA is none":        {func(c *kube.KubeletConfig) { c.CAPath = fake.TokenPath }, "no certificate in PEM"},
 		"no pin":            {func(c *kube.KubeletConfig) { c.CAPath, c.Pinned = "", fake.TokenPath }, "begin with a certificate"},

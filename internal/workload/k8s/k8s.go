@@ -67,7 +67,7 @@ type Config struct {
 	// UseAnonymousAuthentication shows nothing.
 	UseAnonymousAuthentication bool `hcl:"use_anonymous_authentication"`
 
-	// NodeName is the kubelet's host. Default: what NodeNameEnv says (MY_NODE_NAME),
+	// NodeName is the kubelet's host, a name or an address. Default: what NodeNameEnv says (MY_NODE_NAME),
 	// else 127.0.0.1, with this host's name in the certificate.
 	NodeName    string `hcl:"node_name"`
 	NodeNameEnv string `hcl:"node_name_env"`

@@ -49,6 +49,7 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
+		fmt.Println("listening")
 		relay(l, "unix", os.Args[3])
 		return
 	}

@@ -113,7 +113,9 @@ func (n *network) expose(f *fleet, name, kind, address string) (port int) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	f.begin(name, append(enter(n.name), self, "relay", fmt.Sprintf("%s:%d", n.store, port), socket))
+	p := f.begin(name, append(enter(n.name), self, "relay", fmt.Sprintf("%s:%d", n.store, port), socket))
+	// A server that does not reach its store at first ends.
+	eventually(n.t, name+" listens", func() bool { return strings.Contains(p.Output(), "listening") })
 	return port
 }
 

@@ -136,21 +136,26 @@ func errBehind() error {
 	return fault.New(fault.Unavailable, "registry_behind", "this server has not yet seen the change that this call would follow").Fix("try again")
 }
 
-// waitFor waits until the position has been applied.
+// waitFor waits until the position has been applied. It counts ticks: time in which
+// the whole machine stood still is one, however long it was.
 func (r *Registry) waitFor(ctx context.Context, p store.Position) bool {
-	limit := time.NewTimer(visibleWithin)
-	defer limit.Stop()
-	for {
+	const ticks = 20
+	tick := time.NewTicker(visibleWithin / ticks)
+	defer tick.Stop()
+	for waited := 0; ; {
 		r.mu.RLock()
 		at, moved := r.state.position, r.moved
 		r.mu.RUnlock()
 		if at.Epoch == p.Epoch && at.Revision >= p.Revision {
 			return true
 		}
+		if waited == ticks {
+			return false
+		}
 		select {
 		case <-moved:
-		case <-limit.C:
-			return false
+		case <-tick.C:
+			waited++
 		case <-ctx.Done():
 			return false
 		}

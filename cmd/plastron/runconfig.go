@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/plastron/plastron/internal/config"
@@ -82,8 +84,8 @@ func (f *configFile) logFlags(file, level, form *string, source *bool) {
 // load reads the file into dst, applies the flags and judges the result. All that
 // is wrong comes back at once: what the role finds counts even when the file has
 // faults of its own, unless there is no telling what the file says. A file that was
-// not asked for may be absent. What validate finds before the flags is the file's
-// fault.
+// not asked for may be absent if the flags say enough. What validate finds before
+// the flags is the file's fault.
 func (f *configFile) load(dst any, validate func() error) error {
 	err := f.read(dst)
 	if err != nil && !f.node.Present() {
@@ -97,7 +99,19 @@ func (f *configFile) load(dst any, validate func() error) error {
 	for _, apply := range f.overrides {
 		faults = append(faults, apply())
 	}
-	return errors.Join(append(faults, f.locate(validate()))...)
+	err = errors.Join(append(faults, f.locate(validate()))...)
+	if err != nil && f.absent() {
+		path, _ := filepath.Abs(f.path) // on failure "", and the directory is gone
+		err = errors.Join(fault.New(fault.Invalid, "config_absent", "no configuration file is named, and there is none at %s", cmp.Or(path, f.path)).
+			Fix("name one with -config"), err)
+	}
+	return err
+}
+
+// absent reports whether there is no file, and none was asked for.
+func (f *configFile) absent() bool {
+	_, err := os.Stat(f.path)
+	return errors.Is(err, fs.ErrNotExist) && !f.command.Flags().Changed("config")
 }
 
 // flagKey is the key of a role's block that a flag of run stands for.
@@ -190,7 +204,7 @@ that leaves the exit status at 0.`,
 }
 
 func (f *configFile) read(dst any) error {
-	if _, err := os.Stat(f.path); errors.Is(err, fs.ErrNotExist) && !f.command.Flags().Changed("config") {
+	if f.absent() {
 		return nil
 	}
 	return f.readFile(dst)

@@ -438,21 +438,31 @@ func (a *Authority) answer(ctx context.Context, r request) answer {
 // settle takes steps until none is due, and returns when the next one is.
 func (a *Authority) settle(ctx context.Context, l *line) (time.Time, error) {
 	for range maxSteps {
-		if a.May != nil && !l.ask.withdraws() { // that is always allowed
-			if err := a.May(time.Now()); err != nil {
-				// What others decide about the key meanwhile is looked at before it signs again.
-				l.clear()
-				l.active = ""
-				return time.Time{}, err
+		var may error
+		if a.May != nil {
+			may = a.May(time.Now())
+		}
+		if may != nil {
+			// What others decide about the key meanwhile is looked at before it signs again.
+			l.clear()
+			l.active = ""
+			if !l.ask.withdraws() { // that is always allowed
+				return time.Time{}, may
 			}
 		}
 		held, err := a.held(ctx, l)
 		if err != nil {
 			return time.Time{}, err
 		}
-		s, err := a.commit(ctx, l, held)
+		s, err := a.commit(ctx, l, held, may != nil)
 		if err != nil {
 			return time.Time{}, err
+		}
+		if may != nil {
+			if s.Rule != "" {
+				a.Log.InfoContext(ctx, "authority changed", "kind", l.name, "reason", s.Rule)
+			}
+			return time.Time{}, a.remember(s.Bundle)
 		}
 		if err := a.follow(l, s, held); err != nil {
 			return time.Time{}, err
@@ -505,8 +515,8 @@ func (a *Authority) held(ctx context.Context, l *line) (map[string]keys.Key, err
 // commit decides on the next step and stores it, with the change of the bundle,
 // in the transaction in which it was decided. A step that cannot be written is
 // not taken (R66).
-func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Key) (step, error) {
-	e := event{Lifetime: a.TTL, MaxWait: a.MaxWait, Ask: l.ask, Held: map[string][]byte{}, Revoked: a.revoked, Above: a.aboveNow()}
+func (a *Authority) commit(ctx context.Context, l *line, held map[string]keys.Key, hold bool) (step, error) {
+	e := event{Lifetime: a.TTL, MaxWait: a.MaxWait, Ask: l.ask, Hold: hold, Held: map[string][]byte{}, Revoked: a.revoked, Above: a.aboveNow()}
 	for id, key := range held {
 		spki, err := x509.MarshalPKIXPublicKey(key.Public())
 		if err != nil {

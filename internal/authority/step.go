@@ -36,6 +36,7 @@ type event struct {
 	Peers    Peers               // with regard to Bundle
 	Revoked  []bundle.Revocation // what this server remembers besides the bundle
 	Keep     bool                // nothing is removed because its time has ended (R70)
+	Hold     bool                // nothing is done but what Ask wants
 	Above    *Above              // nil: this server signs its own authorities
 	Others   []registry.Slot     // keys of this kind that other servers have
 }
@@ -115,7 +116,7 @@ func next(k kind, slots []registry.Slot, e event) (step, error) {
 		return step{}, err
 	}
 	for _, r := range rules() {
-		if r.apply(m) {
+		if (!e.Hold || e.Ask.rule() == r.name) && r.apply(m) {
 			return step{Rule: r.name, Slots: m.slots, Bundle: m.Bundle, Make: m.make, About: m.about, Signs: m.signs(), Outlook: Outlook{Missing: m.passed}}, nil
 		}
 	}

@@ -15,9 +15,10 @@ import (
 )
 
 const (
-	maxLooks  = 16     // at pods of one cluster at a time; attesting goes on beside them
-	maxLabels = 256    // of a pod that count
-	maxNodes  = 10_000 // of one cluster that are remembered
+	maxLooks  = 16       // at pods of one cluster at a time; attesting goes on beside them
+	maxLabels = 512      // of a pod that count
+	maxSaid   = 64 << 10 // bytes of all selectors of a pod
+	maxNodes  = 10_000   // of one cluster that are remembered
 	turnWait  = 3 * time.Second
 	lookWait  = 3 * time.Second
 	nodeLife  = time.Minute // for which a node of a name is taken for the same
@@ -134,9 +135,11 @@ func (c *cluster) pod(ctx context.Context, machine kube.Object, facts map[string
 	if ending { // it may go on for as long as it was given
 		seen.Until = *p.Meta.Deleted
 	}
+	room := maxSaid
 	add := func(kind string, value ...string) {
-		if !strings.Contains(value[0], ":") { // no such key of a label or kind of an owner exists (R43)
-			seen.Selectors = append(seen.Selectors, entry.Selector{Type: "k8s", Value: kind + ":" + strings.Join(value, ":")})
+		text := kind + ":" + strings.Join(value, ":")
+		if room -= len(text); room >= 0 && !strings.Contains(value[0], ":") { // no such key of a label or kind of an owner exists (R43)
+			seen.Selectors = append(seen.Selectors, entry.Selector{Type: "k8s", Value: text})
 		}
 	}
 	add("ns", p.Meta.Namespace)

@@ -74,6 +74,32 @@ func named(p kube.Pod) map[string]string {
 	return map[string]string{"k8s.ns": p.Meta.Namespace, "k8s.pod": p.Meta.Name, "k8s.pod_uid": p.Meta.UID, "k8s.sa": "anything"}
 }
 
+// Whoever makes a pod decides how much there is to say of it; what is remembered of
+// each is bounded (R98).
+func TestLookIsBounded(t *testing.T) {
+	r := newRegion(t)
+	p := r.east.AddPod(shopPod("n1"))
+	r.east.ChangePod("shop", "web-1", func(p *kube.Pod) {
+		for i := range 5000 {
+			p.Meta.Owners = append(p.Meta.Owners, kube.Owner{Kind: "ReplicaSet", Name: fmt.Sprintf("%0200d", i), UID: fmt.Sprint(i)})
+		}
+	})
+	seen, err := r.checker.Look(t.Context(), r.on("east", "n1"), named(p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := 0
+	for _, s := range seen.Selectors {
+		size += len(s.Value)
+	}
+	if size > maxSaid || len(seen.Selectors) < 10 {
+		t.Errorf("%d selectors of %d bytes", len(seen.Selectors), size)
+	}
+	if !slices.Contains(seen.Selectors, entry.Selector{Type: "k8s", Value: "pod-label:app:web"}) {
+		t.Error("a label is missing")
+	}
+}
+
 func (r *region) refused(what string, node []entry.Selector, facts map[string]string, reason string, kind fault.Kind) {
 	r.t.Helper()
 	seen, err := r.checker.Look(r.t.Context(), node, facts)

@@ -38,6 +38,8 @@ const (
 	selectorType = "k8s"
 	maxAge       = time.Minute // of an answer of the kubelet that is used again
 	maxLabels    = 512         // of a pod that are looked at
+	maxSaid      = 64 << 10    // bytes of all selectors of a process
+	maxShared    = 512         // containers of which what was said last is known
 	maxProved    = 4096        // processes that keep what they had while the kubelet is away
 	sweepEvery   = 10 * time.Second
 )
@@ -145,7 +147,7 @@ func (c *Config) Open(context.Context) (workload.Attestor, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Attestor{Config: *c, kubelet: kubelet, proved: map[instance]proof{}}, nil
+	return &Attestor{Config: *c, kubelet: kubelet, proved: map[instance]proof{}, shared: map[string]workload.Attested{}}, nil
 }
 
 // Attestor is made by Config.Open.
@@ -155,7 +157,8 @@ type Attestor struct {
 
 	mu     sync.Mutex // guards everything below
 	proved map[instance]proof
-	swept  time.Time // when those that have exited were looked for
+	swept  time.Time                    // when those that have exited were looked for
+	shared map[string]workload.Attested // by container: what was said last
 }
 
 // instance is one life of a process.
@@ -211,7 +214,7 @@ func (a *Attestor) Attest(ctx context.Context, pid int) (workload.Attested, erro
 		a.forget(me)
 		return workload.Attested{}, err
 	}
-	said := a.describe(pod, status)
+	said := a.share(in.ID, a.describe(pod, status))
 	a.remember(me, proof{in, said, time.Now()})
 	return said, nil
 }
@@ -276,7 +279,20 @@ func (a *Attestor) agree(pods *kube.Pods, in container.Container) (*kube.Pod, *k
 // describe says what a pod is, and one of its containers.
 func (a *Attestor) describe(pod *kube.Pod, status *kube.ContainerStatus) workload.Attested {
 	c := workload.Collector{Type: selectorType}
-	add := func(key, value string) { c.Omit(key, c.Add(key, value)) }
+	// fits counts what is said against its bound, and says once that it is reached.
+	room, full := maxSaid, false
+	fits := func(key string, bytes int) bool {
+		if room -= bytes; room < 0 && !full {
+			full = true
+			c.Omit(key, fmt.Errorf("there is more than %d KiB to say of the pod; what follows is left out, too", maxSaid>>10))
+		}
+		return !full
+	}
+	add := func(key, value string) {
+		if fits(key, len(key)+1+len(value)) {
+			c.Omit(key, c.Add(key, value))
+		}
+	}
 	// both adds a selector and a fact. Kubernetes allows no colon in these names.
 	both := func(key, fact, value string) {
 		err := c.Add(key, value)
@@ -287,11 +303,12 @@ func (a *Attestor) describe(pod *kube.Pod, status *kube.ContainerStatus) workloa
 	}
 	// named adds a selector of a name and a value, which may be empty (R43).
 	named := func(key, name, value string) {
-		if name == "" || strings.Contains(name, ":") {
+		switch {
+		case name != "" && !strings.Contains(name, ":"):
+			add(key, name+":"+value)
+		case fits(key, len(name)):
 			c.Omit(key, fmt.Errorf("%q is not a name that Kubernetes allows", name))
-			return
 		}
-		add(key, name+":"+value)
 	}
 	images := func(key string, of ...kube.ContainerStatus) {
 		for _, s := range of {
@@ -308,6 +325,12 @@ func (a *Attestor) describe(pod *kube.Pod, status *kube.ContainerStatus) workloa
 	both("pod-name", "pod", pod.Meta.Name)
 	both("pod-uid", "pod_uid", pod.Meta.UID)
 	both("node-name", "node", pod.Spec.NodeName)
+	if status != nil && !a.DisableContainerSelectors {
+		both("container-name", "container", status.Name)
+		images("container-image", *status)
+	}
+	add("pod-image-count", strconv.Itoa(len(pod.Status.Containers)))
+	add("pod-init-image-count", strconv.Itoa(len(pod.Status.Init)))
 	for i, key := range slices.Sorted(maps.Keys(pod.Meta.Labels)) {
 		if i == maxLabels {
 			c.Omit("pod-label", fmt.Errorf("only the first %d labels are looked at", maxLabels))
@@ -319,15 +342,25 @@ func (a *Attestor) describe(pod *kube.Pod, status *kube.ContainerStatus) workloa
 		named("pod-owner", o.Kind, o.Name)
 		named("pod-owner-uid", o.Kind, o.UID)
 	}
-	add("pod-image-count", strconv.Itoa(len(pod.Status.Containers)))
 	images("pod-image", pod.Status.Containers...)
-	add("pod-init-image-count", strconv.Itoa(len(pod.Status.Init)))
 	images("pod-init-image", pod.Status.Init...)
-	if status != nil && !a.DisableContainerSelectors {
-		both("container-name", "container", status.Name)
-		images("container-image", *status)
-	}
 	return c.Attested()
+}
+
+// share returns what was said of a container before, if it is the same, so that
+// many processes of a pod with much to say of it are no more to keep than one.
+func (a *Attestor) share(id string, said workload.Attested) workload.Attested {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before, ok := a.shared[id]
+	if ok && slices.Equal(before.Selectors, said.Selectors) && maps.Equal(before.Facts, said.Facts) && slices.Equal(before.Omitted, said.Omitted) {
+		return before
+	}
+	if len(a.shared) >= maxShared {
+		clear(a.shared)
+	}
+	a.shared[id] = said
+	return said
 }
 
 // before returns what was proved of a process, if it is where it was.

@@ -214,6 +214,55 @@ func TestLargePod(t *testing.T) {
 	}
 }
 
+// Who may make pods decides how much there is to say of one. What is kept of it does
+// not grow with the processes that call, and is bounded for each container (R98).
+func TestWhatIsSaidIsBounded(t *testing.T) {
+	n := newNode(t)
+	a := n.open(n.config())
+	p, g := n.pod()
+	p.Labels = map[string]string{}
+	for i := range 600 {
+		p.Labels[fmt.Sprintf("%0253d/%063d", i, i)] = strings.Repeat("x", 63)
+	}
+	for i := range 300 {
+		p.Owners = append(p.Owners, kubelet.Owner{Kind: fmt.Sprintf("a:%0500d", i), Name: "o", UID: "u"})
+	}
+	for i := range 40 {
+		p.Containers = append(p.Containers, kubelet.Container{Name: fmt.Sprint(i), Image: fmt.Sprintf("%030000d", i)})
+	}
+	n.Put(p)
+	first, second := n.attest(a, g.Start(t)), n.attest(a, g.Start(t))
+	size := 0
+	for _, s := range first.Selectors {
+		size += len(s.Type) + len(s.Value)
+	}
+	for _, s := range first.Omitted {
+		size += len(s)
+	}
+	if size > maxSaid+4<<10 {
+		t.Errorf("%d bytes are said", size)
+	}
+	for _, want := range []string{"ns:shop", "container-name:main", "container-image:shop/web@sha256:1", "pod-image-count:41"} {
+		if !slices.Contains(values(first), want) {
+			t.Errorf("%s is missing", want)
+		}
+	}
+	if !slices.ContainsFunc(first.Omitted, func(s string) bool { return strings.Contains(s, "is more than 64 KiB") }) {
+		t.Errorf("left out: %q", first.Omitted)
+	}
+	if &first.Selectors[0] != &second.Selectors[0] {
+		t.Error("two processes of a container have what is said of it twice")
+	}
+	p.Labels = nil
+	n.Put(p)
+	if _, err := a.kubelet.Since(t.Context(), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if third := n.attest(a, g.Start(t)); len(third.Selectors) >= len(first.Selectors) {
+		t.Error("what is said does not change with the pod")
+	}
+}
+
 // R62: 100 processes at once are one request, and later ones none for a while.
 func TestOneRequest(t *testing.T) {
 	n := newNode(t)

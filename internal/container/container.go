@@ -145,6 +145,9 @@ func (p Places) locate(path, own string) (c Container) {
 			}
 			return c
 		}
+		if i > 0 && names[i-1] == "libpod_parent" && idOf(name) == name {
+			continue // a pod of podman's own: its containers are called libpod-ID
+		}
 		if id := idOf(name); id != "" && i >= shared {
 			c.ID, c.Podman = id, strings.HasPrefix(name, "libpod-")
 			return c

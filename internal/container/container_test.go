@@ -42,6 +42,8 @@ func TestForms(t *testing.T) {
 		"docker alone, scope":  {record: "0::/system.slice/docker-ID1.scope\n", want: Container{ID: "ID1"}},
 		"podman":               {record: "0::/machine.slice/libpod-ID1.scope/container\n", want: Container{ID: "ID1"}},
 		"podman, cgroupfs":     {record: "0::/libpod_parent/libpod-ID1\n", want: Container{ID: "ID1"}},
+		"podman pod, cgroupfs": {record: "0::/libpod_parent/ID3/libpod-ID1\n", want: Container{ID: "ID1"}},
+		"podman pod, systemd":  {record: "0::/machine.slice/machine-libpod_pod_ID3.slice/libpod-ID1.scope/container\n", want: Container{ID: "ID1"}},
 		"hash of a static pod": {record: "0::/kubepods/burstable/pod0123456789abcdef0123456789abcdef/ID1\n", want: Container{ID: "ID1", PodUID: "0123456789abcdef0123456789abcdef"}},
 		"twice kubepods":       {record: "0::/kubepods/kubepods/besteffort/podUID1/ID1\n", want: Container{ID: "ID1", PodUID: "UID1"}}, // Docker Desktop
 		"two drivers":          {record: "11:memory:/system.slice/containerd.service/kubepods-burstable-podU_1.slice:cri-containerd:ID1\n", want: Container{ID: "ID1", PodUID: "UID1"}},
@@ -73,6 +75,7 @@ func TestForms(t *testing.T) {
 		// W26: names that a process made below its own group.
 		"pod below a pod":           {record: "0::/kubepods/podUID1/ID1/kubepods/podUID2/ID2\n", want: Container{ID: "ID1", PodUID: "UID1"}},
 		"pod text in a child":       {record: "0::/kubepods/podUID1/ID1/podUID2\n", want: Container{ID: "ID1", PodUID: "UID1"}},
+		"podman pod, below":         {record: "0::/libpod_parent/ID3/libpod-ID1/libpod_parent/ID3/libpod-ID2\n", want: Container{ID: "ID1"}},
 		"container below another":   {record: "0::/kubepods.slice/kubepods-podU_1.slice/cri-containerd-ID1.scope/cri-containerd-ID2.scope\n", want: Container{ID: "ID1", PodUID: "UID1"}},
 		"pod below a container":     {record: "0::/docker/ID1/kubepods/podUID2/ID2\n", want: Container{ID: "ID1"}},
 		"below, in the agent's pod": {record: "0::/../cri-containerd-ID1.scope/podUID2/ID2\n", own: "0::/\n", want: Container{ID: "ID1"}},

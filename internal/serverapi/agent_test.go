@@ -20,6 +20,7 @@ import (
 	entryv1 "github.com/plastron/plastron/internal/api/spire/api/server/entry/v1"
 	spiretypes "github.com/plastron/plastron/internal/api/spire/api/types"
 	"github.com/plastron/plastron/internal/audit"
+	"github.com/plastron/plastron/internal/entry"
 	"github.com/plastron/plastron/internal/nodeattest/jointoken"
 	"github.com/plastron/plastron/internal/nodes"
 	"github.com/plastron/plastron/internal/registry"
@@ -550,9 +551,13 @@ func TestPruning(t *testing.T) { // expired tokens with their aliases, and entri
 		t.Fatal(err)
 	}
 	lasting := r.token()
-	short := entryUnder(someAgent, "/short")
-	short.ExpiresAt = time.Now().Add(4 * time.Second).Unix() // not yet when it is made
-	r.create(short, entryUnder(someAgent, "/long"))
+	r.create(entryUnder(someAgent, "/long"))
+	if _, err := r.registry.Update(t.Context(), "test", func(tx *registry.Tx) error { // nobody may make one that has ended
+		return tx.PutEntry(entry.Entry{ID: "short", ParentID: someAgent, SPIFFEID: spiffeid.RequireFromPath(td, "/short"),
+			Selectors: []entry.Selector{{Type: "unix", Value: "uid:1000"}}, ExpiresAt: time.Now().Add(-time.Second).UTC().Truncate(time.Second)})
+	}); err != nil {
+		t.Fatal(err)
+	}
 	until(t, "what has expired is gone", func() bool {
 		if err := r.nodes.Prune(t.Context()); err != nil {
 			t.Fatal(err)

@@ -181,9 +181,7 @@ var ways = map[string]func(t *testing.T, r *rig, ctx context.Context, conn *grpc
 			if err := c.begin(method); err != nil {
 				t.Fatal(err)
 			}
-			if err := c.WriteData(1, false, make([]byte, 3)); err != nil {
-				t.Fatal(err)
-			}
+			c.WriteData(1, false, make([]byte, 3)) // the server may have lost its patience by now
 			defer c.Close()
 			defer closed(t, c)
 		}

@@ -1,8 +1,10 @@
 package workloadapi_test
 
 import (
+	"errors"
 	"io"
 	"net"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +31,8 @@ func (r *rig) raw(window uint32) *raw {
 func closed(t *testing.T, conn net.Conn) {
 	t.Helper()
 	conn.SetReadDeadline(time.Now().Add(deadline))
-	if _, err := io.Copy(io.Discard, conn); err != nil {
+	// It is reset if the server leaves something unread.
+	if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the connection was not closed: %v", err)
 	}
 }
@@ -89,9 +92,7 @@ func TestHalfARequest(t *testing.T) {
 			}
 			continue
 		}
-		if err := half.WriteData(1, false, []byte{0, 0, 1, 0, 0, 'x'}); err != nil {
-			t.Fatal(err)
-		}
+		half.WriteData(1, false, []byte{0, 0, 1, 0, 0, 'x'}) // the server may have lost its patience by now
 		closed(t, half)
 	}
 	// Complete in time: open for as long as it likes.

@@ -55,6 +55,9 @@ func (s *Store) dial(ctx context.Context, role string) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := s.config.checkSecrets(p); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	last := s.host
 	s.mu.Unlock()

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	for _, name := range []string{"PGHOST", "PGUSER", "PGPASSWORD", "PGSSLMODE", "PGDATABASE"} {
+	for _, name := range []string{"PGHOST", "PGUSER", "PGPASSWORD", "PGSSLMODE", "PGDATABASE", "PGPASSFILE", "PGSSLKEY"} {
 		os.Unsetenv(name)
 	}
 	if url := os.Getenv("PLASTRON_TEST_WRITE"); url != "" {

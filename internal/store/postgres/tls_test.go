@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -24,12 +25,16 @@ import (
 	"github.com/plastron/plastron/test/parts"
 )
 
-// writeCertificates writes ca.pem, server.pem, server.key, client.pem and
-// client.key, all new, for a database at 127.0.0.1 and the user plastron.
-func writeCertificates(t *testing.T, dir string) {
+// writeCertificates writes ca.pem, server.pem and server.key for a database at
+// 127.0.0.1, and client.pem and client.key for the user plastron, all new.
+func writeCertificates(t *testing.T, database, client string) {
 	t.Helper()
 	write := func(name, kind string, der []byte) {
 		t.Helper()
+		dir := database
+		if strings.HasPrefix(name, "client") {
+			dir = client
+		}
 		path := filepath.Join(dir, name)
 		if err := os.WriteFile(path+".new", pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
 			t.Fatal(err)
@@ -89,9 +94,9 @@ func TestCertificatesReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer own.Close()
-	old := t.TempDir()
-	writeCertificates(t, old)
-	writeCertificates(t, own.Dir)
+	old, client := t.TempDir(), t.TempDir()
+	writeCertificates(t, old, old)
+	writeCertificates(t, own.Dir, client)
 	admin := func(sql string) {
 		t.Helper()
 		if err := own.Exec(limited(t), "postgres", sql); err != nil {
@@ -112,14 +117,18 @@ func TestCertificatesReplaced(t *testing.T) {
 	if err := own.Start(limited(t)); err != nil {
 		t.Fatal(err)
 	}
-	url := func(dir string) string {
-		return fmt.Sprintf("host=127.0.0.1 port=%s user=plastron dbname=postgres sslmode=verify-full sslrootcert=%s/ca.pem sslcert=%[2]s/client.pem sslkey=%[2]s/client.key", own.Port, dir)
+	url := func(database, client string) string {
+		return fmt.Sprintf("host=127.0.0.1 port=%s user=plastron dbname=postgres sslmode=verify-full sslrootcert=%s/ca.pem sslcert=%[3]s/client.pem sslkey=%[3]s/client.key", own.Port, database, client)
 	}
-	refuses(t, url(old), fault.Unavailable, "database_unreachable")
-	s := opened(t, url(own.Dir))
+	refuses(t, url(old, old), fault.Unavailable, "database_unreachable")
+	if err := os.Chmod(filepath.Join(old, "client.key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	refuses(t, url(old, old), fault.Precondition, "key_file_unsafe") // R113
+	s := opened(t, url(own.Dir, client))
 	at := commit(t, s, create("a", ""))
 
-	writeCertificates(t, own.Dir)
+	writeCertificates(t, own.Dir, client)
 	if err := own.Crash(); err != nil {
 		t.Fatal(err)
 	}

@@ -110,14 +110,16 @@ func (c *cluster) pod(ctx context.Context, machine kube.Object, facts map[string
 		return no("k8s_pod_unknown", "does not exist in its cluster")
 	case err != nil:
 		return nodeattest.Seen{}, err
+	case p.Spec.ServiceAccount == "":
+		// A pod that a node has made by itself (a mirror of a static one, which has a UID
+		// of its own), with any name, namespace and labels that it liked. Only of a
+		// service account it can have none.
+		return nodeattest.Seen{}, fault.New(fault.Denied, "k8s_pod_static", "the pod that the agent names has no service account, as pods that nodes make by themselves").
+			Fix("run it as a DaemonSet, or give it its identity by an entry or by a rule with trust %q", entry.TrustAgent)
 	case p.Meta.UID != facts[entry.FactPodUID]:
 		return no("k8s_pod_replaced", "is not the one that has its name now")
 	case p.Spec.NodeName != machine.Name:
 		return no("k8s_pod_elsewhere", "is not on its node")
-	case p.Spec.ServiceAccount == "":
-		// A pod that a node has made by itself (a mirror of a static one), with any name,
-		// namespace and labels that it liked. Only of a service account it can have none.
-		return no("k8s_pod_static", "has no service account, as pods that nodes make by themselves")
 	case p.Status.Phase == "Succeeded" || p.Status.Phase == "Failed" || ending && !time.Now().Before(*p.Meta.Deleted):
 		return no("k8s_pod_ended", "has ended")
 	}

@@ -186,6 +186,8 @@ func TestLookElsewhere(t *testing.T) {
 	// A node may make pods of any name and with any labels (mirrors of static ones), but
 	// none with a service account: those would let it have any namespace.
 	spoil("made by the node", "k8s_pod_static", func(p *kube.Pod) { p.Spec.ServiceAccount = "" })
+	// The kubelet names a static pod by another UID than its mirror has.
+	spoil("static", "k8s_pod_static", func(p *kube.Pod) { p.Meta.UID, p.Spec.ServiceAccount = "mirror", "" })
 
 	// One that is asked to go has the time that it was given.
 	p = r.east.AddPod(shopPod("n1"))

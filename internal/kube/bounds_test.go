@@ -57,8 +57,10 @@ func TestLargePodIsLeftOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(p.All) != 2 || p.Pod("a") == nil || p.Pod("b") == nil || p.TooLarge != 2 {
-		t.Errorf("%d pods, and %d that are too large", len(p.All), p.TooLarge)
+	for uid, large := range map[string]bool{"a": false, "many": true, "large": true, "b": false} {
+		if p.TooLarge(uid) != large || (p.Pod(uid) == nil) != large || len(p.All) != 2 {
+			t.Errorf("%q: too large %v, %+v", uid, p.TooLarge(uid), p.Pod(uid))
+		}
 	}
 	for id, want := range map[string]bool{"a": true, "x": false, "y": false} {
 		if _, known := p.PodOf(id); known != want {

@@ -20,10 +20,10 @@ const (
 
 // Pods are the pods of a node at one moment.
 type Pods struct {
-	Began    time.Time // of the request; what was so before is in it
-	All      []Pod
-	TooLarge int // pods that are left out
+	Began time.Time // of the request; what was so before is in it
+	All   []Pod
 
+	tooLarge   map[string]bool // the UIDs of pods that are left out
 	byUID      map[string]*Pod
 	containers map[string]string // the UID of the pod of each container that has been started
 }
@@ -42,7 +42,7 @@ func parsePods(data []byte, began time.Time) (*Pods, error) {
 	if list.Kind != "PodList" || list.APIVersion != "v1" {
 		return nil, unexpectedKubelet("its answer is not a PodList of v1")
 	}
-	p := &Pods{Began: began, All: list.Items.pods, TooLarge: list.Items.tooLarge, byUID: map[string]*Pod{}, containers: map[string]string{}}
+	p := &Pods{Began: began, All: list.Items.pods, tooLarge: list.Items.tooLarge, byUID: map[string]*Pod{}, containers: map[string]string{}}
 	for i := range p.All {
 		pod := &p.All[i]
 		uid := pod.Meta.UID
@@ -66,7 +66,14 @@ func parsePods(data []byte, began time.Time) (*Pods, error) {
 // podItems reads one pod at a time, so that none costs more than its bounds.
 type podItems struct {
 	pods     []Pod
-	tooLarge int
+	tooLarge map[string]bool
+}
+
+// podHead is what is read of a pod that is too large.
+type podHead struct {
+	Meta struct {
+		UID string `json:"uid"`
+	} `json:"metadata"`
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -78,16 +85,21 @@ func (p *podItems) UnmarshalJSON(data []byte) error {
 		}
 		return errors.New("the items are not a list")
 	}
-	for dec.More() {
+	p.tooLarge = map[string]bool{}
+	for n := 0; dec.More(); n++ {
 		var text json.RawMessage
 		if err := dec.Decode(&text); err != nil {
 			return err
 		}
-		if len(p.pods)+p.tooLarge == maxPods {
+		if n == maxPods {
 			return fmt.Errorf("there are more than %d pods", maxPods)
 		}
 		if len(text) > maxPod {
-			p.tooLarge++
+			var head podHead
+			if err := json.Unmarshal(text, &head); err != nil {
+				return err
+			}
+			p.tooLarge[head.Meta.UID] = true
 			continue
 		}
 		var pod Pod
@@ -95,7 +107,7 @@ func (p *podItems) UnmarshalJSON(data []byte) error {
 			return err
 		}
 		if len(pod.Status.Containers)+len(pod.Status.Init)+len(pod.Status.Ephemeral) > maxContainers {
-			p.tooLarge++
+			p.tooLarge[pod.Meta.UID] = true
 			continue
 		}
 		p.pods = append(p.pods, pod)
@@ -105,6 +117,9 @@ func (p *podItems) UnmarshalJSON(data []byte) error {
 
 // Pod returns the pod with this UID, or nil.
 func (p *Pods) Pod(uid string) *Pod { return p.byUID[uid] }
+
+// TooLarge reports whether the pod with this UID is listed, and left out.
+func (p *Pods) TooLarge(uid string) bool { return p.tooLarge[uid] }
 
 // PodOf returns the UID of the pod that a container belongs to; known is whether
 // there is one. It is empty if several pods claim the container.

@@ -253,7 +253,7 @@ func (a *Attestor) find(ctx context.Context, in container.Container) (*kube.Pod,
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil, nil, fmt.Errorf("%w: %w", err, ctx.Err())
+			return nil, nil, errNotListed.Because(ctx.Err())
 		case <-timer.C:
 		}
 	}
@@ -268,8 +268,9 @@ func (a *Attestor) agree(pods *kube.Pods, in container.Container) (*kube.Pod, *k
 	}
 	pod := pods.Pod(in.PodUID)
 	if pod == nil || !listed && !a.DisableContainerSelectors {
-		if pods.TooLarge > 0 { // it may be one of these
-			return nil, nil, errNotListed.Because(fmt.Errorf("%d pods of the list are too large to be read", pods.TooLarge))
+		if pods.TooLarge(in.PodUID) {
+			return nil, nil, fault.New(fault.Denied, "pod_too_large", "the pod that the process is in is larger than this agent reads").
+				Fix("make it smaller than 4 MiB of JSON and 1,000 containers")
 		}
 		return nil, nil, errNotListed
 	}

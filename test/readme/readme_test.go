@@ -224,13 +224,14 @@ func (s *shell) do(t *testing.T, b block) {
 	t.Helper()
 	s.done++
 	mark := fmt.Sprintf("-- block %d ended with", s.done)
+	ended := regexp.MustCompile(mark + ` \d+\n`)
 	if _, err := fmt.Fprintf(s.in, "{ %s}</dev/null\necho \"%s $?\"\n", b.text, mark); err != nil {
 		t.Fatal(err)
 	}
-	if !s.out.wait(func(text string) bool { return strings.Contains(text, mark) }) {
+	if !s.out.wait(ended.MatchString) {
 		t.Fatalf("README.md:%d: the block did not end", b.line)
 	}
-	if !strings.Contains(s.out.String(), mark+" 0") {
+	if !strings.Contains(s.out.String(), mark+" 0\n") {
 		t.Fatalf("README.md:%d: the block failed:\n%s", b.line, b.text)
 	}
 }

@@ -109,7 +109,7 @@ func TestOutage(t *testing.T) {
 			t.Fatalf("fetch %d of a JWT-SVID, with %v to go: %v", n, time.Until(end), err)
 		}
 		if n%10 == 0 { // a program that starts
-			out, err := exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent").CombinedOutput()
+			out, err := exec.Command(plastron, "agent", "api", "fetch", "x509", "-socketPath", d.workloadSocket(), "-silent", "-timeout", patience.String()).CombinedOutput()
 			if err != nil && time.Now().Before(end) {
 				t.Fatalf("a program that starts: %v\n%s", err, out)
 			}

@@ -11,6 +11,10 @@ import (
 	"github.com/plastron/plastron/internal/store"
 )
 
+// wideRounds is how often a transaction with more conditions than one request compares
+// is tried while others write.
+const wideRounds = 8
+
 // commitLarge commits a transaction that is too large for one request, or has
 // more conditions than one can compare.
 func (s *Store) commitLarge(ctx context.Context, alone []store.Pending) error {
@@ -53,7 +57,7 @@ func (s *Store) commitLarge(ctx context.Context, alone []store.Pending) error {
 			Fix("split it into smaller transactions"))
 		return nil
 	}
-	for {
+	for round := 1; ; round++ {
 		p := s.newPlan()
 		if few {
 			p.compare(s.keys, t)
@@ -76,6 +80,11 @@ func (s *Store) commitLarge(ctx context.Context, alone []store.Pending) error {
 		p.record(s.keys, s.finish(p, t, nil))
 		if err := s.send(ctx, p, alone); err != nil || it.Answered {
 			return err
+		}
+		if round == wideRounds { // the rest of the queue waits
+			it.Answer(s.position(), fault.New(fault.Conflict, "store_moved", "others wrote %d times to the store while %d conditions were judged", round, len(t.Conditions)).
+				Fix("read again and retry"))
+			return nil
 		}
 	}
 }

@@ -173,6 +173,44 @@ func TestCompactedByOthers(t *testing.T) {
 	}
 }
 
+// Of a transaction with more conditions than one request compares it is not said that a
+// condition failed because others wrote something else meanwhile.
+func TestWideBesideOthers(t *testing.T) {
+	c := shared(t)
+	s, other := opened(t, c), opened(t, c)
+	var wide store.Txn
+	for i := range 2 * maxOps {
+		wide.Puts = append(wide.Puts, store.Put{Key: fmt.Sprintf("wide/%d", i), Value: []byte("v")})
+	}
+	at := commit(t, s, wide)
+	for _, p := range wide.Puts {
+		wide.Conditions = append(wide.Conditions, store.Condition{Key: p.Key, Revision: at.Revision})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for ctx.Err() == nil {
+			if r := other.Commit(ctx, []store.Txn{put("else", "x")})[0]; r.Err != nil && ctx.Err() == nil {
+				t.Error(r.Err)
+			}
+		}
+	})
+	defer writing.Wait()
+	defer stop()
+	for range 10 {
+		r := s.Commit(t.Context(), []store.Txn{wide})[0]
+		if r.Err != nil {
+			must(t, r.Err, fault.Conflict, "store_moved")
+			continue
+		}
+		for i := range wide.Conditions {
+			wide.Conditions[i].Revision = r.Position.Revision
+		}
+	}
+	wide.Conditions[7].Revision--
+	must(t, s.Commit(t.Context(), []store.Txn{wide})[0].Err, fault.Conflict, "key_changed")
+}
+
 // Values that are too large for a request leave nothing behind that nobody needs.
 func TestParts(t *testing.T) {
 	s := opened(t, shared(t))

@@ -201,7 +201,7 @@ func (s *Store) send(ctx context.Context, p *plan, group []store.Pending) error 
 		}
 		if out.ok {
 			it.Answer(at, nil)
-		} else if err := judge(it.Txn, out.revs); err != nil {
+		} else if err := judge(it.Txn, out.revs); err != nil && len(p.read) > 0 { // else its conditions are judged beforehand
 			it.Answer(at, err)
 		}
 	}

@@ -35,6 +35,9 @@ const (
 	maxKeyFile = 256 << 10
 	// lookEvery is how soon changed files are noticed.
 	lookEvery = 5 * time.Second
+	// ticks is how far apart two versions of a file may be and have the same time: some
+	// file systems count in steps of two seconds.
+	ticks = 2 * time.Second
 )
 
 // Config names the files, all PEM.
@@ -184,7 +187,8 @@ func (a *authority) look() (material, error) {
 	return m, nil
 }
 
-// stampOf tells versions of the files apart without reading them.
+// stampOf tells versions of the files apart without reading them. It is empty while
+// that cannot be: of files that are too young another version may have the same one.
 func (a *authority) stampOf() string {
 	var b strings.Builder
 	for _, path := range []string{a.KeyFilePath, a.CertFilePath, a.BundleFilePath} {
@@ -192,7 +196,7 @@ func (a *authority) stampOf() string {
 			continue
 		}
 		info, err := os.Stat(path)
-		if err != nil {
+		if err != nil || time.Since(info.ModTime()) < ticks {
 			return ""
 		}
 		fmt.Fprintln(&b, info.ModTime().UnixNano(), info.Size(), info.Mode())

@@ -343,6 +343,37 @@ func reload(t *testing.T, good, set *corp, reason string) {
 	}
 }
 
+// Files that are replaced within one tick of the file system's clock, by others of the
+// same size, are noticed.
+func TestReplacedAtOnce(t *testing.T) {
+	c := newCorp(t)
+	c.root("other")
+	now := time.Now().Add(time.Minute) // the same for both, and for as long as the test takes
+	roots := func(names ...string) string {
+		t.Helper()
+		c.join("roots.pem", names...)
+		if err := os.Chtimes(c.path("roots.pem"), now, now); err != nil {
+			t.Fatal(err)
+		}
+		ders, err := readCertificates(c.path("roots.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(ders[0])
+	}
+	was := roots("root", "other")
+	c.finish()
+	a, err := c.config("chain.pem", "ca.key", "roots.pem").Open(t.Context(), upstreamtest.Env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := roots("other", "root")
+	held, err := a.(*authority).look()
+	if err != nil || string(held.roots[0]) != is || is == was {
+		t.Errorf("the new files are not seen: %v", err)
+	}
+}
+
 // An authority ends with the first certificate above it (R8), and an upstream
 // that has ended says so.
 func TestEnds(t *testing.T) {

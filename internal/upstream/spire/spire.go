@@ -244,15 +244,22 @@ func (a *Authority) look(ctx context.Context) (upstream.Trust, error) {
 	if err != nil {
 		return upstream.Trust{}, err
 	}
+	return a.take(b, time.Now()), nil
+}
+
+// take judges a bundle by what was seen before. A server that was restored may come
+// to the same sequence with other content.
+func (a *Authority) take(b *bundle.Bundle, now time.Time) upstream.Trust {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.trust.Version != 0 && b.Sequence < a.sequence && time.Since(a.seen) < laggedFor {
-		return a.trust, nil
+	if a.trust.Version != 0 && b.Sequence < a.sequence && now.Sub(a.seen) < laggedFor {
+		return a.trust
 	}
-	changed := a.trust.Version == 0 || b.Sequence != a.sequence
-	a.sequence, a.seen = b.Sequence, time.Now()
+	was := &bundle.Bundle{X509: a.trust.Roots, JWT: a.trust.JWT}
+	changed := a.trust.Version == 0 || b.Sequence != a.sequence || !was.Equal(&bundle.Bundle{X509: b.X509, JWT: b.JWT})
+	a.sequence, a.seen = b.Sequence, now
 	if changed {
 		a.trust = upstream.Trust{Roots: b.X509, JWT: b.JWT, Version: a.trust.Version + 1}
 	}
-	return a.trust, nil
+	return a.trust
 }

@@ -21,7 +21,7 @@ import (
 
 const (
 	callTime  = 10 * time.Second // for one call, all in all
-	maxAnswer = 4 << 20          // an object in etcd is smaller
+	maxAnswer = 4 << 20          // an object is far smaller, unless somebody wants it large
 )
 
 // Client speaks to the API server of one cluster. It may be used concurrently,

@@ -13,10 +13,18 @@ import (
 
 // Collector collects what an attestor learns of a process. What cannot be had is
 // left out and named; it never turns into something else.
+//
+// What is said of a process is bounded, for it is kept for each that calls, and
+// who starts processes may decide how much there is: what comes too late is left
+// out (R98).
 type Collector struct {
 	Type string // of the selectors; facts are named "TYPE.name"
 	said Attested
+	size int // of all of it, in bytes
 }
+
+// MaxSaid is how many bytes an attestor says of a process.
+const MaxSaid = 256 << 10
 
 // Add adds the selector key:value. The key is the attestor's own word, or ends in
 // a part that holds no colon, so whatever the value is, it cannot pass for
@@ -26,7 +34,9 @@ func (c *Collector) Add(key, value string) error {
 	if err := check(key, value); err != nil {
 		return err
 	}
-	c.said.Selectors = append(c.said.Selectors, entry.Selector{Type: c.Type, Value: key + ":" + value})
+	if c.fits(len(key) + 1 + len(value)) {
+		c.said.Selectors = append(c.said.Selectors, entry.Selector{Type: c.Type, Value: key + ":" + value})
+	}
 	return nil
 }
 
@@ -38,15 +48,33 @@ func (c *Collector) Fact(name, value string) error {
 	if c.said.Facts == nil {
 		c.said.Facts = map[string]string{}
 	}
-	c.said.Facts[c.Type+"."+name] = value
+	if c.fits(len(name) + len(value)) {
+		c.said.Facts[c.Type+"."+name] = value
+	}
 	return nil
 }
 
 // Omit says that what key stands for is left out, and why. A nil err says nothing.
 func (c *Collector) Omit(key string, err error) {
-	if err != nil {
-		c.said.Omitted = append(c.said.Omitted, fmt.Sprintf("%s:%s is left out: %v", c.Type, key, err))
+	if err == nil {
+		return
 	}
+	if why := fmt.Sprintf("%s:%s is left out: %v", c.Type, key, err); c.fits(len(why)) {
+		c.said.Omitted = append(c.said.Omitted, why)
+	}
+}
+
+// fits counts what is to be said next. Once there is no room for something, there
+// is none for what follows.
+func (c *Collector) fits(bytes int) bool {
+	if c.size > MaxSaid {
+		return false
+	}
+	if c.size += bytes; c.size > MaxSaid {
+		c.said.Omitted = append(c.said.Omitted, fmt.Sprintf("%s: there is more than %d KiB to say; what follows is left out", c.Type, MaxSaid>>10))
+		return false
+	}
+	return true
 }
 
 // Attested returns what was collected, in order and each selector once.

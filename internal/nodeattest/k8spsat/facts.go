@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	maxLooks  = 16       // at pods of one cluster at a time; attesting goes on beside them
-	maxLabels = 512      // of a pod that count
-	maxSaid   = 64 << 10 // bytes of all selectors of a pod
-	maxNodes  = 10_000   // of one cluster that are remembered
+	maxLooks  = 16        // at pods of one cluster at a time; attesting goes on beside them
+	maxLabels = 512       // of a pod that count
+	maxSaid   = 128 << 10 // bytes of all selectors of a pod
+	maxNodes  = 10_000    // of one cluster that are remembered
 	turnWait  = 3 * time.Second
 	lookWait  = 3 * time.Second
 	nodeLife  = time.Minute // for which a node of a name is taken for the same

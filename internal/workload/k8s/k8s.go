@@ -38,8 +38,7 @@ const (
 	selectorType = "k8s"
 	maxAge       = time.Minute // of an answer of the kubelet that is used again
 	maxLabels    = 512         // of a pod that are looked at
-	maxSaid      = 64 << 10    // bytes of all selectors of a process
-	maxShared    = 512         // containers of which what was said last is known
+	maxShared    = 256         // containers of which what was said last is known
 	maxProved    = 4096        // processes that keep what they had while the kubelet is away
 	sweepEvery   = 10 * time.Second
 )
@@ -280,20 +279,7 @@ func (a *Attestor) agree(pods *kube.Pods, in container.Container) (*kube.Pod, *k
 // describe says what a pod is, and one of its containers.
 func (a *Attestor) describe(pod *kube.Pod, status *kube.ContainerStatus) workload.Attested {
 	c := workload.Collector{Type: selectorType}
-	// fits counts what is said against its bound, and says once that it is reached.
-	room, full := maxSaid, false
-	fits := func(key string, bytes int) bool {
-		if room -= bytes; room < 0 && !full {
-			full = true
-			c.Omit(key, fmt.Errorf("there is more than %d KiB to say of the pod; what follows is left out, too", maxSaid>>10))
-		}
-		return !full
-	}
-	add := func(key, value string) {
-		if fits(key, len(key)+1+len(value)) {
-			c.Omit(key, c.Add(key, value))
-		}
-	}
+	add := func(key, value string) { c.Omit(key, c.Add(key, value)) }
 	// both adds a selector and a fact. Kubernetes allows no colon in these names.
 	both := func(key, fact, value string) {
 		err := c.Add(key, value)
@@ -304,12 +290,11 @@ func (a *Attestor) describe(pod *kube.Pod, status *kube.ContainerStatus) workloa
 	}
 	// named adds a selector of a name and a value, which may be empty (R43).
 	named := func(key, name, value string) {
-		switch {
-		case name != "" && !strings.Contains(name, ":"):
-			add(key, name+":"+value)
-		case fits(key, len(name)):
+		if name == "" || strings.Contains(name, ":") {
 			c.Omit(key, fmt.Errorf("%q is not a name that Kubernetes allows", name))
+			return
 		}
+		add(key, name+":"+value)
 	}
 	images := func(key string, of ...kube.ContainerStatus) {
 		for _, s := range of {

@@ -226,7 +226,7 @@ func TestWhatIsSaidIsBounded(t *testing.T) {
 	for i := range 300 {
 		p.Owners = append(p.Owners, kubelet.Owner{Kind: fmt.Sprintf("a:%0500d", i), Name: "o", UID: "u"})
 	}
-	for i := range 40 {
+	for i := range 50 {
 		p.Containers = append(p.Containers, kubelet.Container{Name: fmt.Sprint(i), Image: fmt.Sprintf("%030000d", i)})
 	}
 	n.Put(p)
@@ -238,15 +238,15 @@ func TestWhatIsSaidIsBounded(t *testing.T) {
 	for _, s := range first.Omitted {
 		size += len(s)
 	}
-	if size > maxSaid+4<<10 {
+	if size > workload.MaxSaid+4<<10 {
 		t.Errorf("%d bytes are said", size)
 	}
-	for _, want := range []string{"ns:shop", "container-name:main", "container-image:shop/web@sha256:1", "pod-image-count:41"} {
+	for _, want := range []string{"ns:shop", "container-name:main", "container-image:shop/web@sha256:1", "pod-image-count:51"} {
 		if !slices.Contains(values(first), want) {
 			t.Errorf("%s is missing", want)
 		}
 	}
-	if !slices.ContainsFunc(first.Omitted, func(s string) bool { return strings.Contains(s, "is more than 64 KiB") }) {
+	if !slices.ContainsFunc(first.Omitted, func(s string) bool { return strings.Contains(s, "is more than 256 KiB") }) {
 		t.Errorf("left out: %q", first.Omitted)
 	}
 	if &first.Selectors[0] != &second.Selectors[0] {

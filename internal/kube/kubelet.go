@@ -39,7 +39,7 @@ type KubeletConfig struct {
 	// certificate. Empty: it is asked at 127.0.0.1, and its certificate names this host.
 	NodeName     string
 	SecurePort   int // 0: 10250, unless ReadOnlyPort is set
-	ReadOnlyPort int // without TLS and without credentials
+	ReadOnlyPort int // without TLS and without credentials, at 127.0.0.1 whatever NodeName is
 
 	// One of these three says which certificate is the kubelet's.
 	CAPath           string // of a CA that signs kubelets' certificates; default: the cluster's
@@ -232,12 +232,13 @@ func unexpectedKubelet(format string, args ...any) error {
 	return fault.New(fault.Unavailable, "kubelet_unexpected", "what answers for the kubelet is not one").Because(fmt.Errorf(format, args...))
 }
 
+// host is where the kubelet is asked: without TLS on this machine alone, for
+// nothing shows who answers elsewhere.
 func (k *Kubelet) host() string {
-	port := k.config.ReadOnlyPort
-	if port == 0 {
-		port = cmp.Or(k.config.SecurePort, kubeletPort)
+	if port := k.config.ReadOnlyPort; port != 0 {
+		return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	}
-	return net.JoinHostPort(cmp.Or(k.config.NodeName, "127.0.0.1"), strconv.Itoa(port))
+	return net.JoinHostPort(cmp.Or(k.config.NodeName, "127.0.0.1"), strconv.Itoa(cmp.Or(k.config.SecurePort, kubeletPort)))
 }
 
 func (k *Kubelet) address() string {

@@ -61,6 +61,9 @@ func TestKubelet(t *testing.T) {
 		"unverified":     func(c *kube.KubeletConfig) { c.CAPath, c.SkipVerification = "", true },
 		"pinned":         func(c *kube.KubeletConfig) { c.CAPath, c.Pinned = "", fake.ServingPath },
 		"read-only port": func(c *kube.KubeletConfig) { *c = kube.KubeletConfig{ReadOnlyPort: fake.ReadOnlyPort()} },
+		"read-only port, with a node's name": func(c *kube.KubeletConfig) { // nothing proves who answers there
+			*c = kube.KubeletConfig{NodeName: "node.invalid", ReadOnlyPort: fake.ReadOnlyPort()}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := by(fake)

@@ -50,7 +50,7 @@ const (
 type Config struct {
 	// KubeletSecurePort is the kubelet's port with TLS. Default 10250.
 	KubeletSecurePort int `hcl:"kubelet_secure_port"`
-	// KubeletReadOnlyPort is asked instead: without TLS, without credentials.
+	// KubeletReadOnlyPort is asked instead, at 127.0.0.1: without TLS, without credentials.
 	KubeletReadOnlyPort int `hcl:"kubelet_read_only_port"`
 	// KubeletCAPath is a file with the CA of the kubelet's certificate. Default: the
 	// cluster's CA, as pods have it.

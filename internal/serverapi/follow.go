@@ -23,6 +23,8 @@ const (
 	capabilityRules = "rules"
 	// firstWords is how long an agent may take over its Hello and its Want.
 	firstWords = 30 * time.Second
+	// lastWords is how long it may take to read what was under way when its stream ends.
+	lastWords = time.Second
 	// confirmEvery is how often an agent that hears nothing is told the hash, so
 	// that it notices if it has diverged.
 	confirmEvery = 5 * time.Minute
@@ -354,10 +356,15 @@ func (f *follow) note(m *syncv1.AgentMessage) {
 }
 
 // end turns the reason into what the agent hears. An agent that is out and
-// does not read loses its connection too: nothing stays open for it (R30).
+// does not read loses its connection too: nothing stays open for it (R30). One
+// that reads keeps it, for there are other streams on it.
 func (f *follow) end(err error) error {
 	if f.stuck {
-		f.caller.link.close()
+		select {
+		case <-f.sent:
+		case <-time.After(lastWords):
+			f.caller.link.close()
+		}
 	}
 	if !errors.Is(err, errCut) {
 		return err

@@ -12,10 +12,10 @@ import (
 // of lower rows only. A new package gets its place here first.
 var rows = [...][]string{
 	1:  {"fault"},
-	2:  {"identity", "strictjson", "reason", "logging"},
+	2:  {"identity", "strictjson", "reason", "logging", "secretfile"},
 	3:  {"entry", "bundle", "svid", "audit", "config", "ticket", "lifetime"},
 	4:  {"keys", "nodeattest", "workload", "upstream", "publish", "store", "monitor"},
-	5:  {"process", "secretfile", "systemd", "serverlink", "localsocket", "machine", "rpc", "kube", "container"},
+	5:  {"process", "systemd", "serverlink", "localsocket", "machine", "rpc", "kube", "container"},
 	6:  {"nodeattest/jointoken", "nodeattest/x509pop", "nodeattest/k8spsat", "workload/unix", "workload/k8s", "workload/docker", "keys/diskkeys", "keys/memkeys", "upstream/diskca", "upstream/spire", "publish/k8sbundle", "store/sqlite", "store/postgres", "store/etcd", "doctor"},
 	7:  {"registry"},
 	8:  {"agentid", "authority", "nodes", "mirror", "servers", "upkeep"},

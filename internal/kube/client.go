@@ -91,21 +91,26 @@ func (c *Client) readConfigLocked() error {
 		}
 		return c.takeLocked(a)
 	}
-	src, err := readSmall(c.config.Kubeconfig, maxConfigFile)
-	if err != nil {
-		return c.config.unusable("%v", err)
+	src, unfit := readSecret(c.config.Kubeconfig, maxConfigFile)
+	if unfit != nil { // which is fine if it holds no secret
+		var err error
+		if src, err = readSmall(c.config.Kubeconfig, maxConfigFile); err != nil {
+			return c.config.unusable("%v", err)
+		}
 	}
-	if c.access != nil && bytes.Equal(src, c.src) {
-		return nil
+	if c.access == nil || !bytes.Equal(src, c.src) {
+		a, err := c.config.parse(src)
+		if err != nil {
+			return err
+		}
+		if err := c.takeLocked(a); err != nil {
+			return err
+		}
+		c.src = src
 	}
-	a, err := c.config.parse(src)
-	if err != nil {
-		return err
+	if unfit != nil && c.access.hasSecret() { // R113
+		return c.config.unreadable(unfit)
 	}
-	if err := c.takeLocked(a); err != nil {
-		return err
-	}
-	c.src = src
 	return nil
 }
 

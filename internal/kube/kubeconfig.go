@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/plastron/plastron/internal/fault"
+	"github.com/plastron/plastron/internal/secretfile"
 	"go.yaml.in/yaml/v3"
 )
 
@@ -58,6 +59,14 @@ func (c ClientConfig) unusable(format string, args ...any) *fault.Error {
 		where = fmt.Sprintf("the kubeconfig %q", c.Kubeconfig)
 	}
 	return fault.New(fault.Precondition, "kubeconfig_unusable", "%s cannot be used: %s", where, fmt.Sprintf(format, args...))
+}
+
+// unreadable keeps what secretfile says of a file's place or mode.
+func (c ClientConfig) unreadable(err error) error {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		return f
+	}
+	return c.unusable("%v", err)
 }
 
 // inCluster is what Kubernetes tells each container.
@@ -211,23 +220,31 @@ type material struct {
 	token                string
 }
 
+// hasSecret reports whether the kubeconfig itself holds one.
+func (a *access) hasSecret() bool { return len(a.key) > 0 || len(a.token) > 0 }
+
 func (a *access) read(c ClientConfig) (material, error) {
 	var m material
 	var token []byte
+	readToken := readSecret
+	if c.Kubeconfig == "" {
+		readToken = readSmall
+	}
 	for _, x := range []struct {
 		inline []byte
 		file   string
+		read   func(path string, limit int64) ([]byte, error)
 		limit  int64
 		to     *[]byte
 	}{
-		{a.ca, a.caFile, maxConfigFile, &m.ca}, {a.certificate, a.certificateFile, maxConfigFile, &m.certificate},
-		{a.key, a.keyFile, maxConfigFile, &m.key}, {a.token, a.tokenFile, maxToken, &token},
+		{a.ca, a.caFile, readSmall, maxConfigFile, &m.ca}, {a.certificate, a.certificateFile, readSmall, maxConfigFile, &m.certificate},
+		{a.key, a.keyFile, readSecret, maxConfigFile, &m.key}, {a.token, a.tokenFile, readToken, maxToken, &token},
 	} {
 		*x.to = x.inline
 		if x.file != "" { // a token's file wins over the token, as for kubectl
-			data, err := readSmall(x.file, x.limit)
+			data, err := x.read(x.file, x.limit)
 			if err != nil {
-				return m, c.unusable("%v", err)
+				return m, c.unreadable(err)
 			}
 			*x.to = data
 		}
@@ -237,6 +254,18 @@ func (a *access) read(c ClientConfig) (material, error) {
 		return m, c.unusable("its token holds what no token does")
 	}
 	return m, nil
+}
+
+// readSecret reads a file that nobody else can read or exchange (R113). Those in a
+// pod's volumes are for whom Kubernetes says, often for everybody in the container.
+func readSecret(path string, limit int64) ([]byte, error) {
+	if _, err := os.Stat(path); err != nil {
+		return nil, err
+	}
+	if secretfile.Mounted(path) {
+		return readSmall(path, limit)
+	}
+	return secretfile.ReadGiven(path, limit)
 }
 
 // tls returns how to connect, with no trust in anything but the given CA. Without

@@ -104,6 +104,18 @@ func ReadGiven(path string, limit int64) ([]byte, error) {
 	return nil, errUnsafe(path, "is behind too many symbolic links", "name the file itself")
 }
 
+// Mounted reports whether a kubelet has put a file where it is, into a volume of a
+// Secret, a ConfigMap or projected tokens: beside it is the link, root's, by which a
+// kubelet exchanges all files of a volume at once.
+func Mounted(path string) bool {
+	info, err := os.Lstat(filepath.Join(filepath.Dir(path), "..data"))
+	if err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return false
+	}
+	s, ok := info.Sys().(*syscall.Stat_t)
+	return ok && s.Uid == 0
+}
+
 // read makes the checks on the open file, so that it cannot be exchanged in between.
 func read(path string, limit int64, given bool) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)

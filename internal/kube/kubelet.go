@@ -270,7 +270,7 @@ func (k *Kubelet) connection() (*http.Client, string, error) {
 		if err != nil {
 			return nil, "", err
 		}
-		key, err := c.read("private_key_path", c.KeyPath)
+		key, err := c.readSecret("private_key_path", c.KeyPath)
 		if err != nil {
 			return nil, "", err
 		}
@@ -283,7 +283,11 @@ func (k *Kubelet) connection() (*http.Client, string, error) {
 	if c.Anonymous || c.CertificatePath != "" {
 		return client, "", nil
 	}
-	text, err := c.read("token_path", cmp.Or(c.TokenPath, serviceSecret+"token"))
+	read, path := c.readSecret, c.TokenPath
+	if path == "" { // it is in a pod
+		read, path = c.read, serviceSecret+"token"
+	}
+	text, err := read("token_path", path)
 	if err != nil {
 		return nil, "", err
 	}
@@ -343,6 +347,17 @@ func (c KubeletConfig) unusable(key string, err error) error {
 
 func (c KubeletConfig) read(key, path string) ([]byte, error) {
 	data, err := readSmall(path, maxSecret)
+	if err != nil {
+		return nil, c.unusable(key, err)
+	}
+	return data, nil
+}
+
+func (c KubeletConfig) readSecret(key, path string) ([]byte, error) {
+	data, err := readSecret(path, maxSecret)
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return nil, fmt.Errorf("%s: %w", key, err) // its place or mode
+	}
 	if err != nil {
 		return nil, c.unusable(key, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/plastron/plastron/internal/fakes/kubeapi"
+	"github.com/plastron/plastron/internal/fakes/kubelet"
 	"github.com/plastron/plastron/internal/fault"
 	"github.com/plastron/plastron/internal/kube"
 )
@@ -99,6 +100,26 @@ func TestSecretFiles(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// The same of what is shown to a kubelet.
+func TestKubeletSecretFiles(t *testing.T) {
+	fake := kubelet.New(t)
+	byKey := by(fake)
+	byKey.TokenPath, byKey.CertificatePath, byKey.KeyPath = "", fake.CertificatePath, fake.KeyPath
+	for file, config := range map[string]kube.KubeletConfig{fake.TokenPath: by(fake), fake.KeyPath: byKey} {
+		k := openKubelet(t, config)
+		if err := os.Chmod(file, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, opened := config.Open()
+		_, asked := k.Pods(t.Context())
+		for _, err := range []error{opened, asked} {
+			if fault.ReasonOf(err) != "key_file_unsafe" || !strings.Contains(err.Error(), file+" has mode 0644") {
+				t.Errorf("%v", err)
+			}
+		}
+	}
 }
 
 // inline returns the certificate and the key that are in a kubeconfig.

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/plastron/plastron/internal/config"
@@ -99,13 +100,14 @@ func (f *configFile) load(dst any, validate func() error) error {
 	for _, apply := range f.overrides {
 		faults = append(faults, apply())
 	}
-	err = errors.Join(append(faults, f.locate(validate()))...)
-	if err != nil && f.absent() {
+	found := validate()
+	missing := slices.ContainsFunc(flatten(found), func(one error) bool { return f.own[one.Error()] }) // what the flags have not said
+	if missing && f.absent() {
 		path, _ := filepath.Abs(f.path) // on failure "", and the directory is gone
-		err = errors.Join(fault.New(fault.Invalid, "config_absent", "no configuration file is named, and there is none at %s", cmp.Or(path, f.path)).
-			Fix("name one with -config"), err)
+		faults[0] = fault.New(fault.Invalid, "config_absent", "no configuration file is named, and there is none at %s", cmp.Or(path, f.path)).
+			Fix("name one with -config")
 	}
-	return err
+	return errors.Join(append(faults, f.locate(found))...)
 }
 
 // absent reports whether there is no file, and none was asked for.

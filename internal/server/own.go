@@ -42,6 +42,7 @@ type ownSVID struct {
 	current *tls.Certificate
 	begin   time.Time
 	end     time.Time
+	signer  string // the authority that signed it
 }
 
 // certificate returns the certificate, never one that has ended. If it has, run
@@ -103,7 +104,7 @@ func (o *ownSVID) rotate(now time.Time) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.current = &tls.Certificate{Certificate: issued.Chain, PrivateKey: key, Leaf: leaf}
-	o.begin, o.end = now, issued.NotAfter
+	o.begin, o.end, o.signer = now, issued.NotAfter, issuer.AuthorityID()
 	return nil
 }
 
@@ -122,9 +123,10 @@ func (o *ownSVID) changed() {
 	}
 }
 
-// changesBundle reports whether a batch holds a trust domain's bundle.
+// changesBundle reports whether a batch holds a trust domain's bundle, or may stand for
+// one that does: without writes everything was loaded afresh.
 func changesBundle(b store.Batch, td spiffeid.TrustDomain) bool {
-	return slices.ContainsFunc(b.Writes, func(w store.Write) bool {
+	return len(b.Writes) == 0 || slices.ContainsFunc(b.Writes, func(w store.Write) bool {
 		return slices.ContainsFunc(w.Changes, func(c store.Change) bool { return c.Key == "/bundle/"+td.Name() })
 	})
 }
@@ -144,10 +146,20 @@ func (o *ownSVID) trusted(now time.Time) bool {
 	return err == nil
 }
 
+// superseded reports whether another authority signs by now than signed the certificate.
+func (o *ownSVID) superseded(now time.Time) bool {
+	issuer, err := o.issuer(now)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return err == nil && issuer.AuthorityID() != o.signer
+}
+
 // run renews the certificate until ctx is done.
 func (o *ownSVID) run(ctx context.Context) error {
 	wait := time.NewTimer(time.Until(o.due()))
 	defer wait.Stop()
+	distrusted := false
+	var again <-chan time.Time // what signs may not be trusted itself, and be replaced soon
 	for {
 		select {
 		case <-ctx.Done():
@@ -158,7 +170,17 @@ func (o *ownSVID) run(ctx context.Context) error {
 			if o.trusted(time.Now()) {
 				continue
 			}
+			distrusted = true
 			o.log.InfoContext(ctx, "the authority of the server's own certificate is tainted or gone")
+		case <-again:
+			if now := time.Now(); o.trusted(now) {
+				again = nil
+				continue
+			} else if !o.superseded(now) {
+				again = time.After(ownRetry)
+				continue
+			}
+			distrusted = true
 		}
 		if err := o.rotate(time.Now()); err != nil {
 			o.log.WarnContext(ctx, "server certificate not renewed", "err", err, "next", ownRetry.String())
@@ -169,6 +191,9 @@ func (o *ownSVID) run(ctx context.Context) error {
 			}
 			wait.Reset(0)
 			continue
+		}
+		if distrusted {
+			distrusted, again = false, time.After(ownRetry)
 		}
 		wait.Reset(max(time.Until(o.due()), ownRetry/10))
 	}

@@ -86,10 +86,24 @@ func TestOwnCertificateOfATaintedAuthority(t *testing.T) {
 		if tainted == before {
 			t.Error("the certificate of a tainted authority is shown")
 		}
-		third, _ := authority()
+		third, renewed := authority()
 		change((&bundle.Bundle{TrustDomain: td}).WithX509(third), "/bundle/example.org")
 		if serial() == tainted {
 			t.Error("the certificate of an authority that is gone is shown")
+		}
+		// What signed it was gone as well, and is replaced a moment later.
+		gone := serial()
+		time.Sleep(5 * time.Second)
+		if serial() != gone {
+			t.Error("one certificate after the other is issued while nothing better can sign")
+		}
+		active.Store(renewed)
+		time.Sleep(2 * ownRetry)
+		if !o.trusted(time.Now()) {
+			t.Error("the certificate of an authority that is gone is shown, and there is a better one")
+		}
+		if !changesBundle(store.Batch{}, td) {
+			t.Error("what is loaded afresh is not looked at")
 		}
 	})
 }

@@ -46,7 +46,7 @@ func (s *Server) publishers(ctx context.Context, reg *registry.Registry, count f
 		}
 	}
 	reg.Batches(func(b store.Batch) {
-		if changesBundle(b, td) || b.Prev == (store.Position{}) { // everything was loaded afresh
+		if changesBundle(b, td) {
 			for _, p := range out {
 				p.changed()
 			}

@@ -113,7 +113,11 @@ func (s *Server) alive(ctx context.Context, l *signed) *cutoffv1.Alive {
 		}
 	}
 	missing := s.readTrail(ctx, l, &node, authorities, take)
-	x509, jwt := s.lifetimes(l.grants, now)
+	grants := l.grants
+	if !l.agent.IsZero() { // what it was granted until a moment ago counts as well
+		grants = append(slices.Clip(grants), entry.Entry{})
+	}
+	x509, jwt := s.lifetimes(grants, now)
 	for _, e := range s.elsewhere(authorities, x509, jwt, missing, now) {
 		out.Elsewhere = append(out.Elsewhere, e)
 		out.Until = max(out.Until, e.Until)

@@ -171,6 +171,19 @@ func TestRevokeID(t *testing.T) {
 	}
 }
 
+// Of an agent that is granted nothing any more it is still said until when what another
+// server gave it can live.
+func TestRevokeAgentOfDeletedEntries(t *testing.T) {
+	r := newRig(t)
+	newRigOver(t, r.sqlite, "s2")
+	agent := r.agent()
+	r.revoke(r.create(entryUnder(agent.id, "/user/web"))[0].Id, false)
+	got, hour := r.revoke(agent.id.String(), false), time.Now().Add(time.Hour).Unix()
+	if e := got.Alive.Elsewhere; len(e) != 1 || e[0].Server != "s2" || e[0].Until < hour-600 || e[0].NeverAfter > hour {
+		t.Errorf("elsewhere: %v, want s2 until about %d", e, hour)
+	}
+}
+
 // A thousand entries are as many as one transaction takes; more are no failure.
 func TestRevokeManyEntries(t *testing.T) {
 	r := newRig(t)

@@ -2,6 +2,7 @@ package authority
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/plastron/plastron/internal/bundle"
 	"github.com/plastron/plastron/internal/registry"
@@ -18,10 +19,11 @@ type kind struct {
 	name string
 	key  string // the keeper's key ids are this with -A and -B
 	// publish, mark (as tainted) and withdraw change the bundle; find looks the key
-	// up in it; count is how many of the kind are in it.
+	// up in it; count is how many of the kind are in it that servers with these slots can
+	// be blamed for.
 	publish, mark, withdraw func(*bundle.Bundle, registry.Slot) *bundle.Bundle
 	find                    func(*bundle.Bundle, registry.Slot) (found, tainted bool)
-	count                   func(*bundle.Bundle) int
+	count                   func(*bundle.Bundle, []registry.Slot) int
 }
 
 // published reports whether the key is in the bundle and untainted. A key below a
@@ -59,7 +61,7 @@ func x509Kind() kind {
 			}
 			return false, false
 		},
-		count: func(b *bundle.Bundle) int { return len(b.X509) },
+		count: func(b *bundle.Bundle, _ []registry.Slot) int { return len(b.X509) },
 	}
 }
 
@@ -81,6 +83,22 @@ func jwtKind() kind {
 			}
 			return false, false
 		},
-		count: func(b *bundle.Bundle) int { return len(b.JWT) },
+		count: ofServers,
 	}
+}
+
+// ofServers counts the JWT keys in a bundle that are servers'. What downstream servers
+// may publish, or one above does, must not keep a server from making its own.
+func ofServers(b *bundle.Bundle, slots []registry.Slot) (n int) {
+	for _, a := range b.JWT {
+		if slices.ContainsFunc(slots, func(s registry.Slot) bool { return s.AuthorityID == a.KeyID }) {
+			n++
+		}
+	}
+	return n
+}
+
+// Live counts the keys in a bundle that MaxLive bounds.
+func Live(snap *registry.Snapshot, b *bundle.Bundle) (x509, jwt int) {
+	return len(b.X509), ofServers(b, others(snap, "", JWT))
 }

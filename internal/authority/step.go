@@ -19,7 +19,7 @@ const (
 	// pruneAfter is how long a key stays in the bundle after the last document
 	// under it has ended: for validators whose clock is slow.
 	pruneAfter = time.Minute
-	// MaxLive bounds how many keys of a kind a bundle holds, so that a server that
+	// MaxLive bounds how many keys of a kind servers put into a bundle, so that one that
 	// loses its keys at every restart does not make the bundle unreadable (RG29).
 	MaxLive = 90
 )
@@ -122,7 +122,7 @@ func next(k kind, slots []registry.Slot, e event) (step, error) {
 	}
 	if m.full() && (m.at(registry.SlotActive) < 0 && m.at(registry.SlotPrepared) < 0 || m.asks(askPrepare)) {
 		return step{}, fault.New(fault.Exhausted, "authorities_exhausted",
-			"the bundle holds %d keys of kind %s, no more are added", k.count(e.Bundle), k.name).
+			"the bundle holds %d keys of kind %s, no more are added", m.live(), k.name).
 			Fix(`keep keys over restarts (KeyManager "disk"), or wait until old ones have ended`)
 	}
 	return step{Signs: m.signs(), Outlook: m.outlook()}, nil
@@ -320,7 +320,9 @@ func (m *machine) intend() bool {
 	return true
 }
 
-func (m *machine) full() bool { return m.count(m.Bundle) >= MaxLive }
+func (m *machine) full() bool { return m.live() >= MaxLive }
+
+func (m *machine) live() int { return m.count(m.Bundle, slices.Concat(m.slots, m.Others)) }
 
 // prune forgets an old key after the last document under it. Without an active
 // key nothing is pruned: time alone never empties a bundle.

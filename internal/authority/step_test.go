@@ -221,6 +221,27 @@ func full(e *event) {
 	}
 }
 
+// R97: what servers below publish, or one above, does not keep a server from making its
+// own JWT keys; the keys of servers do, at some point.
+func TestPublishedKeys(t *testing.T) {
+	k := jwtKind()
+	held := slots(registry.SlotActive)
+	e := event{Now: start().Add(12 * time.Hour), Lifetime: 24 * time.Hour, Bundle: k.publish(&bundle.Bundle{}, held[0]), Held: map[string][]byte{held[0].KeyID: held[0].PublicKey}}
+	for i := range MaxLive {
+		id := fmt.Sprint(i)
+		e.Bundle = e.Bundle.WithJWT(bundle.JWTAuthority{KeyID: id, PublicKey: []byte(id)})
+	}
+	if s, err := next(k, held, e); err != nil || s.Rule != "intend" {
+		t.Errorf("beside keys of nobody here: %q, %v", s.Rule, err)
+	}
+	for i := range MaxLive {
+		e.Others = append(e.Others, registry.Slot{AuthorityID: fmt.Sprint(i)})
+	}
+	if s, err := next(k, held, e); err != nil || s.Rule != "" {
+		t.Errorf("beside keys of other servers: %q, %v", s.Rule, err)
+	}
+}
+
 func show(slots []registry.Slot) string {
 	var out []string
 	for _, s := range slots {
@@ -511,10 +532,10 @@ func simulate(t *testing.T, seed uint64) string {
 	}
 	// Without further faults, and with everyone there, it comes to rest with a signer.
 	s.peers = Peers{}
-	if !s.turn(false) && s.kind.count(s.bundle) < MaxLive {
+	if !s.turn(false) && s.kind.count(s.bundle, s.slots) < MaxLive {
 		s.failf("no rest without faults")
 	}
-	if s.signer == nil && s.kind.count(s.bundle) < MaxLive {
+	if s.signer == nil && s.kind.count(s.bundle, s.slots) < MaxLive {
 		s.failf("nothing signs after a turn without faults")
 	}
 	return s.trace.String()

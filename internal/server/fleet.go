@@ -84,8 +84,14 @@ func (s *Server) fleetChecks(fleet *servers.Servers) []monitor.Check {
 			return nil
 		}},
 		{Name: "bundle", Degrades: true, Run: func() error {
-			x509, jwt := s.liveAuthorities()
-			if n := max(x509, jwt); n > manyAuthorities {
+			n := 0
+			s.registry.View(func(snap *registry.Snapshot) {
+				if b, err := snap.Bundle(s.cfg.Server.TrustDomain.TrustDomain); err == nil {
+					x509, jwt := authority.Live(snap, b)
+					n = max(x509, jwt)
+				}
+			})
+			if n > manyAuthorities {
 				return fault.New(fault.Unavailable, "authorities_many", "the bundle holds %d authorities of a kind; with %d no server can add one", n, authority.MaxLive).
 					Fix("replace servers less often than once in ca_ttl, or keep their data_dir; what is left of a server goes when its last SVID has ended")
 			}

@@ -122,7 +122,7 @@ func next(k kind, slots []registry.Slot, e event) (step, error) {
 	}
 	if m.full() && (m.at(registry.SlotActive) < 0 && m.at(registry.SlotPrepared) < 0 || m.asks(askPrepare)) {
 		return step{}, fault.New(fault.Exhausted, "authorities_exhausted",
-			"the bundle holds %d keys of kind %s, no more are added", m.live(), k.name).
+			"there are %d keys of kind %s, no more are added", m.live(), k.name).
 			Fix(`keep keys over restarts (KeyManager "disk"), or wait until old ones have ended`)
 	}
 	return step{Signs: m.signs(), Outlook: m.outlook()}, nil
@@ -322,7 +322,12 @@ func (m *machine) intend() bool {
 
 func (m *machine) full() bool { return m.live() >= MaxLive }
 
-func (m *machine) live() int { return m.count(m.Bundle, slices.Concat(m.slots, m.Others)) }
+func (m *machine) live() int {
+	if m.name == X509 && m.nested() {
+		return len(m.slots) // none of these is in the bundle, and the roots that are, are not ours
+	}
+	return m.count(m.Bundle, slices.Concat(m.slots, m.Others))
+}
 
 // prune forgets an old key after the last document under it. Without an active
 // key nothing is pruned: time alone never empties a bundle.

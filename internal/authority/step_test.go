@@ -242,6 +242,28 @@ func TestPublishedKeys(t *testing.T) {
 	}
 }
 
+// However many roots an authority above has, keys below them are replaced in time; of
+// keys there are so many at most.
+func TestManyRootsAbove(t *testing.T) {
+	k := x509Kind()
+	held := slots(registry.SlotActive)
+	held[0].Upstream, held[0].Root = true, []byte("root")
+	e := event{Now: start().Add(12 * time.Hour), Lifetime: 24 * time.Hour, Above: &Above{}, Bundle: k.publish(&bundle.Bundle{}, held[0]),
+		Held: map[string][]byte{held[0].KeyID: held[0].PublicKey}}
+	full(&e)
+	if s, err := next(k, held, e); err != nil || s.Rule != "intend" {
+		t.Errorf("below many roots: %q, %v", s.Rule, err)
+	}
+	for range MaxLive {
+		old := slotAt("B", registry.SlotOld, start())
+		old.Upstream, old.Root = true, held[0].Root
+		held = append(held, old)
+	}
+	if s, err := next(k, held, e); err != nil || s.Rule != "" {
+		t.Errorf("with many old keys: %q, %v", s.Rule, err)
+	}
+}
+
 func show(slots []registry.Slot) string {
 	var out []string
 	for _, s := range slots {

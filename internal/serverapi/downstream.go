@@ -175,6 +175,8 @@ func (a bundles) PublishJWTAuthority(ctx context.Context, req *bundlev1.PublishJ
 		return nil, err
 	}
 	switch left := key.ExpiresAt.Sub(now); {
+	case printable(key.KeyID) != key.KeyID: // commands show it
+		return nil, fault.New(fault.Invalid, "authority_invalid", "the key id %q is not printable", key.KeyID)
 	case key.Tainted:
 		return nil, fault.New(fault.Invalid, "authority_tainted", "the key is tainted").Fix("make another one")
 	case key.ExpiresAt.IsZero() || left <= 0 || left > maxPublishedTTL:

@@ -240,16 +240,17 @@ func TestPublishJWTAuthority(t *testing.T) {
 		code   codes.Code
 		reason string
 	}{
-		"none":                  {of: nil, code: codes.InvalidArgument, reason: "authority_invalid"},
-		"no key id":             {of: key, edit: func(k *spiretypes.JWTKey) { k.KeyId = "" }, code: codes.InvalidArgument, reason: "authority_invalid"},
-		"no end":                {of: key, edit: func(k *spiretypes.JWTKey) { k.ExpiresAt = 0 }, code: codes.InvalidArgument, reason: "authority_invalid"},
-		"ended":                 {of: key, edit: func(k *spiretypes.JWTKey) { k.ExpiresAt = 1 }, code: codes.InvalidArgument, reason: "authority_invalid"},
-		"ten years":             {of: key, edit: func(k *spiretypes.JWTKey) { k.ExpiresAt += 10 * 366 * 86400 }, code: codes.InvalidArgument, reason: "authority_invalid"},
-		"tainted":               {of: key, edit: func(k *spiretypes.JWTKey) { k.Tainted = true }, code: codes.InvalidArgument, reason: "authority_tainted"},
-		"not a key":             {of: key, edit: func(k *spiretypes.JWTKey) { k.PublicKey = []byte{1} }, code: codes.InvalidArgument, reason: "authority_invalid"},
-		"key id of another":     {of: other, code: codes.AlreadyExists, reason: "key_id_taken"},
-		"key with another id":   {of: again, code: codes.AlreadyExists, reason: "key_of_authority"},
-		"X.509 authority's key": {of: key, edit: func(k *spiretypes.JWTKey) { k.KeyId, k.PublicKey = "x", root }, code: codes.InvalidArgument, reason: "key_of_authority"},
+		"none":                      {of: nil, code: codes.InvalidArgument, reason: "authority_invalid"},
+		"no key id":                 {of: key, edit: func(k *spiretypes.JWTKey) { k.KeyId = "" }, code: codes.InvalidArgument, reason: "authority_invalid"},
+		"R104 key id for terminals": {of: key, edit: func(k *spiretypes.JWTKey) { k.KeyId = "a\x1b[2J" }, code: codes.InvalidArgument, reason: "authority_invalid"},
+		"no end":                    {of: key, edit: func(k *spiretypes.JWTKey) { k.ExpiresAt = 0 }, code: codes.InvalidArgument, reason: "authority_invalid"},
+		"ended":                     {of: key, edit: func(k *spiretypes.JWTKey) { k.ExpiresAt = 1 }, code: codes.InvalidArgument, reason: "authority_invalid"},
+		"ten years":                 {of: key, edit: func(k *spiretypes.JWTKey) { k.ExpiresAt += 10 * 366 * 86400 }, code: codes.InvalidArgument, reason: "authority_invalid"},
+		"tainted":                   {of: key, edit: func(k *spiretypes.JWTKey) { k.Tainted = true }, code: codes.InvalidArgument, reason: "authority_tainted"},
+		"not a key":                 {of: key, edit: func(k *spiretypes.JWTKey) { k.PublicKey = []byte{1} }, code: codes.InvalidArgument, reason: "authority_invalid"},
+		"key id of another":         {of: other, code: codes.AlreadyExists, reason: "key_id_taken"},
+		"key with another id":       {of: again, code: codes.AlreadyExists, reason: "key_of_authority"},
+		"X.509 authority's key":     {of: key, edit: func(k *spiretypes.JWTKey) { k.KeyId, k.PublicKey = "x", root }, code: codes.InvalidArgument, reason: "key_of_authority"},
 	} {
 		k := c.of
 		if c.edit != nil {

@@ -3,6 +3,9 @@ package workloadapi_test
 import (
 	"testing"
 
+	"github.com/plastron/plastron/internal/entry"
+	"github.com/plastron/plastron/internal/mirror"
+	"github.com/plastron/plastron/internal/mirror/mirrortest"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"google.golang.org/grpc/codes"
 )
@@ -13,6 +16,9 @@ func TestRule(t *testing.T) {
 	r := newRig(t)
 	r.facts.state(map[string]string{"facts.user": "ann", "unix.user": "root"})
 	r.server.Put(r.server.Rule("r", "/user/{facts.user}", "unix:uid:1"), r.server.Rule("s", "/unix/{unix.user}", "unix:uid:1"))
+	sub := r.mirror.Subscribe(entry.Facts{Selectors: []entry.Selector{{Type: "unix", Value: "uid:1"}}, Values: map[string]string{"facts.user": "eve", "unix.user": "eve"}})
+	defer sub.Close()
+	mirrortest.Until(t, sub, func(v mirror.View) bool { return len(v.Matched) == 2 }) // they are there
 	s, err := r.client().FetchX509SVID(r.ctx(), &workload.X509SVIDRequest{})
 	if err != nil {
 		t.Fatal(err)

@@ -8,10 +8,11 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// maxNearMisses and maxFactFaults bound a trace.
+// What bounds a trace.
 const (
 	maxNearMisses = 20
 	maxFactFaults = 20
+	maxSameKind   = 20
 )
 
 // Facts is what is known of one caller.
@@ -112,7 +113,8 @@ func Nearly(required, have []Selector) bool {
 }
 
 // SameKind returns the selectors of have that state the same thing as s with
-// another value: the same type and the same word before the value's first colon.
+// another value: the same type and the same word before the value's first colon;
+// the first 20 of them.
 func SameKind(s Selector, have []Selector) []Selector {
 	kind := func(s Selector) string {
 		key, _, found := strings.Cut(s.Value, ":")
@@ -123,7 +125,7 @@ func SameKind(s Selector, have []Selector) []Selector {
 	}
 	var out []Selector
 	for _, h := range have {
-		if h.Type == s.Type && kind(h) == kind(s) {
+		if h.Type == s.Type && kind(h) == kind(s) && len(out) < maxSameKind {
 			out = append(out, h)
 		}
 	}

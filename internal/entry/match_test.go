@@ -209,3 +209,36 @@ func TestEntitledIsMonotone(t *testing.T) {
 		}
 	}
 }
+
+// Both ways of saying what is missing agree, also of lists with something twice.
+func TestSubset(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		list := func(most int) (out []Selector) {
+			for range r.IntN(most) {
+				out = append(out, Selector{Type: string(rune('a' + r.IntN(2))), Value: string(rune('a' + r.IntN(5)))})
+			}
+			slices.SortFunc(out, Selector.Compare)
+			return out
+		}
+		required, have := list(4), list(12)
+		want := slices.IndexFunc(required, func(s Selector) bool { return !slices.Contains(have, s) })
+		if want < 0 {
+			want = len(required)
+		}
+		if got := firstMissing(required, have); got != want || Subset(required, have) != (want == len(required)) {
+			t.Fatalf("firstMissing(%v, %v) = %d, want %d", required, have, got, want)
+		}
+	}
+}
+
+// R98: what a trace holds does not grow with what a caller shows.
+func TestSameKindIsBounded(t *testing.T) {
+	var have []Selector
+	for i := range 1000 {
+		have = append(have, Selector{Type: "k8s", Value: fmt.Sprintf("pod-label:k%03d:v", i)})
+	}
+	if got := SameKind(Selector{Type: "k8s", Value: "pod-label:x:y"}, have); len(got) != maxSameKind || got[0] != have[0] {
+		t.Errorf("%d of a kind", len(got))
+	}
+}

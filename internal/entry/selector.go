@@ -92,15 +92,15 @@ func Subset(required, have []Selector) bool {
 }
 
 // firstMissing returns the index of the first selector of required that have
-// lacks, or len(required). Both are sorted.
+// lacks, or len(required). Both are sorted. How many there are in have may be for
+// whoever is attested to decide, so not all of them are looked at (R103).
 func firstMissing(required, have []Selector) int {
 	for i, s := range required {
-		for len(have) > 0 && have[0].Compare(s) < 0 {
-			have = have[1:]
-		}
-		if len(have) == 0 || have[0] != s {
+		at, found := slices.BinarySearchFunc(have, s, Selector.Compare)
+		if !found {
 			return i
 		}
+		have = have[at:]
 	}
 	return len(required)
 }

@@ -61,9 +61,13 @@ func (v *verifier) Look(ctx context.Context, node []entry.Selector, facts map[st
 		return node[i].Value[len(name)+1:]
 	}
 	c, machine := v.clusters[of("cluster")], kube.Object{Name: of("agent_node_name"), UID: of("agent_node_uid")}
-	if c == nil || c.api == nil || machine.Name == "" || machine.UID == "" {
+	switch {
+	case c == nil || c.api == nil:
 		return nodeattest.Seen{}, fault.New(fault.Precondition, "rule_facts_unverifiable", "this server does not ask the API server of the cluster %q", of("cluster")).
 			Fix("give the cluster to the server's k8s_psat without issuer, or set the rule's trust to %q", entry.TrustAgent)
+	case machine.Name == "" || machine.UID == "":
+		return nodeattest.Seen{}, fault.New(fault.Precondition, "rule_facts_unverifiable", "when the agent attested, its token did not tell on which node of the cluster %q it is", c.name).
+			Fix("let it attest again, now that the API server is asked, or set the rule's trust to %q", entry.TrustAgent)
 	}
 	turn, cancel := context.WithTimeout(ctx, c.looks.turn)
 	defer cancel()

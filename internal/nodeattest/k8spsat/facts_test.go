@@ -208,6 +208,9 @@ func TestLookElsewhere(t *testing.T) {
 	for _, node := range [][]entry.Selector{r.at("offline", "n1", "u1"), r.at("north", "n1", "u1"), r.at("east", "n1", ""), r.on("east", "n1")[:1], nil} {
 		r.refused("nobody to ask", node, named(again), "rule_facts_unverifiable", fault.Precondition)
 	}
+	if _, err := r.checker.Look(t.Context(), r.at("east", "n1", ""), named(again)); err == nil || !strings.Contains(err.Error(), "its token did not tell") {
+		t.Errorf("a node that is not known: %v", err)
+	}
 }
 
 func TestLookWhileTheClusterIsAway(t *testing.T) {

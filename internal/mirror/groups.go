@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"crypto/sha256"
 	"encoding/binary"
 	"maps"
 	"slices"
@@ -23,7 +24,8 @@ type group struct {
 	federates  map[string]bool // trust domains that matched grants name
 }
 
-// groupKey encodes selectors and facts so that no two of them share a key.
+// groupKey names selectors and facts so that no two of them share a key, which is
+// short however much there is of them: it is kept for many callers.
 func groupKey(facts entry.Facts) string {
 	b := binary.AppendUvarint(nil, uint64(len(facts.Selectors)))
 	for _, s := range facts.Selectors {
@@ -32,7 +34,8 @@ func groupKey(facts entry.Facts) string {
 		b = binary.AppendUvarint(b, uint64(len(s.Value)))
 		b = append(b, s.Value...)
 	}
-	return string(b) + factsKey(facts.Values)
+	sum := sha256.Sum256(append(b, factsKey(facts.Values)...))
+	return string(sum[:])
 }
 
 // normalised returns selectors sorted and without duplicates.

@@ -45,6 +45,9 @@ func actor() int {
 			if conn, err = net.Dial("unix", arg); err == nil {
 				r, err = open(conn, 1<<16)
 			}
+			if err == nil {
+				err = r.greeted()
+			}
 		case "send":
 			err = r.call("FetchX509SVID")
 		case "read":

@@ -33,6 +33,20 @@ func open(conn net.Conn, window uint32) (*raw, error) {
 		http2.Setting{ID: http2.SettingHeaderTableSize}) // so that headers can be read by who comes later
 }
 
+// greeted waits for the server's settings, which it sends once it has looked at who
+// connected: until then, one who becomes another program is that one from the start.
+func (r *raw) greeted() error {
+	r.Conn.SetReadDeadline(time.Now().Add(deadline))
+	f, err := r.ReadFrame()
+	if _, ok := f.(*http2.SettingsFrame); err == nil && !ok {
+		err = fmt.Errorf("the first frame is %v", f)
+	}
+	if err != nil {
+		return err
+	}
+	return r.WriteSettingsAck()
+}
+
 // begin sends the headers of a call.
 func (r *raw) begin(method string) error {
 	var block bytes.Buffer

@@ -18,6 +18,9 @@ const (
 	joinWait = time.Minute
 	// syncInterval is that of agents which ask instead of being told.
 	syncInterval = 5 * time.Second
+	// belowWait is for servers below this one, those below them, and agents that ask:
+	// each looks every 5 s for what changed above it.
+	belowWait = 3 * syncInterval
 	// maxNames is how many are named of those who are not ready.
 	maxNames = 20
 )
@@ -34,6 +37,7 @@ type Missing struct {
 	Server string    // the server that it is attached to; empty: none
 	Until  time.Time // from when on it does not count: its certificate has ended; zero: it always does
 	ByTime bool      // it never acknowledges, and has the bundle after a time
+	Below  bool      // likewise, sooner: these are servers below this one
 }
 
 // serverGone is how long after its last beat a server does not count any more.
@@ -41,8 +45,9 @@ const serverGone = time.Minute
 
 // Known is who could meet a document that this server signs and is not known to
 // have what was committed up to a position, as the rows of all servers tell: other
-// servers that live, agents with a certificate, and, as one, the trust domains
-// that federate with this one, which fetch the bundle now and then.
+// servers that live, agents with a certificate, and, as one each, the servers below
+// this one and the trust domains that federate with it, which fetch the bundle now
+// and then.
 func Known(s *registry.Snapshot, self string, at store.Position, now time.Time) (p Peers) {
 	for _, server := range s.Servers() {
 		// One without a lease has a store for itself: it is this one, in another life.
@@ -56,6 +61,12 @@ func Known(s *registry.Snapshot, self string, at store.Position, now time.Time) 
 	}
 	for _, a := range s.Unacknowledged(at, now) {
 		p.Missing = append(p.Missing, Missing{Name: a.ID.String(), Server: a.Server, Until: a.Until, ByTime: a.Polls})
+	}
+	for d := range s.Downstreams() {
+		if now.Before(d.NotAfter) {
+			p.Missing = append(p.Missing, Missing{Name: "servers below this one and their agents", ByTime: true, Below: true})
+			break
+		}
 	}
 	if s.BundleCount() > 1 {
 		p.Missing = append(p.Missing, Missing{Name: "trust domains that federate with this one", ByTime: true})
@@ -76,6 +87,20 @@ func (m *machine) spreadAt(s registry.Slot) time.Time {
 	return s.PublishedAt.Add(min(max(2*syncInterval, 3*hint), life(s)/12))
 }
 
+// hasAt is when one that is missing has a prepared key's bundle although it does not
+// say so; zero: nobody knows.
+func (m *machine) hasAt(p Missing, s registry.Slot) time.Time {
+	switch {
+	case p.Below && m.name == X509 && m.nested():
+		return s.PublishedAt // nothing to have: a root above this server is not its key
+	case p.Below:
+		return s.PublishedAt.Add(min(belowWait, life(s)/12))
+	case p.ByTime:
+		return m.spreadAt(s)
+	}
+	return time.Time{}
+}
+
 // awaited returns who a prepared key waits for, and until when at the latest.
 func (m *machine) awaited(s registry.Slot) (missing []Missing, until time.Time) {
 	longest := s.PublishedAt.Add(m.MaxWait)
@@ -91,8 +116,8 @@ func (m *machine) awaited(s registry.Slot) (missing []Missing, until time.Time) 
 			continue // who is away cannot learn of the key from anyone else
 		}
 		end := longest
-		if p.ByTime {
-			end = earlier(end, m.spreadAt(s))
+		if at := m.hasAt(p, s); !at.IsZero() {
+			end = earlier(end, at)
 		}
 		if !p.Until.IsZero() {
 			end = earlier(end, p.Until)
@@ -107,6 +132,9 @@ func (m *machine) awaited(s registry.Slot) (missing []Missing, until time.Time) 
 // pass notes who has not acknowledged a key that goes on, and could still meet it.
 func (m *machine) pass(s *registry.Slot) {
 	for _, p := range m.Peers.Missing {
+		if at := m.hasAt(p, *s); !at.IsZero() && m.reached(at) {
+			continue
+		}
 		if p.Until.IsZero() || m.Now.Before(p.Until) {
 			m.passed = append(m.passed, p)
 		}

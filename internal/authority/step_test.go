@@ -65,6 +65,8 @@ func TestRules(t *testing.T) {
 		{name: "R64 an agent is missing for longer than maxWait", slots: unready(slotsMade(0, 12*hour)), at: 15 * hour, edit: both(missing(Missing{Name: "a"}), func(e *event) { e.MaxWait = 3 * hour }), rule: "ready", want: "A3 B2"},
 		{name: "R64 who asks has not had time", slots: unready(slotsMade(0, 12*hour)), at: 12*hour + 14*time.Minute, edit: missing(Missing{Name: "a", ByTime: true}), rule: "", want: "A3 B2"},
 		{name: "R64 who asks has had time", slots: unready(slotsMade(0, 12*hour)), at: 12*hour + 15*time.Minute, edit: missing(Missing{Name: "a", ByTime: true}), rule: "ready", want: "A3 B2"},
+		{name: "R64 servers below have not had time", slots: unready(slotsMade(0, 12*hour)), at: 12*hour + 14*time.Second, edit: missing(Missing{Name: "a", ByTime: true, Below: true}), rule: "", want: "A3 B2"},
+		{name: "R64 servers below have had time", slots: unready(slotsMade(0, 12*hour)), at: 12*hour + 15*time.Second, edit: missing(Missing{Name: "a", ByTime: true, Below: true}), rule: "ready", want: "A3 B2"},
 		{name: "R64 published late, an agent is missing", slots: unready(slotsMade(0, 23*hour)), at: 23*hour + 59*time.Second, edit: missing(Missing{Name: "a"}), rule: "", want: "A3 B2"},
 		{name: "R64 published late, waited for a minute", slots: unready(slotsMade(0, 23*hour)), at: 23*hour + time.Minute, edit: missing(Missing{Name: "a"}), rule: "ready", want: "A3 B2"},
 		{name: "due, but not ready", slots: unready(slotsMade(0, 12*hour)), at: 21 * hour, edit: missing(Missing{Name: "a"}), rule: "", want: "A3 B2"},

